@@ -1,0 +1,1 @@
+"""Penstock: stateful functions that survive a crash with nothing lost and nothing doubled."""
