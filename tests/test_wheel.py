@@ -38,7 +38,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree, links as links: a build leaves files beside its sources, and reuses what it finds."""
+    """A copy of the tree, links as links: a build leaves files beside its sources, and reuses those."""
     return shutil.copytree(
         ROOT, tmp_path_factory.mktemp("checkout") / "penstock", symlinks=True, ignore=NOT_SOURCE
     )
