@@ -456,7 +456,7 @@ class _Reader:
 
     def _malformed(self, why: str) -> ProtocolError:
         return ProtocolError(
-            "PEN0408",
+            "PEN0420",
             f"Stored key {self._key.hex(' ')} cannot be read: {why}. Another version of Penstock wrote it: "
             "run that version, or restore a checkpoint of this one.",
         )

@@ -330,7 +330,7 @@ def _translated(text: str, path: Path) -> PenstockError:
             "a base is in the deltas. Free space there, then start again.",
         )
     return Unavailable(
-        "PEN0406",
+        "PEN0422",
         f"The state in {path} cannot be read or written ({text}). Nothing was lost: what is not yet in a "
         "base is in the deltas. Check the disk and the permissions, then start again.",
     )

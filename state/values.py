@@ -30,7 +30,7 @@ def decode_expiring(raw: bytes) -> tuple[bytes, dict[str, int]]:
         return _DECODER.decode(raw)
     except msgspec.DecodeError as error:
         raise ProtocolError(
-            "PEN0409",
+            "PEN0421",
             f"A stored value is not the envelope of a state with expiring fields ({error}). If the state "
             "class has just gained its first `Expire`, register a migration for it.",
         ) from error

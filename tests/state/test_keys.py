@@ -212,7 +212,7 @@ def test_a_key_that_no_encoder_writes_is_refused(decode: Callable[[bytes], objec
         decode(key)
 
     message = str(raised.value)
-    assert message.startswith(f"PEN0408 Stored key {key.hex(' ')} cannot be read: {why}")
+    assert message.startswith(f"PEN0420 Stored key {key.hex(' ')} cannot be read: {why}")
     assert message.endswith("run that version, or restore a checkpoint of this one.")
 
 

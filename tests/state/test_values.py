@@ -33,6 +33,6 @@ def test_a_plain_value_where_an_envelope_was_expected_is_refused() -> None:
         decode_expiring(b"\x81\xa1a\x01")
 
     assert str(raised.value) == (
-        "PEN0409 A stored value is not the envelope of a state with expiring fields (Expected `array`, got `object`)."
+        "PEN0421 A stored value is not the envelope of a state with expiring fields (Expected `array`, got `object`)."
         " If the state class has just gained its first `Expire`, register a migration for it."
     )
