@@ -80,7 +80,7 @@ def check_offset(partition: str, offset: Offset, *, start: Offset, end: Offset) 
     """
     if offset < start:
         raise ProtocolError(
-            "PEN0408",
+            "PEN0413",
             f"Log partition {partition} no longer has offset {offset:,}: it was truncated and starts at "
             f"{start:,}. Start from a newer checkpoint: penstock checkpoint list.",
         )

@@ -241,7 +241,7 @@ def _storage_error(error: OSError, path: Path, doing: str) -> Unavailable:
             f"Free space there; until then nothing more can be stored in {path.parent}.",
         )
     return Unavailable(
-        "PEN0407",
+        "PEN0412",
         f"Storing failed at {path} while {doing}: {os.strerror(error.errno or 0)} (error {error.errno}). "
         "What was durable is unchanged, and the write can be repeated. Check the disk and the permissions.",
     )

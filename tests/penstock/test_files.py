@@ -91,7 +91,7 @@ def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: p
     with pytest.raises(Unavailable) as caught:
         write_atomically(path, b"two")
     assert str(caught.value) == (
-        f"PEN0407 Storing failed at {path} while writing 3 bytes: Input/output error (error 5). "
+        f"PEN0412 Storing failed at {path} while writing 3 bytes: Input/output error (error 5). "
         "What was durable is unchanged, and the write can be repeated. Check the disk and the permissions."
     )
     assert path.read_bytes() == b"one"

@@ -141,7 +141,7 @@ class LogContract:
         with pytest.raises(ProtocolError) as caught:
             log.read("a", Offset(start - 1), 10, LARGE)
         assert str(caught.value) == (
-            f"PEN0408 Log partition a no longer has offset {start - 1}: it was truncated and starts at {start}. "
+            f"PEN0413 Log partition a no longer has offset {start - 1}: it was truncated and starts at {start}. "
             "Start from a newer checkpoint: penstock checkpoint list."
         )
         log.close()

@@ -537,7 +537,7 @@ def test_after_a_failed_sync_the_records_go_to_a_new_file(
             patch.setattr(os, "ftruncate", failing)
         with pytest.raises(Unavailable) as caught:
             log.flush_nowait()
-    assert caught.value.code == "PEN0407"
+    assert caught.value.code == "PEN0412"
     assert read_all(log, "a") == [*durable, b"one", b"two"]
     log.append("a", b"three")
     log.flush_nowait()
