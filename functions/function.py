@@ -21,19 +21,16 @@ from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
     Any,
     Final,
     Generic,
     Literal,
     NamedTuple,
     NoReturn,
-    Protocol,
     TypeVar,
     get_args,
     get_origin,
     get_type_hints,
-    overload,
 )
 
 import msgspec
@@ -43,15 +40,9 @@ from penstock.errors import ConfigurationError
 from penstock.functions.shapes import Shape
 from penstock.functions.state import check_state_class, state_incompatibilities, state_shape
 from penstock.functions.storage import Value, check_storage, storage_incompatibilities
-from penstock.functions.types import Codec, codec_for, type_text
+from penstock.functions.types import Codec, codec_for, derives_from, type_text
 from penstock.ids import check_typename
 
-if TYPE_CHECKING:
-    from penstock.functions.context import Context
-
-S = TypeVar("S")
-M = TypeVar("M")
-R = TypeVar("R")
 M_contra = TypeVar("M_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
@@ -239,7 +230,7 @@ class Function(Generic[M_contra, R_co]):
             return [*found, "there was a state, and the handler's Context has none now"]
         return found + state_incompatibilities(old["state"], self.state)
 
-    def __call__(self, context: Context[Any], message: M_contra) -> Any:
+    def __call__(self, context: Any, message: M_contra) -> Any:
         return self.handler(context, message)
 
     def __repr__(self) -> str:
@@ -274,7 +265,7 @@ class Function(Generic[M_contra, R_co]):
         if annotation is Any:
             return None
         context = get_origin(annotation) or annotation
-        if not _is_context(context):
+        if not derives_from(context, "penstock.functions.context", "Context"):
             self._refuse(
                 "PEN0115",
                 f"has {type_text(annotation)} as its first parameter {parameter}, which is a Context. "
@@ -315,17 +306,6 @@ class Function(Generic[M_contra, R_co]):
 
 class _UndefinedName(ConfigurationError):
     """A name in an annotation has no meaning yet."""
-
-
-class FunctionDecorator(Protocol):
-    """What `App.function(...)` returns. `Awaitable` comes first: an `async def` would match the other as
-    well.
-    """
-
-    @overload
-    def __call__(self, handler: Callable[[Context[S], M], Awaitable[R]], /) -> Function[M, R]: ...
-    @overload
-    def __call__(self, handler: Callable[[Context[S], M], R], /) -> Function[M, R]: ...
 
 
 def location_of(handler: Callable[..., Any]) -> str:
@@ -377,12 +357,6 @@ def _enclosed(plain: Any) -> dict[str, Any]:
         with suppress(ValueError):
             enclosed[name] = cell.cell_contents
     return enclosed
-
-
-def _is_context(annotation: Any) -> bool:
-    from penstock.functions.context import Context
-
-    return isinstance(annotation, type) and issubclass(annotation, Context)
 
 
 def _awaited(annotation: Any) -> Any:

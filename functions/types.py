@@ -18,7 +18,7 @@ import msgspec
 from penstock.errors import ConfigurationError
 from penstock.functions.codecs import BytesCodec, Codec, MsgspecCodec, unsupported_class
 
-__all__ = ["Codec", "codec_for", "type_text"]
+__all__ = ["Codec", "codec_for", "derives_from", "type_text"]
 
 
 def codec_for(annotation: Any) -> Codec[Any]:
@@ -44,11 +44,11 @@ def _choose(annotation: Any) -> Codec[Any]:
     plain = _plain(annotation)
     if plain is bytes:
         return BytesCodec()
-    if _derives_from(plain, "pydantic.main", "BaseModel"):
+    if derives_from(plain, "pydantic.main", "BaseModel"):
         from penstock.functions.pydantic_codec import PydanticCodec
 
         return PydanticCodec(plain)
-    if _derives_from(plain, "google.protobuf.message", "Message"):
+    if derives_from(plain, "google.protobuf.message", "Message"):
         from penstock.functions.protobuf_codec import ProtobufCodec
 
         return ProtobufCodec(plain)
@@ -82,16 +82,14 @@ def _plain(annotation: Any) -> Any:
     return _plain(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
 
-def _derives_from(annotation: Any, module: str, base: str) -> bool:
+def derives_from(annotation: Any, module: str, base: str) -> bool:
     """Whether it is a class below `module.base`. Nothing is imported: if it is one, the module is there."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(annotation, type) and issubclass(annotation, getattr(loaded, base))
 
 
 def _reason(misfit: Any, *, alone: bool) -> str:
-    if _derives_from(misfit, "pydantic.main", "BaseModel") or _derives_from(
-        misfit, "google.protobuf.message", "Message"
-    ):
+    if derives_from(misfit, "pydantic.main", "BaseModel") or derives_from(misfit, "google.protobuf.message", "Message"):
         return f"{misfit.__name__} can only be a type by itself, not part of another"
     return "There is no way to write it" if alone else f"It contains {type_text(misfit)}"
 

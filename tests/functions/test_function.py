@@ -141,7 +141,7 @@ def test_partials_methods_and_callable_objects_are_handlers() -> None:
 
 
 def test_a_function_runs_its_handler_when_called() -> None:
-    assert function(lambda ctx, message: (ctx, message))("ctx", "message") == ("ctx", "message")  # type: ignore[arg-type]
+    assert function(lambda ctx, message: (ctx, message))("ctx", "message") == ("ctx", "message")
 
 
 def test_a_function_tells_where_it_is_written() -> None:
@@ -196,8 +196,8 @@ def no_default(ctx: Context[NoDefault], message: Delay) -> None:
         (
             no_message,
             (
-                "PEN0114 flights/carrier ({at}) takes (ctx: 'Context[Carrier]') -> 'None', and a handler is called with "
-                "a context and a message. Write def no_message(ctx: Context[MyState], message: MyMessage)."
+                "PEN0114 flights/carrier ({at}) takes (ctx: 'Context[Carrier]') -> 'None', and a handler is called "
+                "with a context and a message. Write def no_message(ctx: Context[MyState], message: MyMessage)."
             ),
         ),
         (

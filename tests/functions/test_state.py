@@ -59,7 +59,7 @@ def test_a_message_takes_its_fields_in_order() -> None:
 
 def test_a_message_cannot_change() -> None:
     with pytest.raises(AttributeError):
-        Departure("AA").carrier = "UA"
+        Departure("AA").carrier = "UA"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_message_is_written_with_the_name_of_its_class() -> None:

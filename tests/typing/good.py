@@ -1,0 +1,93 @@
+"""What users write, and both type checkers must accept as it is. Read by tests/test_typing.py; also run by it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, assert_type
+
+from penstock.functions.app import App
+from penstock.functions.context import Context
+from penstock.functions.function import Function
+from penstock.functions.state import Expire, Log, Message, State, Table, Value
+
+app = App("flights")
+
+
+class Departure(Message):
+    carrier: str
+    minutes: float | None = None
+
+
+class Delay(Message):
+    minutes: float
+
+
+class Ask(Message):
+    pass
+
+
+class Item(State):
+    count: int = 0
+
+
+class Airport(State):
+    departures: int = 0
+    last: Annotated[float | None, Expire(after_write="30d")] = None
+    counts: Table[str, int] = Table()
+    items: Table[tuple[str, int], Item] = Table()
+    events: Log[Departure] = Log()
+
+
+class Carrier(State):
+    total: float = 0.0
+
+
+@app.function("flights/carrier")
+def carrier(ctx: Context[Carrier], message: Delay | Ask) -> float:
+    match message:
+        case Delay(minutes=minutes):
+            ctx.state.total += minutes
+        case Ask():
+            ctx.reply(ctx.state.total)
+    return ctx.state.total
+
+
+@app.function("flights/airport", attempts=5, backoff="1s", on_failure="halt")
+def airport(ctx: Context[Airport], message: Departure) -> None:
+    ctx.state.departures += 1
+    ctx.state.last = message.minutes
+    ctx.state.counts["all"] = ctx.state.counts.get("all", 0) + 1
+    ctx.state.counts["all"] += 1
+    ctx.state.items["a", 1].count += 1
+    ctx.state.events.append(message)
+    assert_type(ctx.state.events[-1], Departure)
+    assert_type(ctx.state.events.last(3), list[Departure])
+    assert_type(list(ctx.state.counts.items()), list[tuple[str, int]])
+    ctx.send(carrier, message.carrier, Delay(message.minutes or 0.0))
+    ctx.send(carrier, message.carrier, Ask())
+    ctx.send_after("1h", airport, ctx.id, message, token="day")
+    ctx.send("flights/anything", "AA", {"untyped": True})
+
+
+@app.function("flights/slow")
+async def slow(ctx: Context[None], message: Ask) -> str:
+    return "answer"
+
+
+@app.function("flights/dynamic", storage={"seen": Value(int, default=0)})
+def dynamic(ctx: Context[None], message: dict[str, Any]) -> None:
+    ctx.storage.seen += 1
+
+
+assert_type(carrier, Function[Delay | Ask, float])
+assert_type(airport, Function[Departure, None])
+assert_type(slow, Function[Ask, str])
+
+
+def notify(targets: list[Function[Ask, Any]], ctx: Context[None]) -> None:
+    """A function that takes more than `Ask` is one that takes `Ask`."""
+    for target in targets:
+        ctx.send(target, "AA", Ask())
+
+
+def notify_all(ctx: Context[None]) -> None:
+    notify([carrier, slow], ctx)
