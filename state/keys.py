@@ -10,7 +10,7 @@ behind.
     0x02 TABLE        typename, id, field, table key     0xF1 TIMER    due_ms (8), number (8)
     0x03 LOG          typename, id, field, 0             0xF2 QUEUE    typename, number (8)
                       ... or 1, number (8)               0xF3 PENDING  number (8)
-    0x04 EXPIRATION   due_ms (8), the row it concerns    0xF4 EGRESS   egress, checkpoint (8), number (4)
+    0x04 EXPIRATION   typename, id                       0xF4 EGRESS   egress, checkpoint (8), number (4)
     0x05 IDEMPOTENCY  typename, id, key                  0xF5 REPLY    request id
     0x06 TOKEN        id, token                          0xF6 DEAD     number (8)
 
@@ -95,10 +95,11 @@ class LogKey(NamedTuple):
 
 
 class ExpirationKey(NamedTuple):
-    """At `due_ms` the row under `row_key`, a key of the same group, is to be looked at."""
+    """The row that names the timer which will look at the expiring state of an address."""
 
-    due_ms: int
-    row_key: bytes
+    group: KeyGroup
+    typename: str
+    id: str
 
 
 class IdempotencyKey(NamedTuple):
@@ -198,22 +199,14 @@ def log_entries_range(group: int, typename: str, id: str, field: str, first: int
     return KeyRange(head + _U64.pack(first), head + _U64.pack(end))
 
 
-def encode_expiration_key(due_ms: int, row_key: bytes) -> bytes:
-    """The key that lists `row_key`, the key of any group row, under the time it expires at."""
-    assert row_key[0] < KEY_GROUPS_MAX, "rows of the task itself do not expire"
-    return row_key[:1] + _KIND_BYTE[EXPIRATION] + _U64.pack(due_ms) + row_key[1:]
+def encode_expiration_key(group: int, typename: str, id: str) -> bytes:
+    """The key under which an address names the timer that looks at its expiring state."""
+    return _head(group, EXPIRATION, typename) + _text(id)
 
 
 def decode_expiration_key(key: bytes) -> ExpirationKey:
     reader = _Reader(key)
-    group = reader.group(EXPIRATION)
-    return ExpirationKey(reader.number(), _GROUP_BYTE[group] + reader.rest())
-
-
-def expiration_range(group: int, until_ms: int) -> KeyRange:
-    """What expires in one key group at `until_ms` or before, the most overdue first."""
-    head = _GROUP_BYTE[group] + _KIND_BYTE[EXPIRATION]
-    return KeyRange(head, head + _U64.pack(until_ms + 1))
+    return reader.finish(ExpirationKey(reader.group(EXPIRATION), reader.text(), reader.text()))
 
 
 def encode_idempotency_key(group: int, typename: str, id: str, key: str) -> bytes:
@@ -421,11 +414,6 @@ class _Reader:
 
     def number_32(self) -> int:
         return self._unpack(_U32)
-
-    def rest(self) -> bytes:
-        rest = self._key[self._at :]
-        self._at = len(self._key)
-        return rest
 
     def finish(self, decoded: _Decoded) -> _Decoded:
         if self._at != len(self._key):

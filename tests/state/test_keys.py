@@ -29,10 +29,7 @@ GOLDEN = [
     (keys.encode_table_key(1, "a/b", "i", "f", b"\0\1"), "01 02 612f62 0001 69 0001 66 0001 00ff01 0001"),
     (keys.encode_log_bounds_key(1, "a/b", "i", "f"), "01 03 612f62 0001 69 0001 66 0001 00"),
     (keys.encode_log_key(1, "a/b", "i", "f", 258), "01 03 612f62 0001 69 0001 66 0001 01 0000000000000102"),
-    (
-        keys.encode_expiration_key(1_000, keys.encode_value_key(9, "a/b", "i")),
-        "09 04 00000000000003e8 01 612f62 0001 69 0001",
-    ),
+    (keys.encode_expiration_key(9, "a/b", "i"), "09 04 612f62 0001 69 0001"),
     (keys.encode_idempotency_key(2, "a/b", "i", "k"), "02 05 612f62 0001 69 0001 6b 0001"),
     (keys.encode_token_key(3, "i", "t"), "03 06 69 0001 74 0001"),
     (keys.encode_meta_key("settled"), "f0 736574746c6564 0001"),
@@ -57,6 +54,7 @@ CODECS: dict[str, Codec] = {
     "value": (keys.encode_value_key, keys.decode_value_key, st.tuples(groups, text, text)),
     "table": (keys.encode_table_key, keys.decode_table_key, st.tuples(groups, text, text, text, raw)),
     "log": (keys.encode_log_key, keys.decode_log_key, st.tuples(groups, text, text, text, u64)),
+    "expiration": (keys.encode_expiration_key, keys.decode_expiration_key, st.tuples(groups, text, text)),
     "idempotency": (
         keys.encode_idempotency_key,
         keys.decode_idempotency_key,
@@ -112,16 +110,6 @@ def test_the_bounds_of_a_log_stand_before_its_entries(
     assert in_range(bounds, keys.log_range(group, typename, id, field))
     assert in_range(end, keys.log_range(group, typename, id, field))
     assert not in_range(bounds, keys.KeyRange(start, end))
-
-
-@given(u64, value_keys, u64)
-def test_an_expiration_names_its_row_and_is_found_when_due(due_ms: int, row_key: bytes, now_ms: int) -> None:
-    now_ms = min(now_ms, (1 << 64) - 2)
-    key = keys.encode_expiration_key(due_ms, row_key)
-
-    assert keys.decode_expiration_key(key) == (due_ms, row_key)
-    assert in_range(key, keys.expiration_range(row_key[0], now_ms)) == (due_ms <= now_ms)
-    assert in_range(key, keys.group_kind_range(row_key[0], keys.EXPIRATION))
 
 
 # ---- ranges

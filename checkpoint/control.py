@@ -1,0 +1,109 @@
+"""The decisions of a coordinator, as the records that make them durable, and their bytes.
+
+A record here is the one place where its fact exists: a checkpoint is complete because its COMPLETE can be read, an
+attempt has begun because its ATTEMPT can. Format version 1. A field is only ever added, at the end and with a default.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.checkpoint.lineage import Lineage
+from penstock.errors import ProtocolError
+
+FORMAT = 1
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One task's part of a checkpoint: where its rows are, and where its inputs continue."""
+
+    task: int
+    base: str
+    """Name of the base the deltas build on; empty for the empty state."""
+    base_checkpoint: int
+    """The cut of that base; 0 for the empty state."""
+    head: int
+    """Offset of the first record of the newest delta; -1 when the base is all there is."""
+    checksum: int
+    """CRC-32 of the whole of that delta."""
+    first: int
+    """Offset of the oldest record a restore of this checkpoint reads."""
+    inbox_position: int
+    inbox_end: int
+    """Frames before the cut lie before this offset of the inbox."""
+    ingress_positions: dict[str, object] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, array_like=True):
+    """Everything needed to restore one checkpoint (PROTOCOL 11)."""
+
+    format: int
+    application: str
+    checkpoint: int
+    lineage: Lineage
+    """Of the attempt that took it."""
+    created_ms: int
+    key_groups_max: int
+    parallelism: int
+    generation: int
+    """Of the topology: grows when the parallelism changes."""
+    fingerprints: dict[str, dict[str, object]]
+    """Function -> {"code": fingerprint, "state": shape of its state}."""
+    parts: tuple[Part, ...]
+    delta_bytes: int = 0
+    """What this checkpoint added, for people."""
+    reason: str = ""
+    """Why it was taken: `interval`, `request`, `stop`, or what a person said."""
+
+    @property
+    def first(self) -> int:
+        """Offset of the oldest record a restore reads; -1 when it reads none."""
+        return min((part.first for part in self.parts if part.first >= 0), default=-1)
+
+
+class Reserve(msgspec.Struct, frozen=True, array_like=True, tag="reserve"):
+    """Checkpoint ids up to `high` may be used from now on, and never again."""
+
+    high: int
+
+
+class AttemptBegun(msgspec.Struct, frozen=True, array_like=True, tag="attempt"):
+    """A new attempt continues from checkpoint `restored` (0: from nothing)."""
+
+    lineage: Lineage
+    restored: int
+    high: int
+    """Ids up to here have been reserved; the attempt's epochs start above."""
+    at_ms: int
+    reason: str = ""
+
+
+class Complete(msgspec.Struct, frozen=True, array_like=True, tag="complete"):
+    """The decision: this checkpoint exists, and what waits for it may become visible."""
+
+    manifest: Manifest
+
+
+ControlRecord = Reserve | AttemptBegun | Complete
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ControlRecord).decode
+
+
+def encode_control(record: ControlRecord) -> bytes:
+    return _encode(record)
+
+
+def decode_control(data: bytes) -> ControlRecord:
+    """Raises ProtocolError for bytes that are no control record of this format."""
+    try:
+        record: ControlRecord = _decode(data)
+    except msgspec.DecodeError as error:
+        raise ProtocolError("PEN0505", f"A control record can't be read: {error}.") from error
+    if isinstance(record, Complete) and record.manifest.format > FORMAT:
+        raise ProtocolError(
+            "PEN0506",
+            f"Checkpoint {record.manifest.checkpoint} has format {record.manifest.format}; this version reads up to "
+            f"{FORMAT}. It was written by a newer Penstock: run that one.",
+        )
+    return record

@@ -1,0 +1,88 @@
+"""Which checkpoint a new attempt continues from, according to what the control log says.
+
+Newest COMPLETE of the current attempt; else the checkpoint that attempt began from (never "the latest overall", which
+would silently undo a person's replay); else, when the files of a candidate turn out to be damaged, the next older one on
+the lineage (PROTOCOL 16). Pure: the caller reads the log, tries the candidates in order, and says loudly when it had to
+go back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Reserve
+from penstock.checkpoint.coordinator import RESERVED_IDS
+from penstock.checkpoint.lineage import Lineage
+from penstock.checkpoint.retention import Retained
+from penstock.errors import Refused
+
+
+class History:
+    """What the control log says, record by record."""
+
+    def __init__(
+        self, attempt: AttemptBegun | None = None, high: int = 0, checkpoints: Iterator[Retained] | None = None
+    ) -> None:
+        self.attempt = attempt
+        """The newest attempt."""
+        self.high = high
+        """The highest reserved checkpoint id: no epoch has ever been above it."""
+        self._attempts_skipped = 0
+        self.checkpoints: dict[int, Retained] = {each.checkpoint: each for each in checkpoints or ()}
+        """Complete and restorable, oldest first."""
+
+    def apply(self, offset: int, record: ControlRecord) -> None:
+        """Take in the record that stands at `offset`. Records come in the order of the log."""
+        match record:
+            case Reserve(high):
+                self.high = max(self.high, high)
+            case AttemptBegun():
+                self.attempt = record
+                self.high = max(self.high, record.high)
+            case Complete(manifest):
+                self.checkpoints[manifest.checkpoint] = Retained(
+                    manifest.checkpoint,
+                    offset,
+                    manifest.created_ms,
+                    manifest.lineage.attempt,
+                    manifest.first,
+                    tuple(part.base for part in manifest.parts if part.base),
+                    manifest.delta_bytes,
+                    manifest.reason,
+                )
+
+    def skip(self, count: int) -> None:
+        """Some records could not be read: pass over so many ids and attempts that none they issued is used again."""
+        self.high += count
+        self._attempts_skipped = count
+
+    def candidates(self) -> Iterator[Retained]:
+        """What a recovery may restore, best first. Nothing left means: the empty state, if nothing was ever complete."""
+        if self.attempt is None:
+            return
+        lineage, restored = self.attempt.lineage, self.attempt.restored
+        for each in sorted(self.checkpoints.values(), key=lambda c: c.checkpoint, reverse=True):
+            own = each.attempt == lineage.attempt
+            if own or (each.checkpoint <= restored and lineage.contains(each.attempt, each.checkpoint)):
+                yield each
+
+    def chosen(self, checkpoint: int) -> Retained:
+        """The checkpoint a person wants to replay from. Raises Refused when it is not retained."""
+        found = self.checkpoints.get(checkpoint)
+        if found is None:
+            known = f"{min(self.checkpoints)} to {max(self.checkpoints)}" if self.checkpoints else "none"
+            raise Refused(
+                "PEN0403",
+                f"Checkpoint {checkpoint} can't be replayed: it is not retained. Retained: {known}. "
+                "List them: penstock checkpoint list.",
+            )
+        return found
+
+    def next_attempt(self, lineage: Lineage | None, restored: int, now_ms: int, reason: str) -> AttemptBegun:
+        """The record that begins an attempt which continues `restored`, a checkpoint of `lineage` (None and 0: nothing).
+
+        Its ids are above every id that was ever issued, on whichever branch.
+        """
+        number = (self.attempt.lineage.attempt if self.attempt is not None else 0) + self._attempts_skipped + 1
+        descended = Lineage(number) if lineage is None else lineage.descend(number, restored)
+        return AttemptBegun(descended, restored, self.high + RESERVED_IDS, now_ms, reason)

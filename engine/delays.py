@@ -1,0 +1,126 @@
+"""What a task shall do later: deliver a delayed message, look at an expiring state, forget a kept result.
+
+Each is a timer row of the task that asked for it (PROTOCOL 24), ordered by due time. A token is one more row that points
+at the timer it names. Invariants: a timer's row, its token's row and its effect change in the same batch; a token names
+at most one live timer. Delivers nothing itself: the task core does what `pop_due` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from penstock.functions.context import Delayed
+from penstock.ids import Address, key_group
+from penstock.records import Envelope
+from penstock.state import keys
+from penstock.state.overlay import Overlay
+from penstock.state.timers import TimerIndex
+
+
+class DueMessage(NamedTuple):
+    """A delayed message whose time has come."""
+
+    envelope: Envelope
+
+
+class DueExpiration(NamedTuple):
+    """Some field of this address has expired, or its expiration has moved since."""
+
+    address: Address
+
+
+class _Row(msgspec.Struct, array_like=True, omit_defaults=True):
+    """A timer at rest. Exactly one of the three groups of fields is in use."""
+
+    envelope: Envelope | None = None
+    owner: str = ""
+    token: str = ""
+    expires: Address | None = None
+    forget: bytes = b""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Row).decode
+
+
+class Delays:
+    """See the module. Owns the rows of kinds TIMER, TOKEN and EXPIRATION of one task."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._index = TimerIndex(overlay.scan)
+        self.next_number = 0
+        self.fired = 0
+
+    def schedule(self, sender: Address, delayed: Delayed, cause: int, clock_ms: int) -> None:
+        """Keep a message until its delay has passed. A live timer of the same token is called back."""
+        envelope = Envelope(delayed.target.typename, delayed.id, delayed.payload, cause, sender, None)
+        if delayed.token:
+            self.cancel(sender.id, delayed.token)
+        key = self._add(clock_ms + delayed.delay_ms, _Row(envelope, sender.id, delayed.token))
+        if delayed.token:
+            self._overlay.put(_token_key(sender.id, delayed.token), key)
+
+    def cancel(self, owner: str, token: str) -> None:
+        """Call back the message `token` names. Nothing happens when there is none."""
+        token_key = _token_key(owner, token)
+        key = self._overlay.get(token_key)
+        if key is not None:
+            self._overlay.put(key, None)
+            self._overlay.put(token_key, None)
+
+    def expire_at(self, address: Address, due_ms: int) -> None:
+        """Look at `address` at `due_ms`. Of several wishes the earliest stands; the others follow from looking."""
+        armed_key = keys.encode_expiration_key(key_group(address.id), *address)
+        armed = self._overlay.get(armed_key)
+        if armed is not None:
+            if keys.decode_timer_key(armed).due_ms <= due_ms:
+                return
+            self._overlay.put(armed, None)
+        self._overlay.put(armed_key, self._add(due_ms, _Row(expires=address)))
+
+    def forget_at(self, key: bytes, due_ms: int) -> None:
+        """Delete the row `key` at `due_ms`."""
+        self._add(due_ms, _Row(forget=key))
+
+    def next_due_ms(self) -> int | None:
+        return self._index.next_due_ms()
+
+    def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration]:
+        """Take out what is due, earliest first. The rows are gone when the iterator moves on."""
+        for key in self._index.pop_due(clock_ms, count_max):
+            data = self._overlay.get(key)
+            if data is None:
+                continue  # Called back, or moved.
+            self._overlay.put(key, None)
+            row = _decode(data)
+            if row.envelope is not None:
+                self.fired += 1
+                if row.token:
+                    self._overlay.put(_token_key(row.owner, row.token), None)
+                yield DueMessage(row.envelope)
+            elif row.expires is not None:
+                self._overlay.put(keys.encode_expiration_key(key_group(row.expires.id), *row.expires), None)
+                yield DueExpiration(row.expires)
+            else:
+                self._overlay.put(row.forget, None)
+
+    def _add(self, due_ms: int, row: _Row) -> bytes:
+        key = keys.encode_timer_key(due_ms, self.next_number)
+        self.next_number += 1
+        self._overlay.put(key, _encode(row))
+        self._index.add(key)
+        return key
+
+    def written(self, rows: dict[bytes, bytes | None]) -> None:
+        """Rows were changed by redoing effects: learn of the timers among them."""
+        for key, value in rows.items():
+            if value is not None and key[0] == keys.TIMER:
+                self._index.add(key)
+
+
+def _token_key(owner: str, token: str) -> bytes:
+    return keys.encode_token_key(key_group(owner), owner, token)

@@ -1,0 +1,135 @@
+"""What goes into one turn of a task core, and what comes out: plain values, both of them serialisable.
+
+`Effects` is everything one batch changed and sent. Applying it to the state before the batch gives the state after it,
+without running a handler: recovery, standby and audit need nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from penstock.records import EgressRow, Envelope, EpochFrame, QueueCut, Reply
+
+
+class Rejected(NamedTuple):
+    """An input that can't be given to any function. It becomes a dead letter."""
+
+    code: str
+    reason: str
+    origin: str
+    typename: str
+    id: str
+    payload: bytes
+
+
+class Column(NamedTuple):
+    """Consecutive records of one ingress partition, all for one function of this task: the fast form."""
+
+    source: str
+    position: Any
+    """Where the ingress continues after these records."""
+    typename: str
+    ids: Sequence[str]
+    payloads: Sequence[bytes]
+    cause: int
+    """Cause of the first record; the following ones have the following numbers (PROTOCOL 6)."""
+
+
+class Deliveries(NamedTuple):
+    """Messages from one source partition, for any task; what could not be routed comes along as rejected."""
+
+    source: str
+    position: Any
+    envelopes: Sequence[Envelope]
+    rejected: Sequence[Rejected] = ()
+
+
+class FrameInput(NamedTuple):
+    """A frame that the commit protocol has admitted, and the inbox offset behind it."""
+
+    position: int
+    frame: EpochFrame
+
+
+class Completed(NamedTuple):
+    """A suspended handler has ended. Exactly one of value and error is meaningful; `error` None means it returned."""
+
+    number: int
+    value: Any
+    error: BaseException | None
+
+
+Input = Column | Deliveries | FrameInput | Completed
+
+
+class Batch(NamedTuple):
+    """One turn's worth of work. The clock is the only time handlers see."""
+
+    clock_ms: int
+    inputs: Sequence[Input]
+    invocations_max: int = 1_000
+    """Upper bound of handler runs in this turn, so that a barrier never waits long (PROTOCOL 8)."""
+
+
+class OutFrame(NamedTuple):
+    """Messages for another task, numbered but not yet stamped with attempt and epoch."""
+
+    destination: int
+    sequence: int
+    messages: list[Envelope]
+
+
+class Effects(msgspec.Struct, array_like=True):
+    """All that one batch changed and sent. `n` is consecutive within an attempt."""
+
+    n: int
+    clock_ms: int
+    invocations: int
+    values: dict[str, dict[str, bytes]]
+    """Typename -> id -> state bytes; empty bytes delete."""
+    rows: dict[bytes, bytes | None]
+    positions: dict[str, Any]
+    inbox_position: int
+    marks: dict[int, tuple[int, int]]
+    numbers: dict[str, int]
+    queues: dict[str, QueueCut]
+    """Functions whose queue is not empty, or was not before the batch; rows hold only what arrived in this batch."""
+    frames: list[OutFrame]
+    egress: list[tuple[str, EgressRow]]
+    replies: list[Reply]
+
+
+class DeadLetter(msgspec.Struct, array_like=True):
+    """A message that was given up, with what is needed to understand it and to send it again."""
+
+    number: int
+    clock_ms: int
+    code: str
+    reason: str
+    traceback: str
+    origin: str
+    typename: str
+    id: str
+    payload: bytes
+    cause: int
+    caller: tuple[str, str] | None
+    headers: dict[str, str]
+    attempts: int
+    state: bytes
+    """The state at the time of failure, as stored."""
+
+
+class TaskStatistics(NamedTuple):
+    """Counts since the task started; `queued` and `pending` are the present ones."""
+
+    invocations: int
+    failures: int
+    retries: int
+    dead_letters: int
+    duplicate_frames: int
+    timers_fired: int
+    queued: int
+    pending: int

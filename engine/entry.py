@@ -1,0 +1,267 @@
+"""One function inside one task: its queue, its cached values, and how its state is opened and closed.
+
+`Entry` is the `Target` others send to, grown by what it takes to run it. State at rest is bytes; opening decodes it for
+one invocation, closing encodes it again. The plain case (a typed value, no collections, nothing that expires) is
+marked, because the task core runs it in a loop of its own. Decides nothing about failures or delivery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from penstock.engine.pending import Held
+from penstock.errors import InvalidInput
+from penstock.functions.context import Context, Outlet, Target
+from penstock.functions.function import Function
+from penstock.functions.state import bind_collections, collections_of, expirations_of, flush_collections, new_state
+from penstock.functions.storage import Storage
+from penstock.functions.types import codec_for
+from penstock.ids import key_group
+from penstock.state import keys
+from penstock.state.overlay import ABSENT, Overlay
+from penstock.state.values import decode_expiring, encode_expiring
+
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+EMPTY_STATE = b"\x80"
+"""The encoding of a state whose fields all have their defaults. Such an address has no row."""
+
+
+class Entry(Target):
+    """A function of this task. See the module."""
+
+    __slots__ = (
+        "cells",
+        "codec",
+        "collections",
+        "context",
+        "decode",
+        "decode_state",
+        "encode_state",
+        "expirations",
+        "function",
+        "has_state",
+        "held",
+        "new_state",
+        "outlets",
+        "overlay",
+        "plain",
+        "queue_head",
+        "state_codec",
+        "storage",
+        "targets",
+    )
+
+    def __init__(self, function: Function[Any, Any], overlay: Overlay, *, bytes_max: int) -> None:
+        codec = function.message_codec
+        super().__init__(
+            function.typename,
+            codec.encode,
+            accepts=frozenset(codec.types) or None,
+            name=codec.name,
+            bytes_max=bytes_max,
+        )
+        self.function = function
+        self.overlay = overlay
+        self.codec = codec
+        self.decode: Callable[[bytes], Any] = codec.decode
+        self.cells = overlay.cells(function.typename)
+        self.held: Held = {}
+        self.queue_head = 0
+        """Number of the oldest message in the queue; the others follow densely."""
+        self.storage = function.storage
+        self.state_codec = function.state_codec
+        no_codec = codec_for(Any)
+        self.decode_state: Callable[[bytes], Any] = (self.state_codec or no_codec).decode
+        self.encode_state: Callable[[Any], bytes] = (self.state_codec or no_codec).encode
+        self.new_state: Callable[[], Any] = partial(new_state, function.state)
+        self.has_state = self.state_codec is not None or bool(self.storage)
+        self.collections = collections_of(function.state)
+        self.expirations = expirations_of(function.state)
+        self.plain = not (function.is_async or self.storage or self.collections or self.expirations)
+
+    def bind(self, targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]) -> None:
+        """Tell handlers of this function whom they can reach. Called once, when all entries exist."""
+        self.targets, self.outlets = targets, outlets
+        self.context = self.new_context()
+
+    def new_context(self) -> Context[Any]:
+        return Context(self.typename, self.targets, self.outlets)
+
+    # State of one address, the general way.
+
+    def raw(self, id: str) -> bytes:
+        """The stored value of an address; `ABSENT` when there is none."""
+        value = self.cells.young.get(id)
+        return self.overlay.load(self.cells, id) if value is None else value
+
+    def open(self, context: Context[Any], clock_ms: int) -> Opened:
+        """Decode the state of `context.id` into the context."""
+        raw = self.raw(context.id)
+        if self.storage:
+            context.storage = Storage.decode(self.storage, raw, clock_ms)
+        if self.state_codec is None:
+            return Opened(raw, {}, None)
+        data, deadlines = self._unwrap(raw)
+        state = self.state_codec.decode(data) if data else self.new_state()
+        self._reset(state, (field for field, due_ms in deadlines.items() if due_ms <= clock_ms))
+        before = {field: _encode(getattr(state, field)) for field in self.expirations}
+        collections = None
+        if self.collections:
+            collections = RowCollections(self.overlay, self.typename, context.id)
+            bind_collections(state, collections)
+        context.state = state
+        return Opened(raw, before, collections)
+
+    def close(self, context: Context[Any], opened: Opened, clock_ms: int) -> tuple[bytes, int | None]:
+        """Encode what the handler left of the state. Returns the bytes to store, and when the first field expires."""
+        if self.storage:
+            return context.storage.encode(clock_ms)
+        if self.state_codec is None:
+            return opened.raw, None
+        if self.collections:
+            flush_collections(context.state)
+        data = self.state_codec.encode(context.state)
+        if data == EMPTY_STATE:
+            return ABSENT, None
+        if not self.expirations:
+            return data, None
+        deadlines = self._deadlines(context.state, opened, clock_ms)
+        return encode_expiring(data, deadlines), min(deadlines.values(), default=None)
+
+    def sweep(self, id: str, clock_ms: int) -> tuple[bytes, int | None]:
+        """The value of an address without its expired fields, and when to look again. Counts as no call."""
+        raw = self.raw(id)
+        if self.storage:
+            return Storage.decode(self.storage, raw, clock_ms).encode_unused()
+        if self.state_codec is None or not raw:
+            return raw, None
+        data, deadlines = self._unwrap(raw)
+        left = {field: due_ms for field, due_ms in deadlines.items() if due_ms > clock_ms}
+        again_ms = min(left.values(), default=None)
+        if len(left) == len(deadlines):
+            return raw, again_ms
+        state = self.state_codec.decode(data)
+        self._reset(state, deadlines.keys() - left.keys())
+        data = self.state_codec.encode(state)
+        return ABSENT if data == EMPTY_STATE else encode_expiring(data, left), again_ms
+
+    def explain_state(self, id: str, *, place: str) -> InvalidInput | None:
+        """Why the stored state of an address can't be decoded; None when it can."""
+        if self.state_codec is None:
+            return None
+        data, _ = self._unwrap(self.raw(id))
+        try:
+            if data:
+                self.state_codec.decode(data)
+        except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest.
+            return self.state_codec.explain(error, data, place=place)
+        return None
+
+    def plain_state(self, raw: bytes) -> bytes:
+        """The encoded state inside a stored value, whatever surrounds it."""
+        return self._unwrap(raw)[0]
+
+    def _unwrap(self, raw: bytes) -> tuple[bytes, dict[str, int]]:
+        return decode_expiring(raw) if self.expirations and raw else (raw, {})
+
+    def _deadlines(self, state: Any, opened: Opened, clock_ms: int) -> dict[str, int]:
+        """When each field that is set expires. A field that was not written keeps its time."""
+        known = self._unwrap(opened.raw)[1]
+        fresh = self.new_state()
+        deadlines: dict[str, int] = {}
+        for field, expire in self.expirations.items():
+            value = getattr(state, field)
+            if value == getattr(fresh, field):
+                continue
+            due_ms = known.get(field, 0)
+            if expire.after_call or due_ms <= clock_ms or _encode(value) != opened.before[field]:
+                due_ms = clock_ms + expire.ttl_ms
+            deadlines[field] = due_ms
+        return deadlines
+
+    def _reset(self, state: Any, fields: Iterable[str]) -> None:
+        """Give fields their defaults again."""
+        for field in fields:
+            if hasattr(state, field):
+                setattr(state, field, getattr(self.new_state(), field))
+
+
+class Opened(NamedTuple):
+    """What closing a state needs to know of its opening."""
+
+    raw: bytes
+    before: Mapping[str, bytes]
+    """The encoded values of the fields that can expire, to see which were written."""
+    collections: RowCollections | None
+
+
+class RowCollections:
+    """Tables and logs of one address as rows of the overlay. What `bind_collections` wants as storage.
+
+    Writes are kept aside until `flush`, so that a handler that raises leaves no trace.
+    """
+
+    def __init__(self, overlay: Overlay, typename: str, id: str) -> None:
+        self._overlay = overlay
+        self._typename = typename
+        self._id = id
+        self._group = key_group(id)
+        self._changed: dict[bytes, bytes | None] = {}
+
+    def flush(self) -> None:
+        """The handler has returned: make its changes those of the batch."""
+        for key, value in self._changed.items():
+            self._overlay.put(key, value)
+        self._changed = {}
+
+    def get(self, field: str, key: bytes) -> bytes | None:
+        return self._row(keys.encode_table_key(self._group, self._typename, self._id, field, key))
+
+    def put(self, field: str, key: bytes, value: bytes | None) -> None:
+        self._changed[keys.encode_table_key(self._group, self._typename, self._id, field, key)] = value
+
+    def scan(self, field: str) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self._scan(*keys.table_range(self._group, self._typename, self._id, field)):
+            yield keys.decode_table_key(key).table_key, value
+
+    def log_bounds(self, field: str) -> tuple[int, int]:
+        data = self._row(keys.encode_log_bounds_key(self._group, self._typename, self._id, field))
+        return (int.from_bytes(data[:8]), int.from_bytes(data[8:])) if data else (0, 0)
+
+    def log_append(self, field: str, value: bytes) -> None:
+        first, end = self.log_bounds(field)
+        self._changed[keys.encode_log_key(self._group, self._typename, self._id, field, end)] = value
+        self._set_bounds(field, first, end + 1)
+
+    def log_read(self, field: str, start: int, stop: int) -> Iterator[bytes]:
+        range_ = keys.log_entries_range(self._group, self._typename, self._id, field, start, stop)
+        return (value for _, value in self._scan(*range_))
+
+    def log_truncate(self, field: str, before: int) -> None:
+        first, end = self.log_bounds(field)
+        before = min(before, end)
+        for index in range(first, before):
+            self._changed[keys.encode_log_key(self._group, self._typename, self._id, field, index)] = None
+        self._set_bounds(field, max(first, before), end)
+
+    def _set_bounds(self, field: str, first: int, end: int) -> None:
+        key = keys.encode_log_bounds_key(self._group, self._typename, self._id, field)
+        self._changed[key] = first.to_bytes(8) + end.to_bytes(8)
+
+    def _row(self, key: bytes) -> bytes | None:
+        return self._changed[key] if key in self._changed else self._overlay.get(key)
+
+    def _scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        rows = dict(self._overlay.scan(start, end))
+        for key, value in self._changed.items():
+            if start <= key < end:
+                if value is None:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = value
+        return iter(sorted(rows.items()))

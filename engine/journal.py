@@ -1,0 +1,162 @@
+"""Deltas and decisions in one append-only partition, so that one sync makes a checkpoint durable (PROTOCOL 11).
+
+    journal:  D D D C   D C   D D C ...      D = record of a delta, C = control record
+
+What always holds: a COMPLETE stands behind the deltas it refers to, so whoever can read it can read them. Beside the
+journal lies an index, replaced atomically now and then: the retained checkpoints, and from where on the journal must be
+read to know the rest. A missing or damaged index costs a scan of the whole journal, and is said loudly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, decode_control, encode_control
+from penstock.checkpoint.delta import DeltaHeader, decode_delta, peek_header
+from penstock.checkpoint.recovery import History
+from penstock.checkpoint.retention import Retained
+from penstock.errors import CorruptSnapshot, ProtocolError
+from penstock.files import read_bytes_checked, write_checked
+from penstock.ids import Offset
+from penstock.records import Frozen
+from penstock.router.log import Log
+
+PARTITION = "journal"
+_DELTA, _CONTROL = b"D", b"C"
+_READ_BYTES = 8 << 20
+IDS_SKIPPED = 1_000_000
+"""Checkpoint ids and attempts passed over when part of the journal can't be read: more than it can have held."""
+
+
+class _Index(msgspec.Struct, array_like=True):
+    format: int
+    scan_from: int
+    attempt: AttemptBegun | None
+    high: int
+    checkpoints: list[Retained]
+
+
+class Journal:
+    """See the module. `notes` collects what a person should be told about opening it."""
+
+    def __init__(self, log: Log, index: Path) -> None:
+        self._log = log
+        self._index = index
+        self.notes: list[str] = []
+
+    # Writing.
+
+    def append_delta(self, records: list[bytes]) -> int:
+        """Append the records of one delta, together. Returns the offset of the first."""
+        offsets = [self._log.append(PARTITION, _DELTA + record) for record in records]
+        return offsets[0]
+
+    def append_control(self, record: ControlRecord) -> int:
+        return self._log.append(PARTITION, _CONTROL + encode_control(record))
+
+    @property
+    def end(self) -> int:
+        return self._log.end(PARTITION)
+
+    def truncate(self, before: int) -> None:
+        self._log.truncate(PARTITION, Offset(before))
+
+    def write_index(self, history: History) -> None:
+        """Make what `history` knows the starting point of the next opening. Everything in it is durable already."""
+        index = _Index(1, self.end, history.attempt, history.high, list(history.checkpoints.values()))
+        write_checked(self._index, msgspec.msgpack.encode(index))
+
+    # Reading.
+
+    def read_history(self) -> History:
+        """What the control records say, from the index and the journal behind it."""
+        index = self._read_index()
+        start = self._log.start(PARTITION)
+        if index is not None and start <= index.scan_from <= self._log.end(PARTITION):
+            history = History(index.attempt, index.high, iter(index.checkpoints))
+            start = Offset(index.scan_from)
+        else:
+            history = History()
+        for offset, record in self._records(start):
+            if record[:1] == _CONTROL:
+                history.apply(offset, decode_control(record[1:]))
+        if self.notes:
+            history.skip(IDS_SKIPPED)
+        return history
+
+    def manifest(self, retained: Retained) -> Manifest:
+        """The whole manifest of a retained checkpoint. Raises CorruptSnapshot when it can't be read."""
+        record = self._one(retained.offset)
+        if record[:1] == _CONTROL:
+            control = decode_control(record[1:])
+            if isinstance(control, Complete) and control.manifest.checkpoint == retained.checkpoint:
+                return control.manifest
+        raise CorruptSnapshot(
+            "PEN0404",
+            f"Offset {retained.offset} of the journal should hold the manifest of checkpoint {retained.checkpoint} and "
+            "does not. An older checkpoint is used.",
+        )
+
+    def delta(self, offset: int) -> tuple[DeltaHeader, Frozen]:
+        """The delta whose first record stands at `offset`."""
+        first = self._one(offset)
+        if first[:1] != _DELTA:
+            raise CorruptSnapshot(
+                "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
+            )
+        header = peek_header(first[1:])
+        records = [first[1:]] + [self._one(offset + index)[1:] for index in range(1, header.count)]
+        return decode_delta(records)
+
+    def chain(self, head: int, base_checkpoint: int) -> list[int]:
+        """Offsets of the deltas behind a base, oldest first, found by following `previous` back from the head."""
+        chain: list[int] = []
+        offset = head
+        while offset >= 0:
+            record = self._one(offset)
+            if record[:1] != _DELTA:
+                raise CorruptSnapshot(
+                    "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
+                )
+            header = peek_header(record[1:])
+            if header.checkpoint <= base_checkpoint:
+                break
+            chain.append(offset)
+            offset = header.previous
+        chain.reverse()
+        return chain
+
+    def _one(self, offset: int) -> bytes:
+        try:
+            records = self._log.read(PARTITION, Offset(offset), 1, 1)
+        except ProtocolError as error:
+            raise CorruptSnapshot(error.code, error.message) from error
+        if not records:
+            raise CorruptSnapshot("PEN0404", f"The journal ends before offset {offset}. An older checkpoint is used.")
+        return records[0][1]
+
+    def _records(self, start: Offset) -> Iterator[tuple[int, bytes]]:
+        """Records from `start` on. Damage ends the partition for this purpose, and is noted."""
+        offset = start
+        while True:
+            try:
+                records = self._log.read(PARTITION, offset, 10_000, _READ_BYTES)
+            except CorruptSnapshot as error:
+                self.notes.append(f"{error} Checkpoints behind offset {offset} of the journal are lost.")
+                return
+            if not records:
+                return
+            yield from records
+            offset = Offset(records[-1][0] + 1)
+
+    def _read_index(self) -> _Index | None:
+        try:
+            return msgspec.msgpack.decode(read_bytes_checked(self._index), type=_Index)
+        except FileNotFoundError:
+            return None
+        except (CorruptSnapshot, msgspec.DecodeError) as error:
+            self.notes.append(f"{error} The whole journal is read instead.")
+            return None

@@ -1,0 +1,104 @@
+"""Dead letters: messages a task gave up, kept as rows of that task.
+
+A letter is written in the batch that gave its message up, and deleted in the batch that sends it again or drops it, so
+each exists exactly once and is redriven exactly once, whatever crashes. Numbers are unique in the application (task t of
+P uses t, P + t, 2P + t, ...) and never reused. Decides nothing: the task core says what becomes a letter.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+
+import msgspec
+
+from penstock.engine.effects import DeadLetter
+from penstock.errors import PenstockError
+from penstock.ids import Address
+from penstock.records import Envelope, Meta
+from penstock.state import keys
+from penstock.state.overlay import Overlay
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(DeadLetter).decode
+
+
+class DeadLetters:
+    """See the module. Owns the rows of kind DEAD of one task."""
+
+    def __init__(self, overlay: Overlay, *, task: int, tasks: int) -> None:
+        self._overlay = overlay
+        self._task = task
+        self._tasks = tasks
+        self.next_number = 1
+        self.written = 0
+        """Letters written since the task started."""
+
+    def write(
+        self, envelope: Envelope, error: BaseException, *, attempts: int, clock_ms: int, state: bytes
+    ) -> DeadLetter:
+        """Keep `envelope` as a letter that says why it failed."""
+        number = self.next_number * self._tasks + self._task
+        self.next_number += 1
+        self.written += 1
+        code, reason = describe(error)
+        meta = envelope.meta or Meta()
+        letter = DeadLetter(
+            number=number,
+            clock_ms=clock_ms,
+            code=code,
+            reason=reason,
+            traceback="" if isinstance(error, PenstockError) else user_traceback(error),
+            origin=meta.origin,
+            typename=envelope.typename,
+            id=envelope.id,
+            payload=envelope.payload,
+            cause=envelope.cause,
+            caller=envelope.caller,
+            headers=meta.headers,
+            attempts=attempts,
+            state=state,
+        )
+        self._overlay.put(keys.encode_dead_key(number), _encode(letter))
+        return letter
+
+    def get(self, number: int) -> DeadLetter | None:
+        data = self._overlay.get(keys.encode_dead_key(number))
+        return None if data is None else _decode(data)
+
+    def all(self) -> Iterator[DeadLetter]:
+        """The letters of this task by number."""
+        return (_decode(data) for _, data in self._overlay.scan(*keys.task_kind_range(keys.DEAD)))
+
+    def drop(self, number: int) -> None:
+        self._overlay.put(keys.encode_dead_key(number), None)
+
+    def redrive(self, letter: DeadLetter) -> Envelope:
+        """Take a letter out, as the message it was: same cause, so its outputs carry the ids they would have had."""
+        self.drop(letter.number)
+        caller = None if letter.caller is None else Address(*letter.caller)
+        meta = Meta(headers=letter.headers, origin=letter.origin)
+        return Envelope(letter.typename, letter.id, letter.payload, letter.cause, caller, meta)
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """Code and reason of a failure, in one line each."""
+    if isinstance(error, PenstockError):
+        return error.code, error.message
+    text = " ".join(str(error).split())
+    return (
+        "PEN0210",
+        f"Handler raised {type(error).__name__}: {text}" if text else f"Handler raised {type(error).__name__}.",
+    )
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback without the frames of this package in front: a reader looks for their own code."""
+    stack = error.__traceback__
+    while (
+        stack is not None
+        and stack.tb_next is not None
+        and stack.tb_frame.f_globals.get("__name__", "").startswith("penstock.")
+    ):
+        stack = stack.tb_next
+    return "".join(traceback.format_exception(type(error), error, stack))

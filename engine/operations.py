@@ -1,0 +1,65 @@
+"""What a person asks of a task itself: to set a state, to send dead letters again, to drop them.
+
+An operation travels through the requests log like any message from outside (PROTOCOL 3), so it has its place in the
+order of things, is replayed with them, and happens exactly once.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.errors import ProtocolError
+
+
+class SetState(msgspec.Struct, frozen=True, array_like=True):
+    """Replace the state of the address. `value` is what to store; with `expected`, only if that is stored now."""
+
+    __match_args__ = ("value", "expected")
+    value: bytes
+    expected: bytes | None = None
+
+
+class Redrive(msgspec.Struct, frozen=True, array_like=True):
+    """Send these dead letters again, to where they were going."""
+
+    __match_args__ = ("numbers",)
+    numbers: list[int]
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True):
+    """Delete these dead letters."""
+
+    __match_args__ = ("numbers",)
+    numbers: list[int]
+
+
+class BuryRows(msgspec.Struct, frozen=True, array_like=True):
+    """An egress can never write these rows: keep them as dead letters. Each is a value, its cause and the reason."""
+
+    __match_args__ = ("egress", "rows")
+    egress: str
+    rows: list[tuple[bytes, int, str]]
+
+
+Operation = SetState | Redrive | Drop | BuryRows
+
+_KINDS: dict[str, type[SetState] | type[Redrive] | type[Drop] | type[BuryRows]] = {
+    "state.set": SetState,
+    "dead.redrive": Redrive,
+    "dead.drop": Drop,
+    "egress.bury": BuryRows,
+}
+
+
+def encode_operation(operation: Operation) -> tuple[str, bytes]:
+    """The name that goes into `Meta.operation`, and the payload."""
+    name = next(name for name, kind in _KINDS.items() if kind is type(operation))
+    return name, msgspec.msgpack.encode(operation)
+
+
+def decode_operation(name: str, payload: bytes) -> Operation:
+    """Raises ProtocolError for a name or payload that `encode_operation` does not produce."""
+    try:
+        return msgspec.msgpack.decode(payload, type=_KINDS[name])
+    except (KeyError, msgspec.DecodeError) as error:
+        raise ProtocolError("PEN0504", f"A request asks for the unknown operation {name!r}: {error}.") from error

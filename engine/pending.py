@@ -1,0 +1,143 @@
+"""Messages that were admitted and can't be finished yet: those of a suspended or failing address, and those behind them.
+
+An address is *held* from the moment its handler suspends, or fails and waits to be tried again, until that message is
+done; everything else for the address waits behind it, in arrival order. Each such message is a row, so that a snapshot
+contains it with its attempt count (PROTOCOL 7); in memory there is only its number, so that a backlog of any length
+behind one address costs little. Invariants: rows are numbered in arrival order; an address that isn't held has no rows;
+at most one message of an address is current.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import msgspec
+
+from penstock.ids import Address
+from penstock.records import Meta, QueuedRow
+from penstock.state import keys
+from penstock.state.overlay import Overlay
+
+
+class PendingMessage(NamedTuple):
+    """One row: the message, how often it was tried, and when it may be tried again (0 = as soon as it is its turn)."""
+
+    typename: str
+    id: str
+    payload: bytes
+    cause: int
+    caller: Address | None
+    meta: Meta | None
+    attempt: int
+    due_ms: int
+
+    @property
+    def queued(self) -> QueuedRow:
+        return (self.id, self.payload, self.cause, self.caller, self.meta)
+
+
+class Hold:
+    """A held address: the number of its current message, and those behind it."""
+
+    __slots__ = ("current", "waiting")
+
+    def __init__(self, current: int) -> None:
+        self.current = current
+        self.waiting: deque[int] = deque()
+
+
+Held = dict[str, Hold]
+"""The held addresses of one function, by id."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(PendingMessage).decode
+
+
+class Pending:
+    """See the module. Owns the rows of kind PENDING of one task."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._retries: list[tuple[int, int]] = []
+        self.next_number = 0
+        self.count = 0
+
+    def hold(self, held: Held, typename: str, message: QueuedRow, *, attempt: int, due_ms: int = 0) -> int:
+        """Hold the address of `message`, which is current there from now on. Returns the number of its row."""
+        assert message[0] not in held
+        number = self._add(PendingMessage(typename, *message, attempt, due_ms))
+        held[message[0]] = Hold(number)
+        if due_ms:
+            heappush(self._retries, (due_ms, number))
+        return number
+
+    def wait(self, held: Held, typename: str, message: QueuedRow) -> None:
+        """Put `message` behind what its held address is busy with."""
+        held[message[0]].waiting.append(self._add(PendingMessage(typename, *message, 1, 0)))
+
+    def retry_at(self, number: int, due_ms: int) -> None:
+        """The current message of an address failed and shall be tried again at `due_ms`."""
+        message = self.get(number)
+        self._overlay.put(
+            keys.encode_pending_key(number), _encode(message._replace(attempt=message.attempt + 1, due_ms=due_ms))
+        )
+        heappush(self._retries, (due_ms, number))
+
+    def done(self, held: Held, id: str) -> int | None:
+        """The current message of `id` is finished. Returns the number of the next one, which is current now; None, and
+        the address is free, when there is none."""
+        hold = held[id]
+        self._overlay.put(keys.encode_pending_key(hold.current), None)
+        self.count -= 1
+        if not hold.waiting:
+            del held[id]
+            return None
+        hold.current = hold.waiting.popleft()
+        return hold.current
+
+    def get(self, number: int) -> PendingMessage:
+        data = self._overlay.get(keys.encode_pending_key(number))
+        assert data is not None, f"pending message {number} has no row"
+        return _decode(data)
+
+    def next_retry_ms(self) -> int | None:
+        return self._retries[0][0] if self._retries else None
+
+    def pop_retries(self, now_ms: int) -> list[int]:
+        """Numbers of the messages whose back-off has passed."""
+        due = []
+        while self._retries and self._retries[0][0] <= now_ms:
+            due.append(heappop(self._retries)[1])
+        return due
+
+    def restore(self) -> Iterator[tuple[int, PendingMessage]]:
+        """Read the rows of a restored task, in arrival order; the caller decides what becomes of each by `readmit`."""
+        for key, data in self._overlay.scan(*keys.task_kind_range(keys.PENDING)):
+            yield keys.decode_pending_key(key), _decode(data)
+
+    def readmit(self, held: Held, number: int, message: PendingMessage) -> bool:
+        """Take a restored row back into its address. True when it is current there and may run at once."""
+        self.count += 1
+        hold = held.get(message.id)
+        if hold is not None:
+            hold.waiting.append(number)
+            return False
+        held[message.id] = Hold(number)
+        if message.due_ms:
+            heappush(self._retries, (message.due_ms, number))
+            return False
+        return True
+
+    def discard(self, number: int) -> None:
+        """Delete a restored row that is not readmitted."""
+        self._overlay.put(keys.encode_pending_key(number), None)
+
+    def _add(self, message: PendingMessage) -> int:
+        number = self.next_number
+        self.next_number += 1
+        self.count += 1
+        self._overlay.put(keys.encode_pending_key(number), _encode(message))
+        return number

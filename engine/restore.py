@@ -1,0 +1,118 @@
+"""Brings one task back to a checkpoint: base, deltas in order, then the core.
+
+    manifest part -> base files linked into a new directory -> store opened -> deltas applied as settled layers -> core
+
+A restore never changes what it reads, and never leaves a half-restored directory that a later one could mistake for
+whole: each attempt works in a directory of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from penstock.checkpoint.control import Part
+from penstock.checkpoint.sinks import Staged
+from penstock.checkpoint.snapshot import BaseRef
+from penstock.engine.journal import Journal
+from penstock.records import EgressRow, QueuedRow, TaskMeta
+from penstock.state import keys
+from penstock.state.backend import Backend
+from penstock.state.overlay import Overlay, decode_queued
+
+SETTLED_META = keys.encode_meta_key("settled")
+META = keys.encode_meta_key("task")
+_decode_staged = msgspec.msgpack.Decoder(tuple[int, EgressRow]).decode
+
+
+@dataclass
+class Restored:
+    """A task as its checkpoint left it."""
+
+    overlay: Overlay
+    meta: TaskMeta = field(default_factory=TaskMeta)
+    queues: dict[str, tuple[int, int, list[QueuedRow]]] = field(default_factory=dict)
+    staged: dict[str, list[Staged]] = field(default_factory=dict)
+    """Rows that the checkpoint decided and that may not be visible yet, by egress, oldest first."""
+    base: BaseRef = BaseRef()
+    head: int = -1
+    checksum: int = 0
+    deltas: int = 0
+
+
+def restore_task(
+    part: Part,
+    journal: Journal,
+    open_base: Callable[[str], Backend],
+    *,
+    cache_bytes_max: int,
+    progress: Callable[[int, int], None],
+) -> Restored:
+    """Restore the task that `part` describes.
+
+    `open_base` gives a writable store with the content of a base
+    (empty for the name ""). Raises CorruptSnapshot when anything it needs is damaged or missing.
+    """
+    backend = open_base(part.base)
+    overlay = Overlay(backend, cache_bytes_max=cache_bytes_max)
+    restored = Restored(overlay, base=BaseRef(part.base, part.base_checkpoint), head=part.head, checksum=part.checksum)
+    queues: dict[str, dict[int, QueuedRow]] = {}
+    staged: dict[str, dict[int, Staged]] = {}
+    if part.base:
+        _read_base(backend, restored, queues, staged)
+    overlay.begin_restore(part.base_checkpoint)
+    chain = journal.chain(part.head, part.base_checkpoint)
+    for number, offset in enumerate(chain, 1):
+        header, frozen = journal.delta(offset)
+        overlay.restore(frozen.checkpoint, frozen.values, frozen.rows, frozen.queues)
+        restored.meta = frozen.meta
+        for typename, queue in frozen.queues.items():
+            queues.setdefault(typename, {}).update(enumerate(queue.rows, queue.first))
+        for egress, rows in frozen.egress.items():
+            staged.setdefault(egress, {})[frozen.checkpoint] = Staged(header.attempt, frozen.checkpoint, rows)
+        progress(number, len(chain))
+    if chain:
+        restored.base = restored.base._replace(first=chain[0])
+    restored.deltas = len(chain)
+    restored.queues = _queues(queues, restored.meta.queues)
+    restored.staged = _undecided(staged, restored.meta.committed)
+    return restored
+
+
+def _read_base(
+    backend: Backend,
+    restored: Restored,
+    queues: dict[str, dict[int, QueuedRow]],
+    staged: dict[str, dict[int, Staged]],
+) -> None:
+    """The rows of a base that live in memory while a task runs."""
+    data = backend.get(META)
+    assert data is not None, "a base holds the meta of its task"
+    restored.meta = msgspec.msgpack.decode(data, type=TaskMeta)
+    for key, value in backend.scan(*keys.task_kind_range(keys.QUEUE)):
+        typename, number = keys.decode_queue_key(key)
+        queues.setdefault(typename, {})[number] = decode_queued(value)
+    for key, value in backend.scan(*keys.task_kind_range(keys.EGRESS)):
+        egress, checkpoint, _ = keys.decode_egress_key(key)
+        attempt, row = _decode_staged(value)
+        batch = staged.setdefault(egress, {}).setdefault(checkpoint, Staged(attempt, checkpoint, []))
+        staged[egress][checkpoint] = Staged(attempt, checkpoint, [*batch.rows, row])
+
+
+def _queues(
+    queues: Mapping[str, Mapping[int, QueuedRow]], heads: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int, list[QueuedRow]]]:
+    found = {}
+    for typename, (head, tail) in heads.items():
+        rows = queues.get(typename, {})
+        found[typename] = (head, tail, [rows[number] for number in range(head, tail)])
+    return found
+
+
+def _undecided(staged: Mapping[str, Mapping[int, Staged]], committed: Mapping[str, int]) -> dict[str, list[Staged]]:
+    return {
+        egress: [batch for checkpoint, batch in sorted(batches.items()) if checkpoint > committed.get(egress, 0)]
+        for egress, batches in staged.items()
+    }

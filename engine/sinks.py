@@ -1,0 +1,205 @@
+"""Drives the second phase for one task and one egress: performs what `TwoPhaseSink` decides on a real sink.
+
+Actions run one after the other in a task of their own, so that a slow sink delays neither handlers nor checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from penstock.checkpoint.sinks import (
+    Action,
+    Buried,
+    Bury,
+    Commit,
+    CommitFailed,
+    Committed,
+    Discard,
+    Event,
+    MarkerFailed,
+    MarkerRead,
+    ReadMarker,
+    RowsRejected,
+    Statistics,
+    TwoPhaseSink,
+)
+from penstock.engine.logs import logger
+from penstock.errors import PenstockError, Unavailable
+from penstock.records import EgressRow
+from penstock.router.egress import RowsRefused, Sink
+
+EAGER_ROWS_MAX = 1_000
+EAGER_RETRY_S = 0.1
+
+
+class SinkDriver:
+    """See the module. `discard` learns which checkpoint's rows are visible; `bury` gets rows the sink refuses, and
+    returns when they are durable as dead letters; `failed` gets what must stop the application."""
+
+    def __init__(
+        self,
+        name: str,
+        task: int,
+        sink: Sink,
+        *,
+        discard: Callable[[int], None],
+        bury: Callable[[Sequence[tuple[EgressRow, str]]], asyncio.Future[None]],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._name = name
+        self._task = task
+        self._sink = sink
+        self._core = TwoPhaseSink()
+        self._discard = discard
+        self._bury = bury
+        self._failed = failed
+        self._actions: deque[Action] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self.unavailable = ""
+        """Why the sink does not answer at present; empty when it does."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether everything decided is visible."""
+        return self._core.quiet and self._running is None
+
+    def statistics(self) -> Statistics:
+        return self._core.statistics()
+
+    def retain(self, attempts: frozenset[int]) -> None:
+        self._core.retain(attempts)
+
+    def handle(self, event: Event) -> None:
+        """Tell the core what happened, and perform what follows from it."""
+        self._actions.extend(self._core.handle(event))
+        if self._actions and self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._perform_all())
+
+    async def wait_quiet(self) -> None:
+        """Return when nothing is under way."""
+        while self._running is not None:
+            await asyncio.shield(self._running)
+
+    def cancel(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _perform_all(self) -> None:
+        try:
+            while self._actions:
+                event = await self._perform(self._actions.popleft())
+                if event is not None:
+                    self._actions.extend(self._core.handle(event))
+        except PenstockError as error:
+            self._failed(error)
+        finally:
+            self._running = None
+
+    async def _perform(self, action: Action) -> Event | None:
+        match action:
+            case ReadMarker(delay_s):
+                return await self._read_marker(delay_s)
+            case Commit(rows, marker):
+                return await self._commit(rows, dict(marker))
+            case Bury(rows, number):
+                await self._bury(rows)
+                return Buried(number)
+            case Discard(_, checkpoint):
+                self._discard(checkpoint)
+                return None
+
+    async def _read_marker(self, delay_s: float) -> Event:
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        try:
+            marker = await self._sink.read_marker(self._task)
+        except Unavailable as error:
+            self._complain(error)
+            return MarkerFailed()
+        self._recovered()
+        return MarkerRead(marker)
+
+    async def _commit(self, rows: Sequence[EgressRow], marker: dict[int, int]) -> Event:
+        try:
+            await self._sink.commit(self._task, rows, marker)
+        except Unavailable as error:
+            self._complain(error)
+            return CommitFailed()
+        except RowsRefused as error:
+            return RowsRejected(error.refused)
+        self._recovered()
+        self._discard(max(marker.values()))
+        return Committed()
+
+    def _complain(self, error: Unavailable) -> None:
+        if not self.unavailable:
+            logger.warning("egress %s waits: %s", self._name, error)
+        self.unavailable = str(error)
+
+    def _recovered(self) -> None:
+        if self.unavailable:
+            logger.warning("egress %s answers again", self._name)
+        self.unavailable = ""
+
+
+class EagerDriver:
+    """Writes rows as soon as they are emitted, in order, before any checkpoint decides them: at least once."""
+
+    def __init__(self, name: str, task: int, sink: Sink, *, failed: Callable[[BaseException], None]) -> None:
+        self._name = name
+        self._task = task
+        self._sink = sink
+        self._failed = failed
+        self._rows: deque[EgressRow] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self.refused = 0
+        self.written = 0
+
+    @property
+    def quiet(self) -> bool:
+        return self._running is None
+
+    def send(self, row: EgressRow) -> None:
+        self._rows.append(row)
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._write_all())
+
+    async def wait_quiet(self) -> None:
+        """Return when everything emitted so far has been written."""
+        while self._running is not None:
+            await asyncio.shield(self._running)
+
+    def cancel(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _write_all(self) -> None:
+        delay_s = EAGER_RETRY_S
+        try:
+            while self._rows:
+                rows = [self._rows.popleft() for _ in range(min(len(self._rows), EAGER_ROWS_MAX))]
+                try:
+                    await self._sink.commit(self._task, rows, {})
+                except Unavailable as error:
+                    logger.warning("egress %s waits %.1f s: %s", self._name, delay_s, error)
+                    self._rows.extendleft(reversed(rows))
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(2 * delay_s, 10.0)
+                except RowsRefused as error:
+                    self._drop(rows, error)
+                else:
+                    self.written += len(rows)
+                    delay_s = EAGER_RETRY_S
+        except PenstockError as error:
+            self._failed(error)
+        finally:
+            self._running = None
+
+    def _drop(self, rows: list[EgressRow], error: RowsRefused) -> None:
+        """Rows that can never be written. An eager egress promises them to nobody: they are counted and said."""
+        refused = {index for index, _ in error.refused}
+        self.refused += len(refused)
+        logger.error("egress %s dropped %d rows: %s", self._name, len(refused), error)
+        self._rows.extendleft(row for index, row in reversed(list(enumerate(rows))) if index not in refused)

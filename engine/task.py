@@ -1,0 +1,779 @@
+"""The core of one task: runs handlers, and turns what they did into effects.
+
+    batch -> admit -> [ local queues -> decode -> handler -> encode ] -> effects
+                            ^______________________|
+
+What always holds: one address processes one message at a time, in arrival order for each pair of addresses; an
+invocation is atomic (state, messages, rows and timers are taken over only when its handler returned); time reaches
+handlers through the batch alone; `redo(effects)` on the state before a batch gives the state after it. Whatever is
+admitted and unfinished is part of the frozen state, so a flip may happen between any two batches.
+
+Sans-io: knows no log, no checkpoint protocol, no sink and no clock. Handlers that suspend are handed to `start`, and
+come back as `Completed` inputs. It never sends: whoever calls `run` performs the effects.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from penstock.engine.delays import Delays, DueMessage
+from penstock.engine.effects import (
+    Batch,
+    Column,
+    Completed,
+    Deliveries,
+    Effects,
+    FrameInput,
+    OutFrame,
+    Rejected,
+    TaskStatistics,
+)
+from penstock.engine.entry import EMPTY_STATE, Entry, Opened
+from penstock.engine.letters import DeadLetters, describe
+from penstock.engine.operations import BuryRows, Drop, Operation, Redrive, SetState, decode_operation
+from penstock.engine.pending import Pending
+from penstock.errors import FunctionError, InvalidInput, PenstockError, ProtocolError
+from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied, Send
+from penstock.functions.function import Function
+from penstock.ids import GOLDEN_64, Address, key_group
+from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta
+from penstock.state import keys
+from penstock.state.overlay import ABSENT, Overlay
+
+SLICE_MESSAGES = 128
+"""Messages of one function that run before the next function has its turn: large enough to spread the set-up of the
+loop (1 us), small enough that a flood for one function does not starve the others."""
+
+_MASK_64 = (1 << 64) - 1
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Outcome(NamedTuple):
+    """How a handler ended: with a value, or with an error."""
+
+    value: Any
+    error: BaseException | None
+
+
+Start = Callable[[int, "Coroutine[Any, Any, Any]"], Outcome | None]
+"""Start a handler under a number. Returns its outcome when it ended without suspending; otherwise the outcome comes
+later, as `Completed(number, ...)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Limits of one task."""
+
+    task: int = 0
+    tasks: int = 1
+    message_bytes_max: int = 1 << 20
+    eager: frozenset[str] = frozenset()
+    """Egresses whose rows leave with the effects and belong to no snapshot."""
+    idempotency_keep_ms: int = 24 * 3_600_000
+    """How long the result of a request with an Idempotency-Key is kept for repeats of it."""
+
+
+class _Running(NamedTuple):
+    """A suspended invocation."""
+
+    entry: Entry
+    message: QueuedRow
+    context: Context[Any]
+    opened: Opened
+
+
+class TaskCore:
+    """See the module. `functions` and `outlets` are those of the application; all tasks have all of them."""
+
+    def __init__(
+        self,
+        functions: Iterable[Function[Any, Any]],
+        outlets: Mapping[str, Outlet],
+        overlay: Overlay,
+        options: TaskOptions,
+        start: Start,
+    ) -> None:
+        self._overlay = overlay
+        self._options = options
+        self._start = start
+        self._entries = {f.typename: Entry(f, overlay, bytes_max=options.message_bytes_max) for f in functions}
+        targets: dict[Any, Any] = dict(self._entries)
+        targets.update((entry.function, entry) for entry in self._entries.values())
+        self._outlets = outlets
+        for entry in self._entries.values():
+            entry.bind(targets, outlets)
+        self._single = options.tasks == 1
+
+        # What a snapshot contains, beside the rows of the overlay.
+        self._meta = TaskMeta()
+        self._pending = Pending(overlay)
+        self._delays = Delays(overlay)
+        self._letters = DeadLetters(overlay, task=options.task, tasks=options.tasks)
+        self._frozen_queues: dict[str, tuple[int, int]] = {}
+        """Function -> head and tail of its queue at the last cut."""
+        self._egress: dict[str, list[EgressRow]] = {}
+        self._replies: list[Reply] = []
+        self._schedule: list[tuple[int, int, dict[str, Any]]] = []
+        self._changed = False
+
+        # What only the present process knows.
+        self._ready: deque[tuple[Entry, int]] = deque()
+        """Held addresses whose current message may run now."""
+        self._running: dict[int, _Running] = {}
+        self._n = 0
+
+        # The batch being run.
+        self._invocations = 0
+        self._batch_egress: list[tuple[str, EgressRow]] = []
+        self._batch_replies: list[Reply] = []
+        self._out: dict[int, list[Envelope]] = {}
+
+        self.messages: dict[str, int] = {}
+        self.failures: dict[str, int] = {}
+        self._total = self._retries = self._duplicates = 0
+
+    # One turn.
+
+    def run(self, batch: Batch) -> Effects:
+        """Process `batch` and as much of the local queues as its bound allows. Raises FunctionError when a handler whose
+        policy is to halt has failed: this core must not be used any further then."""
+        self._meta.clock_ms = max(self._meta.clock_ms, batch.clock_ms)
+        self._invocations = 0
+        positions: dict[str, Any] = {}
+        tails = {name: entry.queue_head + len(entry.queue) for name, entry in self._entries.items()}
+        for item in batch.inputs:
+            self._admit(item, positions)
+        self._wake_due(batch.invocations_max)
+        self._drain(batch.invocations_max)
+        return self._finish(positions, tails)
+
+    def _admit(self, item: Column | Deliveries | FrameInput | Completed, positions: dict[str, Any]) -> None:
+        match item:
+            case Column(source, position, typename, ids, payloads, cause):
+                positions[source] = position
+                self._admit_column(typename, ids, payloads, cause)
+            case Deliveries(source, position, envelopes, rejected):
+                positions[source] = position
+                for envelope in envelopes:
+                    self._deliver(envelope)
+                for bad in rejected:
+                    self._reject(bad)
+            case FrameInput(position, frame):
+                self._meta.inbox_position = position
+                if self._is_new(frame.attempt, frame.source, frame.sequence):
+                    for envelope in frame.messages:
+                        self._deliver_here(envelope)
+            case Completed(number, value, error):
+                self._complete(number, Outcome(value, error))
+
+    def _admit_column(self, typename: str, ids: Any, payloads: Any, cause: int) -> None:
+        entry = self._entries[typename]
+        if entry.has_state and len(ids) > 1:
+            self._overlay.prefetch(entry.cells, ids)
+        causes = range(cause, cause + len(ids))
+        entry.queue.extend((id, payload, c, None, None) for id, payload, c in zip(ids, payloads, causes, strict=True))
+
+    def _wake_due(self, count_max: int) -> None:
+        """Deliver what the clock has made due: delayed messages, retries, expirations."""
+        clock_ms = self._meta.clock_ms
+        for due in self._delays.pop_due(clock_ms, count_max):
+            if isinstance(due, DueMessage):
+                self._deliver(due.envelope)
+            else:
+                self._expire(due.address)
+        for number in self._pending.pop_retries(clock_ms):
+            self._ready.append((self._entries[self._pending.get(number).typename], number))
+
+    def _drain(self, invocations_max: int) -> None:
+        """Run waiting messages, function by function, until all queues are empty or the bound is reached."""
+        while self._invocations < invocations_max:
+            before = self._invocations
+            for _ in range(min(len(self._ready), SLICE_MESSAGES)):
+                self._run_held(*self._ready.popleft())
+            for entry in self._entries.values():
+                count = min(len(entry.queue), SLICE_MESSAGES, invocations_max - self._invocations)
+                if count > 0:
+                    self._run_slice(entry, count)
+            if self._invocations == before and not self._ready:
+                return
+
+    def _run_slice(self, entry: Entry, count: int) -> None:
+        popleft = entry.queue.popleft
+        messages = [popleft() for _ in range(count)]
+        entry.queue_head += count
+        self._invocations += count
+        self.messages[entry.typename] = self.messages.get(entry.typename, 0) + count
+        if entry.plain and entry.has_state:
+            self._run_plain(entry, messages)
+        elif entry.plain:
+            self._run_stateless(entry, messages)
+        else:
+            for message in messages:
+                self._run_message(entry, message)
+
+    def _run_plain(self, entry: Entry, messages: list[QueuedRow]) -> None:
+        """The hot path: a synchronous handler with a typed state or none. One screen, and every name local."""
+        held, context, cells = entry.held, entry.context, entry.cells
+        young, dirty = cells.young, cells.dirty
+        load, apply = self._overlay.load, self._apply
+        decode, handler = entry.decode, entry.function.handler
+        decode_state, encode_state, new_state = entry.decode_state, entry.encode_state, entry.new_state
+        context._clock_ms = self._meta.clock_ms
+        for message in messages:
+            id, payload, cause, caller, meta = message
+            if meta is not None or (held and id in held):
+                self._run_message(entry, message)
+                continue
+            context.id = id
+            context._cause = cause
+            context._caller = caller
+            try:
+                value = decode(payload)
+                raw = young.get(id)
+                if raw is None:
+                    raw = load(cells, id)
+                context.state = decode_state(raw) if raw else new_state()
+                handler(context, value)
+                new = encode_state(context.state)
+            except Exception as error:  # noqa: BLE001  # Whatever a handler raises is its failure, not ours.
+                context.outputs = []
+                self._fail(entry, message, error, 1, None)
+                continue
+            if new != raw:
+                if new == EMPTY_STATE:
+                    new = ABSENT
+                young[id] = dirty[id] = new
+            if context.outputs:
+                apply(entry, context)
+
+    def _run_stateless(self, entry: Entry, messages: list[QueuedRow]) -> None:
+        """The same for a function without state."""
+        held, context, apply = entry.held, entry.context, self._apply
+        decode, handler = entry.decode, entry.function.handler
+        context._clock_ms = self._meta.clock_ms
+        for message in messages:
+            id, payload, cause, caller, meta = message
+            if meta is not None or (held and id in held):
+                self._run_message(entry, message)
+                continue
+            context.id = id
+            context._cause = cause
+            context._caller = caller
+            try:
+                handler(context, decode(payload))
+            except Exception as error:  # noqa: BLE001  # As above.
+                context.outputs = []
+                self._fail(entry, message, error, 1, None)
+                continue
+            if context.outputs:
+                apply(entry, context)
+
+    # One message, the general way.
+
+    def _run_message(self, entry: Entry, message: QueuedRow) -> None:
+        """Run a message that has just been admitted to its address."""
+        if message[0] in entry.held:
+            self._pending.wait(entry.held, entry.typename, message)
+            return
+        meta = message[4]
+        if meta is not None and self._answered_before(entry, message, meta):
+            return
+        self._attempt(entry, message, 1, None)
+
+    def _run_held(self, entry: Entry, number: int) -> None:
+        """Run the current message of a held address, again or for the first time."""
+        self._invocations += 1
+        pending = self._pending.get(number)
+        meta = pending.meta
+        if meta is not None and pending.attempt == 1 and self._answered_before(entry, pending.queued, meta):
+            self._release(entry, pending.id)
+            return
+        self._attempt(entry, pending.queued, pending.attempt, number)
+
+    def _attempt(self, entry: Entry, message: QueuedRow, attempt: int, number: int | None) -> None:
+        """Run one message once. `number` is its pending row, when it has one already."""
+        id, payload, cause, caller, meta = message
+        context = entry.new_context()
+        context.id, context._cause, context._caller, context._meta = id, cause, caller, meta
+        context._clock_ms, context._attempt = self._meta.clock_ms, attempt
+        try:
+            value = entry.decode(payload)
+            opened = entry.open(context, self._meta.clock_ms)
+            result = entry.function.handler(context, value)
+        except Exception as error:  # noqa: BLE001  # As above.
+            self._fail(entry, message, error, attempt, number)
+            return
+        if not entry.function.is_async:
+            self._end(_Running(entry, message, context, opened), Outcome(result, None), attempt, number)
+            return
+        if number is None:
+            number = self._pending.hold(entry.held, entry.typename, message, attempt=attempt)
+        self._running[number] = _Running(entry, message, context, opened)
+        outcome = self._start(number, result)
+        if outcome is not None:
+            self._end(self._running.pop(number), outcome, attempt, number)
+
+    def _complete(self, number: int, outcome: Outcome) -> None:
+        running = self._running.pop(number)
+        running.context._clock_ms = self._meta.clock_ms
+        self._end(running, outcome, running.context._attempt, number)
+
+    def _end(self, running: _Running, outcome: Outcome, attempt: int, number: int | None) -> None:
+        """The handler has returned or raised: take over what it did, or nothing of it."""
+        entry, message, context, opened = running
+        if outcome.error is not None:
+            self._fail(entry, message, outcome.error, attempt, number)
+            return
+        meta = message[4]
+        try:
+            new, expires_ms = entry.close(context, opened, self._meta.clock_ms)
+            answer = _encode_answer(context, outcome.value) if meta is not None else b""
+        except Exception as error:  # noqa: BLE001  # As above.
+            self._fail(entry, message, error, attempt, number)
+            return
+        if new != opened.raw:
+            self._overlay.put_value(entry.cells, context.id, new)
+        if opened.collections is not None:
+            opened.collections.flush()
+        if expires_ms is not None:
+            self._delays.expire_at(context.address, expires_ms)
+        self._apply(entry, context)
+        if meta is not None:
+            self._answer(context.address, meta, answer)
+        if number is not None:
+            self._release(entry, context.id)
+
+    def _release(self, entry: Entry, id: str) -> None:
+        following = self._pending.done(entry.held, id)
+        if following is not None:
+            self._ready.append((entry, following))
+
+    # Outputs.
+
+    def _apply(self, entry: Entry, context: Context[Any]) -> None:
+        """Take over what a handler asked for. The i-th output's cause is a mix of the invocation's and i (PROTOCOL 6)."""
+        outputs, context.outputs = context.outputs, []
+        cause, single = context._cause, self._single
+        address = Address(entry.typename, context.id)
+        for index, output in enumerate(outputs, 1):
+            output_cause = (cause * GOLDEN_64 + index ^ cause >> 29) & _MASK_64
+            if type(output) is tuple:
+                target, id, payload = cast("Send", output)
+                if single:
+                    target.queue.append((id, payload, output_cause, address, None))
+                else:
+                    self._deliver(Envelope(target.typename, id, payload, output_cause, address, None))
+            else:
+                self._apply_rare(address, output, output_cause)
+
+    def _apply_rare(self, address: Address, output: Output, cause: int) -> None:
+        match output:
+            case Emitted(name, row):
+                self._batch_egress.append((name, row._replace(cause=cause)))
+            case Delayed():
+                self._delays.schedule(address, output, cause, self._meta.clock_ms)
+            case Cancel(token):
+                self._delays.cancel(address.id, token)
+            case _:
+                assert isinstance(
+                    output, Replied
+                )  # Whoever waits was answered when the invocation ended; nobody waits for this one.
+
+    def _deliver(self, envelope: Envelope) -> None:
+        """To the queue of its function here, or into the frame of the task that owns its id."""
+        task = 0 if self._single else key_group(envelope.id) % self._options.tasks
+        if task == self._options.task:
+            self._deliver_here(envelope)
+        else:
+            self._out.setdefault(task, []).append(envelope)
+
+    def _deliver_here(self, envelope: Envelope) -> None:
+        entry = self._entries.get(envelope.typename)
+        if envelope.meta is not None and envelope.meta.operation:
+            self._operate(envelope, envelope.meta)
+        elif entry is not None:
+            entry.queue.append(envelope[1:])
+        else:
+            known = ", ".join(sorted(self._entries))
+            reason = f"{envelope.typename} is no function of this application. Known: {known}."
+            self._bury(envelope, InvalidInput("PEN0105", reason), attempts=0)
+
+    def _is_new(self, attempt: int, source: int, sequence: int) -> bool:
+        """Dense sequences: a repeat is dropped, a gap is a broken log (PROTOCOL 5)."""
+        last_attempt, last = self._meta.marks.get(source, (attempt, 0))
+        if attempt > last_attempt:
+            last = 0
+        if attempt < last_attempt or sequence <= last:
+            self._duplicates += 1
+            return False
+        if sequence != last + 1:
+            raise ProtocolError(
+                "PEN0503",
+                f"Task {self._options.task} received frame {sequence} of task {source} after frame {last}. Frames are "
+                "numbered densely, so at least one is lost: this attempt ends, and the last checkpoint is restored.",
+            )
+        self._meta.marks[source] = (attempt, sequence)
+        return True
+
+    # Failures.
+
+    def _fail(self, entry: Entry, message: QueuedRow, error: BaseException, attempt: int, number: int | None) -> None:
+        """A message could not be processed: try again later, give it up, or halt, as the function's policy says."""
+        self.failures[entry.typename] = self.failures.get(entry.typename, 0) + 1
+        options = entry.function.options
+        error = self._diagnose(entry, message, error)
+        if attempt < options.attempts and not isinstance(error, InvalidInput):
+            self._retries += 1
+            due_ms = self._meta.clock_ms + options.backoff_ms(attempt)
+            if number is None:
+                self._pending.hold(entry.held, entry.typename, message, attempt=attempt + 1, due_ms=due_ms)
+            else:
+                self._pending.retry_at(number, due_ms)
+            return
+        if options.on_failure == "halt":
+            raise _halted(Address(entry.typename, message[0]), error, attempt) from error
+        self._bury(Envelope(entry.typename, *message), error, attempts=attempt)
+        if number is not None:
+            self._release(entry, message[0])
+
+    def _diagnose(self, entry: Entry, message: QueuedRow, error: BaseException) -> BaseException:
+        """Tell an undecodable message or state apart from a failing handler: trying the former again can't help."""
+        if isinstance(error, PenstockError):
+            return error
+        place = f"{entry.typename} {message[0]!r}"
+        try:
+            entry.decode(message[1])
+        except Exception as cause:  # noqa: BLE001  # Codecs raise what is quickest.
+            return entry.codec.explain(cause, message[1], place=f"Message for {place}")
+        return entry.explain_state(message[0], place=f"State of {place}") or error
+
+    def _reject(self, bad: Rejected) -> None:
+        envelope = Envelope(bad.typename, bad.id, bad.payload, 0, None, Meta(origin=bad.origin))
+        self._bury(envelope, InvalidInput(bad.code, bad.reason), attempts=0)
+
+    def _bury(self, envelope: Envelope, error: BaseException, *, attempts: int) -> None:
+        """Make a dead letter of a message, and tell whoever waits for its answer."""
+        entry = self._entries.get(envelope.typename)
+        state = entry.raw(envelope.id) if entry is not None and envelope.id else b""
+        letter = self._letters.write(envelope, error, attempts=attempts, clock_ms=self._meta.clock_ms, state=state)
+        meta = envelope.meta
+        if meta is not None and meta.request_id:
+            text = f"{letter.code} {letter.reason} It is dead letter {letter.number}."
+            self._batch_replies.append(Reply(meta.request_id, b"", text))
+
+    # Requests from outside.
+
+    def _answered_before(self, entry: Entry, message: QueuedRow, meta: Meta) -> bool:
+        """A repeat of a request whose result is kept gets that result, and the handler does not run."""
+        if not meta.idempotency_key:
+            return False
+        address = Address(entry.typename, message[0])
+        kept = self._overlay.get(_idempotency_key(address, meta))
+        if kept is None:
+            return False
+        if meta.request_id:
+            self._batch_replies.append(Reply(meta.request_id, kept))
+        return True
+
+    def _answer(self, address: Address, meta: Meta, answer: bytes) -> None:
+        """Give the caller what the invocation answered, and keep it for repeats of the request."""
+        if meta.request_id:
+            self._batch_replies.append(Reply(meta.request_id, answer))
+        if meta.idempotency_key:
+            key = _idempotency_key(address, meta)
+            self._overlay.put(key, answer)
+            self._delays.forget_at(key, self._meta.clock_ms + self._options.idempotency_keep_ms)
+
+    def _operate(self, envelope: Envelope, meta: Meta) -> None:
+        """Carry out what a person asked of the task itself. It is part of the batch like any message."""
+        operation = decode_operation(meta.operation, envelope.payload)
+        try:
+            answer = self._perform(Address(envelope.typename, envelope.id), operation)
+        except InvalidInput as error:
+            self._batch_replies.append(Reply(meta.request_id, b"", str(error)))
+        else:
+            self._batch_replies.append(Reply(meta.request_id, _encode(answer)))
+
+    def _perform(self, address: Address, operation: Operation) -> Any:
+        match operation:
+            case SetState(value, expected):
+                return self._set_state(address, value, expected)
+            case Redrive(numbers):
+                letters = [letter for number in numbers if (letter := self._letters.get(number)) is not None]
+                for letter in letters:
+                    self._deliver(self._letters.redrive(letter))
+                return len(letters)
+            case Drop(numbers):
+                found = [number for number in numbers if self._letters.get(number) is not None]
+                for number in found:
+                    self._letters.drop(number)
+                return len(found)
+            case BuryRows(egress, rows):
+                for value, cause, reason in rows:
+                    envelope = Envelope(egress, "", value, cause, None, Meta(origin=f"egress {egress}"))
+                    self._bury(envelope, InvalidInput("PEN0215", reason), attempts=0)
+                return len(rows)
+
+    def _set_state(self, address: Address, value: bytes, expected: bytes | None) -> bool:
+        entry = self._entries[address.typename]
+        raw = entry.raw(address.id)
+        if expected is not None and raw != expected:
+            raise InvalidInput(
+                "PEN0303",
+                f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
+            )
+        self._overlay.put_value(entry.cells, address.id, value)
+        return True
+
+    def _expire(self, address: Address) -> None:
+        """Look whether fields of an address have expired, and take them out."""
+        entry = self._entries.get(address.typename)
+        if entry is None:
+            return
+        new, again_ms = entry.sweep(address.id, self._meta.clock_ms)
+        if new != entry.raw(address.id):
+            self._overlay.put_value(entry.cells, address.id, new)
+        if again_ms is not None:
+            self._delays.expire_at(address, again_ms)
+
+    # The end of a turn, and the same without handlers.
+
+    def _finish(self, positions: dict[str, Any], tails: dict[str, int]) -> Effects:
+        """Close the batch: merge its rows, number its frames, and say all of it as one value."""
+        meta = self._meta
+        meta.ingress_positions.update(positions)
+        values, rows = self._overlay.take_batch()
+        frames = [self._number_frame(task, messages) for task, messages in self._out.items()]
+        effects = Effects(
+            n=self._n + 1,
+            clock_ms=meta.clock_ms,
+            invocations=self._invocations,
+            values=values,
+            rows=rows,
+            positions=positions,
+            inbox_position=meta.inbox_position,
+            marks=dict(meta.marks),
+            numbers=self._numbers(),
+            queues={
+                name: _cut_queue(entry, tails[name])
+                for name, entry in self._entries.items()
+                if entry.queue or entry.queue_head != tails[name]
+            },
+            frames=frames,
+            egress=self._batch_egress,
+            replies=self._batch_replies,
+        )
+        self._out, self._batch_egress, self._batch_replies = {}, [], []
+        self._record(effects)
+        return effects
+
+    def _number_frame(self, destination: int, messages: list[Envelope]) -> OutFrame:
+        sequence = self._meta.sequences.get(destination, 0) + 1
+        return OutFrame(destination, sequence, messages)
+
+    def _record(self, effects: Effects) -> None:
+        """What running and redoing a batch have in common: the parts of the snapshot that are not rows."""
+        self._n = effects.n
+        self._total += effects.invocations
+        if effects.invocations or effects.values or effects.rows or effects.positions or effects.queues:
+            self._changed = True
+            self._schedule.append((effects.clock_ms, effects.invocations, effects.positions))
+        for frame in effects.frames:
+            self._meta.sequences[frame.destination] = frame.sequence
+        for name, row in effects.egress:
+            if name not in self._options.eager:
+                self._egress.setdefault(name, []).append(row)
+        self._replies.extend(effects.replies)
+
+    def redo(self, effects: Effects) -> None:
+        """Apply what another run of the batch did. `effects.n` must follow the last one."""
+        assert effects.n == self._n + 1
+        meta = self._meta
+        meta.clock_ms = effects.clock_ms
+        meta.ingress_positions.update(effects.positions)
+        meta.inbox_position = effects.inbox_position
+        meta.marks = dict(effects.marks)
+        self._set_numbers(effects.numbers)
+        self._overlay.apply(effects.values, effects.rows)
+        self._delays.written(effects.rows)
+        for name, queue in effects.queues.items():
+            _apply_queue(self._entries[name], queue)
+        self._record(effects)
+
+    # Cuts.
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything happened since the last cut."""
+        return self._changed
+
+    def freeze(self, checkpoint: int) -> Frozen:
+        """Take everything since the last cut as one value, by swapping pointers: the pause of a checkpoint."""
+        queues = {}
+        for name, entry in self._entries.items():
+            ends = (entry.queue_head, entry.queue_head + len(entry.queue))
+            known = self._frozen_queues.get(name, (0, 0))
+            if ends != known:
+                queues[name] = _cut_queue(entry, known[1])
+                self._frozen_queues[name] = ends
+        layer = self._overlay.freeze(checkpoint, queues)
+        meta = self._meta
+        frozen = Frozen(
+            task=self._options.task,
+            checkpoint=checkpoint,
+            meta=TaskMeta(
+                clock_ms=meta.clock_ms,
+                inbox_position=meta.inbox_position,
+                ingress_positions=dict(meta.ingress_positions),
+                marks=dict(meta.marks),
+                sequences=dict(meta.sequences),
+                queues=dict(self._frozen_queues),
+                numbers=self._numbers(),
+                committed=dict(meta.committed),
+                schedule=self._schedule,
+            ),
+            values=layer.values,
+            rows=layer.rows,
+            queues=queues,
+            egress=self._egress,
+            replies=self._replies,
+        )
+        self._schedule, self._egress, self._replies = [], {}, []
+        self._changed = False
+        return frozen
+
+    def settle(self, checkpoint: int) -> None:
+        """COMPLETE(checkpoint) was read: what the cuts up to it contain can't be rolled back any more (PROTOCOL 12)."""
+        self._overlay.settle(checkpoint)
+
+    def committed(self, egress: str, checkpoint: int) -> None:
+        """The rows of `egress` up to `checkpoint` are committed. The next snapshot says so, which spares a restore the
+        look at the sink; the sink's own marker is what decides."""
+        self._meta.committed[egress] = max(checkpoint, self._meta.committed.get(egress, 0))
+
+    def restore(
+        self, meta: TaskMeta, queues: Mapping[str, tuple[int, int, list[QueuedRow]]], *, attempt_starts: bool = True
+    ) -> None:
+        """Continue where a snapshot was taken. The overlay holds its rows already; `queues` are head, tail and messages."""
+        self._meta = meta
+        self._meta.schedule = []
+        if attempt_starts:
+            self._meta.sequences = {}
+        self._set_numbers(meta.numbers)
+        for name, (head, tail, rows) in queues.items():
+            entry = self._entries.get(name)
+            if entry is None:
+                for row in rows:
+                    self._deliver_here(Envelope(name, *row))
+                continue
+            entry.queue.extend(rows)
+            entry.queue_head = head
+            self._frozen_queues[name] = (head, tail)
+        for number, message in self._pending.restore():
+            known = self._entries.get(message.typename)
+            if known is None:
+                self._pending.discard(number)
+                self._deliver_here(Envelope(message.typename, *message.queued))
+            elif self._pending.readmit(known.held, number, message):
+                self._ready.append((known, number))
+        self._overlay.take_batch()
+
+    def _numbers(self) -> dict[str, int]:
+        return {
+            "pending": self._pending.next_number,
+            "timer": self._delays.next_number,
+            "dead": self._letters.next_number,
+        }
+
+    def _set_numbers(self, numbers: Mapping[str, int]) -> None:
+        self._pending.next_number = numbers.get("pending", 0)
+        self._delays.next_number = numbers.get("timer", 0)
+        self._letters.next_number = numbers.get("dead", 1)
+
+    # What the driver and people ask.
+
+    @property
+    def queued(self) -> int:
+        """Messages that could run at once."""
+        return sum(len(entry.queue) for entry in self._entries.values()) + len(self._ready)
+
+    @property
+    def clock_ms(self) -> int:
+        return self._meta.clock_ms
+
+    @property
+    def meta(self) -> TaskMeta:
+        return self._meta
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        return self._entries
+
+    @property
+    def letters(self) -> DeadLetters:
+        return self._letters
+
+    def next_due_ms(self) -> int | None:
+        """When the clock alone gives this task something to do; None when it never does."""
+        due = [at for at in (self._delays.next_due_ms(), self._pending.next_retry_ms()) if at is not None]
+        return min(due, default=None)
+
+    def statistics(self) -> TaskStatistics:
+        return TaskStatistics(
+            invocations=self._total,
+            failures=sum(self.failures.values()),
+            retries=self._retries,
+            dead_letters=self._letters.written,
+            duplicate_frames=self._duplicates,
+            timers_fired=self._delays.fired,
+            queued=self.queued,
+            pending=self._pending.count,
+        )
+
+
+def _cut_queue(entry: Entry, known: int) -> QueueCut:
+    """The queue of a function, with the messages numbered `known` and later."""
+    head = entry.queue_head
+    first = max(head, known)
+    rows = list(islice(entry.queue, first - head, None))
+    return QueueCut(head, head + len(entry.queue), first, rows)
+
+
+def _apply_queue(entry: Entry, cut: QueueCut) -> None:
+    entry.queue.extend(cut.rows)
+    while len(entry.queue) > cut.tail - cut.head:
+        entry.queue.popleft()
+    entry.queue_head = cut.head
+
+
+def _encode_answer(context: Context[Any], returned: Any) -> bytes:
+    """What the caller gets: the value of `ctx.reply`, else what the handler returned. Encoded while it can still fail."""
+    value = next((output.value for output in context.outputs if type(output) is Replied), returned)
+    try:
+        return _encode(value)
+    except Exception as error:
+        raise InvalidInput(
+            "PEN0114",
+            f"{context.address} replied with {type(value).__name__}, which can't be encoded: {error}. "
+            "Reply with a Struct, a dataclass, or builtin types.",
+        ) from error
+
+
+def _idempotency_key(address: Address, meta: Meta) -> bytes:
+    return keys.encode_idempotency_key(key_group(address.id), *address, meta.idempotency_key)
+
+
+def _halted(address: Address, error: BaseException, attempts: int) -> FunctionError:
+    code, reason = describe(error)
+    return FunctionError(
+        "PEN0211",
+        f"{address} failed after {attempts} attempts, and on_failure is 'halt', so the application stops ({code} {reason}) "
+        "Correct the handler and start again: the message is processed once more.",
+        address=str(address),
+    )

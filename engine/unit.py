@@ -1,0 +1,285 @@
+"""One task at work: its core, its protocol, its inputs and its sinks, and what holds them together.
+
+    feeds -> batch -> core -> effects -> frames to the log, eager rows to their sinks
+                        |
+                     freeze -> delta -> journal;  COMPLETE -> settle, commit, fold, base
+
+Everything durable goes through the journal and the log; everything visible waits for COMPLETE, unless its egress is
+eager. One unit per task; all units of a process share one event loop, and turns of them never overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from penstock.checkpoint.control import Manifest, Part
+from penstock.checkpoint.delta import DeltaEncoder, DeltaIdentity
+from penstock.checkpoint.sinks import Completed as CheckpointCompleted
+from penstock.checkpoint.sinks import Staged
+from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
+from penstock.engine.effects import Batch, Completed, Effects, Input
+from penstock.engine.feeds import Completions, Feed
+from penstock.engine.restore import META, SETTLED_META
+from penstock.engine.sinks import EagerDriver, SinkDriver
+from penstock.engine.task import Outcome, TaskCore
+from penstock.records import EgressRow, Frozen, Reply, TaskMeta
+from penstock.router.frames import encode_frames
+from penstock.router.log import Log
+from penstock.state import keys
+from penstock.state.overlay import Overlay
+
+INVOCATIONS_MIN, INVOCATIONS_MAX = 64, 1_000
+TURN_S = 0.003
+"""Aim for the length of a turn. Twice as long halves the next one, so that a turn stays within 5 ms (PROTOCOL 8)."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Cut(NamedTuple):
+    """What the fold of a cut must put beside its rows."""
+
+    attempt: int
+    checkpoint: int
+    meta: TaskMeta
+    egress: dict[str, list[EgressRow]]
+
+
+class Writing(NamedTuple):
+    """A snapshot on its way into the journal."""
+
+    encoder: DeltaEncoder
+    frozen: Frozen
+
+
+@dataclass
+class UnitCounters:
+    """Since the unit started."""
+
+    turns: int = 0
+    delta_bytes: int = 0
+    """Since the last base."""
+    deltas: int = 0
+    frames_sent: int = 0
+
+
+class TaskUnit:
+    """See the module."""
+
+    def __init__(
+        self,
+        task: int,
+        core: TaskCore,
+        overlay: Overlay,
+        snapshot: SnapshotTask,
+        completions: Completions,
+        feeds: list[Feed],
+        sinks: dict[str, SinkDriver | EagerDriver],
+        log: Log,
+        clock: Callable[[], float],
+    ) -> None:
+        self.task = task
+        self.core = core
+        self.overlay = overlay
+        self.snapshot = snapshot
+        self.completions = completions
+        self.feeds = feeds
+        self.sinks = sinks
+        self._log = log
+        self._clock = clock
+        self._invocations_max = INVOCATIONS_MIN
+        self._cuts: deque[Cut] = deque()
+        self._folded_meta = core.meta
+        self._replies: deque[tuple[int, list[Reply]]] = deque()
+        self._deltas: deque[tuple[int, int]] = deque()
+        """Checkpoint and offset of the deltas written since the base."""
+        self._stored_rows: deque[tuple[str, int, bytes]] = deque()
+        """Egress rows that a fold put into the store, to be deleted once committed."""
+        self.counters = UnitCounters()
+
+    # Turns.
+
+    def turn(self, clock_ms: int, *, paused: bool) -> Effects | None:
+        """Take what there is to do and do some of it. None when there is nothing."""
+        began = self._clock()
+        inputs: list[Input] = self.completions.take(self._invocations_max)
+        if self.core.queued < self._invocations_max:
+            for feed in self.feeds if not paused else ():
+                inputs += feed.take(self._invocations_max)
+        due_ms = self.core.next_due_ms()
+        if not inputs and not self.core.queued and (due_ms is None or due_ms > clock_ms):
+            return None
+        effects = self.core.run(Batch(clock_ms, inputs, self._invocations_max))
+        self._send(effects)
+        self._adapt(self._clock() - began, effects.invocations)
+        self.counters.turns += 1
+        return effects
+
+    def _send(self, effects: Effects) -> None:
+        """Hand on what does not wait for a checkpoint."""
+        for frame in effects.frames:
+            stamped = self.snapshot.stamp(frame.sequence, frame.messages)
+            self._log.append(f"inbox-{frame.destination}", encode_frames([stamped]))
+            self.counters.frames_sent += 1
+        for name, row in effects.egress:
+            driver = self.sinks[name]
+            if isinstance(driver, EagerDriver):
+                driver.send(row)
+
+    def _adapt(self, took_s: float, invocations: int) -> None:
+        if took_s > 2 * TURN_S:
+            self._invocations_max = max(1, self._invocations_max // 2)
+        elif took_s < TURN_S and invocations >= self._invocations_max:
+            self._invocations_max = min(INVOCATIONS_MAX, self._invocations_max * 2)
+
+    # Checkpoints.
+
+    def cut(self, checkpoint: int, application: str, generation: int) -> Writing:
+        """Freeze the core at `checkpoint`. Pointer swaps only."""
+        frozen = self.core.freeze(checkpoint)
+        self._cuts.append(Cut(self.snapshot.attempt, checkpoint, frozen.meta, dict(frozen.egress)))
+        if frozen.replies:
+            self._replies.append((checkpoint, frozen.replies))
+        for name, rows in frozen.egress.items():
+            driver = self.sinks[name]
+            assert isinstance(driver, SinkDriver)
+            driver.handle(Staged(self.snapshot.attempt, checkpoint, rows))
+        taken = self.snapshot.cut(frozen)
+        identity = DeltaIdentity(application, self.snapshot.attempt, generation, taken.previous)
+        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen)
+
+    def written(self, writing: Writing, offset: int) -> Part:
+        """The delta is in the journal at `offset`. Returns what to acknowledge."""
+        checkpoint = writing.frozen.checkpoint
+        self._deltas.append((checkpoint, offset))
+        self.counters.delta_bytes += writing.encoder.bytes
+        self.counters.deltas += 1
+        inbox_end = self._log.end(f"inbox-{self.task}")
+        return self.snapshot.written(checkpoint, offset, writing.encoder.checksum, inbox_end=inbox_end)
+
+    def abandoned(self, checkpoint: int) -> None:
+        """The checkpoint was given up before its delta was written: its changes go into the next."""
+        if self.snapshot.writing == checkpoint:
+            self.snapshot.failed(checkpoint)
+
+    def completed(self, manifest: Manifest) -> list[Reply]:
+        """COMPLETE was read: settle, commit rows, and return the replies that may be told now."""
+        checkpoint = manifest.checkpoint
+        self.core.settle(checkpoint)
+        for driver in self.sinks.values():
+            if isinstance(driver, SinkDriver):
+                driver.handle(CheckpointCompleted(self.snapshot.attempt, checkpoint))
+        replies: list[Reply] = []
+        while self._replies and self._replies[0][0] <= checkpoint:
+            replies += self._replies.popleft()[1]
+        return replies
+
+    # Folding, and what a base needs.
+
+    def begin_fold(self) -> bool:
+        """Start to write the oldest settled cuts into the store. False when there are none."""
+        checkpoint = self.overlay.next_fold
+        if checkpoint is None:
+            return False
+        rows: list[tuple[bytes, bytes | None]] = []
+        cut: Cut | None = None
+        while self._cuts and self._cuts[0].checkpoint <= checkpoint:
+            cut = self._cuts.popleft()
+            rows += self._egress_rows(cut)
+        rows += self._committed_rows()
+        if cut is not None:
+            self._folded_meta = cut.meta
+        marker = _encode((self.snapshot.attempt, checkpoint))
+        first = [(keys.encode_meta_key("settling"), marker), *rows]
+        self.overlay.begin_fold(first, [(META, _encode(self._folded_meta)), (SETTLED_META, marker)])
+        return True
+
+    def _egress_rows(self, cut: Cut) -> list[tuple[bytes, bytes | None]]:
+        """Rows of a cut that may not be visible yet: a base must hold them."""
+        committed = self.core.meta.committed
+        rows: list[tuple[bytes, bytes | None]] = []
+        for name, emitted in cut.egress.items():
+            if cut.checkpoint > committed.get(name, 0):
+                for number, row in enumerate(emitted):
+                    key = keys.encode_egress_key(name, cut.checkpoint, number)
+                    rows.append((key, _encode((cut.attempt, row))))
+                    self._stored_rows.append((name, cut.checkpoint, key))
+        return rows
+
+    def committed(self, egress: str, checkpoint: int) -> None:
+        """The rows of `egress` up to `checkpoint` are visible: nobody needs them any more."""
+        self.core.committed(egress, checkpoint)
+        for cut in self._cuts:
+            if cut.checkpoint > checkpoint:
+                break
+            cut.egress.pop(egress, None)
+
+    def _committed_rows(self) -> list[tuple[bytes, bytes | None]]:
+        """Deletions of stored egress rows that are visible by now."""
+        committed = self.core.meta.committed
+        kept: deque[tuple[str, int, bytes]] = deque()
+        deleted: list[tuple[bytes, bytes | None]] = []
+        for name, checkpoint, key in self._stored_rows:
+            if checkpoint <= committed.get(name, 0):
+                deleted.append((key, None))
+            else:
+                kept.append((name, checkpoint, key))
+        self._stored_rows = kept
+        return deleted
+
+    def rebase(self, name: str, checkpoint: int) -> None:
+        """The base `name` holds everything up to `checkpoint`: deltas from now on build on it."""
+        while self._deltas and self._deltas[0][0] <= checkpoint:
+            self._deltas.popleft()
+        first = self._deltas[0][1] if self._deltas else -1
+        self.snapshot.rebase(BaseRef(name, checkpoint, first))
+        self.counters.delta_bytes = self.counters.deltas = 0
+
+    # What others ask.
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do, now or later, that was admitted or is waiting in a log."""
+        statistics = self.core.statistics()
+        return (
+            not statistics.queued
+            and not statistics.pending
+            and self.core.next_due_ms() is None
+            and all(getattr(feed, "behind", 0) == 0 for feed in self.feeds)
+        )
+
+
+class Suspended:
+    """Starts handlers that may suspend, as tasks of the event loop, and reports how they end."""
+
+    def __init__(self, completions: Completions, wake: Callable[[], None]) -> None:
+        self._completions = completions
+        self._wake = wake
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
+        task = asyncio.get_running_loop().create_task(handler)
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(number, ended))
+        return None
+
+    def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            error: BaseException | None = asyncio.CancelledError("the handler was cancelled")
+        else:
+            error = task.exception()
+        self._completions.add(Completed(number, None if error is not None else task.result(), error))
+        self._wake()
+
+    async def cancel_all(self) -> None:
+        """The process stops: what these handlers did is not kept, and they run again from their messages."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,178 @@
+"""The application: which functions there are, what comes in, and what goes out.
+
+An `App` is a description. Declaring checks what can be checked at once; `check` does the rest when the application
+starts, when every annotation can be resolved. It opens nothing and runs nothing: `penstock run`, the test harness and
+the tools read it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+from penstock.errors import ConfigurationError
+from penstock.functions.decorator import FunctionDecorator
+from penstock.functions.function import DEFAULT_OPTIONS, Function, FunctionOptions, OnFailure
+from penstock.functions.io import EgressSpec, IngressSpec
+from penstock.functions.state import expirations_of
+from penstock.functions.storage import Value
+from penstock.ids import check_typename
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+Migration = Callable[[dict[str, Any]], Any]
+M = TypeVar("M", bound=Migration)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ingress:
+    """A declared entry: what is read, and to which addresses its records go."""
+
+    name: str
+    spec: IngressSpec
+    to: Function[Any, Any] | str | None
+    key: str | Callable[[Any], Any] | None
+    router: Callable[[Any], Iterable[Any]] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Egress:
+    """A declared exit, as `ctx.emit` takes it."""
+
+    name: str
+    spec: EgressSpec
+
+
+class App:
+    """An application named `name`, which also names its data directory and its topics.
+
+    Raises ConfigurationError for a name that is not 1 to 64 lower-case letters, digits, `-` and `_`.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                "PEN0100",
+                f"App({name!r}): a name is 1 to 64 lower-case letters, digits, '-' and '_', because directories and "
+                "topics are named after it.",
+            )
+        self.name = name
+        self.functions: dict[str, Function[Any, Any]] = {}
+        self.ingresses: dict[str, Ingress] = {}
+        self.egresses: dict[str, Egress] = {}
+        self.migrations: dict[str, Migration] = {}
+
+    def function(
+        self,
+        typename: str,
+        *,
+        attempts: int = DEFAULT_OPTIONS.attempts,
+        backoff: str | float | timedelta = DEFAULT_OPTIONS.backoff,
+        backoff_max: str | float | timedelta = DEFAULT_OPTIONS.backoff_max,
+        on_failure: OnFailure = DEFAULT_OPTIONS.on_failure,
+        storage: Mapping[str, Value[Any]] | None = None,
+    ) -> FunctionDecorator:
+        """Declare the decorated handler as the function `typename` (`namespace/name`).
+
+        A message whose handler raises is tried `attempts` times in all, with a wait that grows from `backoff` to
+        `backoff_max`; then it becomes a dead letter, or the application stops (`on_failure="halt"`). `storage`
+        declares named values for `ctx.storage`, the dynamic form of state.
+
+        Raises ConfigurationError when the name is taken, or the handler can't be one.
+        """
+        options = FunctionOptions(
+            attempts=attempts,
+            backoff=backoff,
+            backoff_max=backoff_max,
+            on_failure=on_failure,
+            storage=dict(storage or {}),
+        )
+        names = sys._getframe(1).f_locals
+
+        def declare(handler: Callable[..., Any]) -> Function[Any, Any]:
+            function = Function.from_handler(typename, handler, options, names=names)
+            known = self.functions.get(typename)
+            if known is not None:
+                raise ConfigurationError(
+                    "PEN0103",
+                    f"{typename} is declared twice: {known.location} and {function.location}. One typename names one "
+                    "function. Rename one, or remove the import of the other.",
+                )
+            self.functions[typename] = function
+            return function
+
+        return cast("FunctionDecorator", declare)
+
+    def ingress(
+        self,
+        spec: IngressSpec,
+        *,
+        to: Function[Any, Any] | str | None = None,
+        key: str | Callable[[Any], Any] | None = None,
+        router: Callable[[Any], Iterable[Any]] | None = None,
+        name: str | None = None,
+    ) -> Ingress:
+        """Read records from `spec`.
+
+        Either all go to the function `to`, under the id that `key` gives (the name of a field, or a function of the
+        record); or `router` gives for each record any number of `(function, id, message)`. The name is what positions
+        are stored under: it defaults to `ingress-1`, `ingress-2`, ... in the order of declaration.
+
+        Raises ConfigurationError when the name is taken.
+        """
+        name = name or f"ingress-{len(self.ingresses) + 1}"
+        if name in self.ingresses:
+            raise ConfigurationError(
+                "PEN0120", f"Ingress {name!r} is declared twice. Positions are stored by name: give each its own."
+            )
+        self.ingresses[name] = Ingress(name, spec, to, key, router)
+        return self.ingresses[name]
+
+    def egress(self, name: str, spec: EgressSpec) -> Egress:
+        """Declare the exit `name` (`namespace/name`). Returns what `ctx.emit` takes.
+
+        Raises ConfigurationError when the name is taken or is no typename.
+        """
+        check_typename(name)
+        if name in self.egresses:
+            raise ConfigurationError("PEN0121", f"Egress {name!r} is declared twice. Use the one object for both.")
+        self.egresses[name] = Egress(name, spec)
+        return self.egresses[name]
+
+    def migrate(self, typename: str) -> Callable[[M], M]:
+        """Declare how the stored state of `typename` becomes what its handler takes now.
+
+        The decorated function gets one state as a dictionary, as it was stored, and returns a dictionary or an instance
+        of the new class. It runs once for every address, when the application starts on a checkpoint whose shape
+        differs; until the next checkpoint is complete, nothing has changed.
+        """
+
+        def declare(migration: M) -> M:
+            self.migrations[typename] = migration
+            return migration
+
+        return declare
+
+    def check(self) -> None:
+        """Raise ConfigurationError unless everything declared can be run."""
+        for function in self.functions.values():
+            function.resolve()
+        for typename in self.migrations:
+            if typename not in self.functions:
+                raise ConfigurationError(
+                    "PEN0122", f"A migration is declared for {typename}, which is no function of this application."
+                )
+
+    def fingerprints(self) -> dict[str, dict[str, object]]:
+        """Function -> code fingerprint, shape of its state, and whether fields of it expire: what checkpoints record."""
+        return {
+            typename: {
+                "code": function.fingerprint,
+                "state": function.state_shape(),
+                "expires": bool(expirations_of(function.state)),
+            }
+            for typename, function in self.functions.items()
+        }

@@ -1,0 +1,327 @@
+"""What a handler sees of the world while it runs: its state, its message, and the ways to reach others.
+
+A context only *records*. Everything a handler sends, emits, schedules or answers is encoded at once (so that a value
+that can't be encoded fails in the handler, and later changes to it reach nobody) and kept until the handler returns;
+the task core applies the record as a whole, or drops it as a whole when the handler raises. Takes no decision about
+delivery and performs no I/O.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from penstock.durations import parse_duration
+from penstock.errors import ConfigurationError, InvalidInput
+from penstock.ids import Address
+from penstock.records import EgressRow, Envelope, Meta, QueuedRow
+
+if TYPE_CHECKING:
+    from penstock.functions.function import Function
+    from penstock.functions.state import Storage
+
+S = TypeVar("S")
+M = TypeVar("M")
+
+
+class Target:
+    """A function as something to send to: how its messages are encoded, which types it takes, and its local queue.
+
+    One object per function and task, so that a send costs one dictionary look-up.
+    """
+
+    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "typename")
+
+    def __init__(
+        self,
+        typename: str,
+        encode: Callable[[Any], bytes],
+        *,
+        accepts: frozenset[type] | None,
+        name: str,
+        bytes_max: int,
+    ) -> None:
+        self.typename = typename
+        self.encode = encode
+        self.accepts = accepts
+        """Runtime classes a message may have; None when anything that can be encoded may be sent."""
+        self.name = name
+        """The accepted type as the user wrote it, for error messages."""
+        self.bytes_max = bytes_max
+        self.queue: deque[QueuedRow] = deque()
+
+
+class Emitted(NamedTuple):
+    """A row for the egress `name`."""
+
+    name: str
+    row: EgressRow
+
+
+class Replied(NamedTuple):
+    """The answer to whoever waits for this message."""
+
+    value: Any
+
+
+class Outlet(NamedTuple):
+    """An egress as something to emit to."""
+
+    name: str
+    encode: Callable[[Any], bytes]
+    bytes_max: int
+
+
+class Delayed(NamedTuple):
+    """A message to be sent `delay_ms` from now."""
+
+    delay_ms: int
+    target: Target
+    id: str
+    payload: bytes
+    token: str
+
+
+class Cancel(NamedTuple):
+    """The wish to call back the delayed message that `token` names."""
+
+    token: str
+
+
+Send = tuple[Target, str, bytes]
+"""A message sent: to whom, under which id, and its bytes. A bare tuple, because it is by far the most frequent output."""
+Output = Send | Delayed | Cancel | Emitted | Replied
+
+
+class MessageInfo(NamedTuple):
+    """What is known of the message being processed, besides its value."""
+
+    headers: Mapping[str, str]
+    origin: str
+    """Where it entered the application, for people; empty when a function sent it."""
+    attempt: int
+    """1 at the first try; higher when earlier tries of this message failed and were retried."""
+    idempotency_key: str
+
+
+class Egress(Protocol):
+    """What `ctx.emit` takes besides a name: the object that `App.egress` returned."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Context(Generic[S]):
+    """The world as one invocation sees it. `S` is the type of its state.
+
+    A context is valid until its handler returns; keep no reference to it.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_caller",
+        "_cause",
+        "_clock_ms",
+        "_meta",
+        "_outlets",
+        "_targets",
+        "_typename",
+        "id",
+        "outputs",
+        "state",
+        "storage",
+    )
+
+    state: S
+    """The state of this address: change it in place. It is stored when the handler returns, and left alone when it raises."""
+
+    def __init__(self, typename: str, targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]) -> None:
+        self._typename = typename
+        self._targets = targets
+        self._outlets = outlets
+        self._clock_ms = 0
+        self._caller: Address | None = None
+        self._meta: Meta | None = None
+        self._cause = 0
+        self._attempt = 1
+        self.id = ""
+        self.storage: Storage = None  # type: ignore[assignment]  # Bound by the core when the function declares storage.
+        self.outputs: list[Output] = []
+        """All the handler asked for so far, in order. The index of an output is part of its cause (PROTOCOL 6)."""
+
+    # What is given.
+
+    @property
+    def address(self) -> Address:
+        """The address this invocation runs at."""
+        return Address(self._typename, self.id)
+
+    @property
+    def caller(self) -> Address | None:
+        """The address that sent this message, or None when it came from outside."""
+        return self._caller
+
+    @property
+    def now_ms(self) -> int:
+        """Milliseconds since 1970 in UTC. Never goes back for one address, also not after a restore."""
+        return self._clock_ms
+
+    @property
+    def now(self) -> datetime:
+        """The same moment as a datetime with time zone UTC."""
+        return datetime.fromtimestamp(self._clock_ms / 1000, UTC)
+
+    @property
+    def message(self) -> MessageInfo:
+        """Headers, origin and attempt number of the message being processed."""
+        meta = self._meta
+        if meta is None:
+            return MessageInfo({}, "", self._attempt, "")
+        return MessageInfo(meta.headers, meta.origin, self._attempt, meta.idempotency_key)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A standard logger named `penstock.function.NAMESPACE/NAME` whose records carry the address."""
+        return _AddressLogger(logging.getLogger(f"penstock.function.{self._typename}"), {"address": str(self.address)})
+
+    # What can be done.
+
+    def send(self, target: Function[M, Any] | str, id: str, message: M) -> None:
+        """Send `message` to `target` (a function or its typename) under `id`.
+
+        Raises InvalidInput when the function does not take such a message, when `id` is empty, or when the encoded
+        message exceeds the size limit; ConfigurationError when no such function is registered.
+        """
+        to = self._targets.get(target)
+        if to is None:
+            raise self._unknown_function(target)
+        if to.accepts is not None and type(message) not in to.accepts:
+            raise self._not_accepted(to, id, message)
+        payload = to.encode(message)
+        if not id or len(payload) > to.bytes_max:
+            raise self._not_sendable(to, id, message, len(payload))
+        self.outputs.append((to, id, payload))
+
+    def send_after(
+        self,
+        delay: str | float | timedelta,
+        target: Function[M, Any] | str,
+        id: str,
+        message: M,
+        *,
+        token: str = "",
+    ) -> None:
+        """Send `message` once `delay` has passed: seconds, a timedelta, or text such as `"1h30m"`.
+
+        With a `token` it can be called back by `cancel`. A token is scoped to the id of the sender, across its function
+        types, and names one message: using it again before it fired moves it, the earlier message is cancelled.
+        Raises InvalidInput for a negative delay, and as `send` does.
+        """
+        delay_ms = parse_duration(delay)
+        self.send(target, id, message)
+        sent = self.outputs.pop()
+        self.outputs.append(Delayed(delay_ms, *cast("Send", sent), token))
+
+    def cancel(self, token: str) -> None:
+        """Call back the delayed message that `token` names. Nothing happens if there is none, or it has fired."""
+        if not token:
+            raise InvalidInput(
+                "PEN0111",
+                f"{self.address} cancels an empty token. Give send_after(..., token=...) a name, and cancel that.",
+            )
+        self.outputs.append(Cancel(token))
+
+    def reply(self, value: Any) -> None:
+        """Answer the caller who waits for this message (`POST /call/...`, `Client.call`).
+
+        When nobody waits, nothing happens. The caller is told only once the answer can no longer be rolled back.
+        Raises InvalidInput when the message was answered before.
+        """
+        if any(isinstance(output, Replied) for output in self.outputs):
+            raise InvalidInput(
+                "PEN0113",
+                f"{self.address} replied twice to one message. A call has one answer: keep the last ctx.reply.",
+            )
+        self.outputs.append(Replied(value))
+
+    def emit(
+        self,
+        egress: Egress | str,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        topic: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write `value` to `egress` (the object `App.egress` returned, or its typename), exactly once by default.
+
+        `key`, `topic` and `headers` are for egresses that know them; files and PostgreSQL ignore them.
+        Raises InvalidInput when the egress can't encode the value or it is too large.
+        """
+        outlet = self._outlets.get(egress)
+        if outlet is None:
+            raise self._unknown_egress(egress)
+        data = outlet.encode(value)
+        if len(data) > outlet.bytes_max:
+            raise InvalidInput(
+                "PEN0204",
+                f"Row of {_size(len(data))} from {self.address} to {outlet.name} exceeds message_bytes_max = "
+                f"{_size(outlet.bytes_max)}. Emit a smaller value, or raise message_bytes_max.",
+            )
+        encoded_key = key.encode() if isinstance(key, str) else key
+        row = EgressRow(data, 0, encoded_key, topic, tuple(headers.items()) if headers else ())
+        self.outputs.append(Emitted(outlet.name, row))
+
+    # What went wrong.
+
+    def _unknown_function(self, target: object) -> ConfigurationError:
+        name = target if isinstance(target, str) else getattr(target, "typename", repr(target))
+        known = ", ".join(sorted(key for key in self._targets if isinstance(key, str)))
+        return ConfigurationError(
+            "PEN0105", f"{self.address} sends to {name}, which is no function of this application. Known: {known}."
+        )
+
+    def _unknown_egress(self, egress: object) -> ConfigurationError:
+        name = egress if isinstance(egress, str) else getattr(egress, "name", repr(egress))
+        known = ", ".join(sorted(key for key in self._outlets if isinstance(key, str))) or "none"
+        return ConfigurationError(
+            "PEN0106",
+            f"{self.address} emits to {name}, which is no egress of this application. Known: {known}. "
+            f'Declare it: app.egress("{name}", ...).',
+        )
+
+    def _not_accepted(self, to: Target, id: str, message: object) -> InvalidInput:
+        return InvalidInput(
+            "PEN0107",
+            f"{to.typename} cannot receive {type(message).__name__}; it takes {to.name}. Sent by {self._typename} "
+            f'from id "{self.id}" to id "{id}". Add {type(message).__name__} to its annotation, or send what it takes.',
+        )
+
+    def _not_sendable(self, to: Target, id: object, message: object, size: int) -> InvalidInput:
+        if not id:
+            return InvalidInput(
+                "PEN0203",
+                f"{self.address} sends to {to.typename} with an empty id. An id names one instance: give it some text.",
+            )
+        return InvalidInput(
+            "PEN0204",
+            f'Message of {_size(size)} from {self.address} to {to.typename} "{id}" exceeds message_bytes_max = '
+            f"{_size(to.bytes_max)}. Keep large values in state and send their key, or raise message_bytes_max.",
+        )
+
+
+class _AddressLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return f"{msg} [{self.extra['address'] if self.extra else ''}]", kwargs
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count:,} bytes"
+
+
+def as_envelope(typename: str, queued: QueuedRow) -> Envelope:
+    """The message as it travels between tasks."""
+    return Envelope(typename, *queued)
