@@ -311,7 +311,7 @@ class HttpEgress:
     url: str
     method: str = "POST"
     timeout_s: float = 10.0
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     """Sent with each request. Never shown: they may hold a token."""
     delivery: Delivery = "at-least-once"
 
