@@ -1,10 +1,8 @@
-"""Where an application reads from and writes to, as plain values: `app.ingress(...,
-FileIngress("flights.csv"))`.
+"""Where an application reads from and writes to, as plain values such as `FileIngress("flights.csv")`.
 
-A declaration is checked when it is made and then never changes; it opens nothing. What it holds is read by
-the adapters in `penstock.router`. The one thing it *does* is turn an emitted value into the bytes of a row:
-that happens inside `ctx.emit`, so a value that can't be written fails the handler that emitted it, not a
-checkpoint later.
+A declaration is checked when it is made and then never changes; it opens nothing. What it holds is read by the
+adapters in `penstock.router`. The one thing it *does* is turn an emitted value into the bytes of a row: that happens
+inside `ctx.emit`, so a value that can't be written fails the handler that emitted it, not a checkpoint later.
 """
 
 from __future__ import annotations
@@ -83,8 +81,7 @@ class FileIngress:
     rate: float | None = None
     """Records per second at most; None reads as fast as they are taken."""
     record_bytes_max: int = 1 << 20
-    """A longer record becomes a dead letter. It bounds what a missing line end or quote can cost in
-    memory."""
+    """A longer record becomes a dead letter. It bounds the memory that a missing line end or quote can cost."""
 
     def __post_init__(self) -> None:
         _check_text(self.path, "FileIngress", "path", "the name of a file")
@@ -100,15 +97,14 @@ class FileIngress:
             object.__setattr__(self, "columns", _check_columns(self.columns, f"FileIngress({self.path!r})"))
         if chosen == "jsonl" and self.columns is not None:
             raise ConfigurationError(
-                "PEN0133",
+                "PEN0143",
                 f"FileIngress({self.path!r}) has columns, but JSON lines name their own fields. Remove columns.",
             )
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             raise ConfigurationError(
-                "PEN0133",
+                "PEN0143",
                 f"FileIngress({self.path!r}) has delimiter={self.delimiter!r}. Give one character that is "
-                "neither a "
-                'quote nor a line end, such as ";".',
+                'neither a quote nor a line end, such as ";".',
             )
         if self.na is not None:
             object.__setattr__(self, "na", frozenset(self.na))
@@ -119,8 +115,7 @@ class FileIngress:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorIngress:
-    """Records of a Python generator that can start anywhere: `factory(n)` yields record number n and what
-    follows.
+    """Records of a Python generator that can start anywhere: `factory(n)` yields record n and what follows.
 
     The factory is called again after a restart with the number of the first record that is not yet taken, and
     must then yield the same records as before. It returns an iterator or an asynchronous iterator. With
@@ -135,7 +130,7 @@ class GeneratorIngress:
     def __post_init__(self) -> None:
         if not callable(self.factory):
             raise ConfigurationError(
-                "PEN0131",
+                "PEN0141",
                 f"GeneratorIngress(factory={self.factory!r}) can't be called. Give a function of one "
                 "argument, the number of the record to start at.",
             )
@@ -166,7 +161,7 @@ class MemoryIngress:
         """Append records. Raises ConfigurationError after `finish`."""
         if self._finished:
             raise ConfigurationError(
-                "PEN0131",
+                "PEN0141",
                 "MemoryIngress.feed() after finish(): its end was announced. Feed first, then finish.",
             )
         self.records.extend(records)
@@ -225,12 +220,12 @@ class FileEgress:
         if (self.format == "csv") != (self.columns is not None):
             remedy = "Name them: columns=(...)" if self.format == "csv" else "Remove columns, or write CSV"
             raise ConfigurationError(
-                "PEN0133",
+                "PEN0143",
                 f"{where} writes {self.format} with columns={self.columns!r}: CSV needs them, JSON has none. {remedy}.",
             )
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.prefix):
             raise ConfigurationError(
-                "PEN0131",
+                "PEN0141",
                 f"{where} has prefix={self.prefix!r}, which begins the name of each part. Use letters, "
                 "digits, '_', '.', '-'.",
             )
@@ -301,8 +296,7 @@ _NUL_IN_JSON = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 @dataclass(frozen=True, slots=True)
 class HttpEgress:
-    """Each row is the JSON body of one request: at least once, in order, with an `Idempotency-Key` that a
-    repeat shares.
+    """Each row is the JSON body of one request: at least once, in order, with an `Idempotency-Key`.
 
     Answers 2xx accept a row; 408, 429, 5xx and silence are tried again until they pass; any other answer
     makes the row a dead letter.
@@ -319,7 +313,7 @@ class HttpEgress:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError(
-                "PEN0131",
+                "PEN0141",
                 f"HttpEgress({self.url!r}) is no address of a server. Write http://host/path or https://host/path.",
             )
         _check_choice(
@@ -461,24 +455,24 @@ def _not_writable(value: Any, destination: str, error: Exception) -> InvalidInpu
 
 def _check_text(value: object, owner: str, name: str, what: str) -> None:
     if not isinstance(value, str) or not value:
-        raise ConfigurationError("PEN0131", f"{owner}({name}={value!r}) needs {what}. Give it as text.")
+        raise ConfigurationError("PEN0141", f"{owner}({name}={value!r}) needs {what}. Give it as text.")
 
 
 def _check_positive(value: float, owner: str, name: str) -> None:
     if not value > 0:
-        raise ConfigurationError("PEN0131", f"{owner} has {name}={value!r}. Give a number above 0.")
+        raise ConfigurationError("PEN0141", f"{owner} has {name}={value!r}. Give a number above 0.")
 
 
 def _check_choice(value: object, choices: Sequence[str], what: str, remedy: str) -> None:
     if value not in choices:
-        raise ConfigurationError("PEN0130", f"{what} is {value!r}, not one of {', '.join(choices)}. {remedy}.")
+        raise ConfigurationError("PEN0140", f"{what} is {value!r}, not one of {', '.join(choices)}. {remedy}.")
 
 
 def _check_columns(columns: Iterable[str], owner: str) -> tuple[str, ...]:
     names = tuple(columns)
     if isinstance(columns, str) or not names or not all(names) or len(set(names)) < len(names):
         raise ConfigurationError(
-            "PEN0133", f"{owner} has columns={columns!r}. Give a tuple of names, none empty and none twice."
+            "PEN0143", f"{owner} has columns={columns!r}. Give a tuple of names, none empty and none twice."
         )
     return names
 
@@ -487,7 +481,7 @@ def _check_delivery(delivery: str, owner: str, *, why_not_exactly_once: str = ""
     _check_choice(delivery, _DELIVERIES, f"The delivery of {owner}", 'Leave it out, or use "at-least-once"')
     if why_not_exactly_once and delivery == "exactly-once":
         raise ConfigurationError(
-            "PEN0132",
+            "PEN0142",
             f'{owner} can\'t deliver exactly once: {why_not_exactly_once}. Use delivery="at-least-once"; '
             "or write to files or PostgreSQL, which can.",
         )

@@ -50,7 +50,7 @@ def sink_for(
             from penstock.router.postgres import PostgresSink
         except ImportError as error:
             raise ConfigurationError(
-                "PEN0136",
+                "PEN0146",
                 f"Egress {egress} writes to PostgreSQL, for which psycopg is missing. Install it: "
                 "pip install 'penstock[postgres]'.",
             ) from error
@@ -60,7 +60,7 @@ def sink_for(
 
         return HttpSink(spec)
     raise ConfigurationError(
-        "PEN0131",
+        "PEN0141",
         f"Egress {egress} has {spec!r}, which is no egress. Use FileEgress, PostgresEgress, HttpEgress, StdoutEgress "
         "or MemoryEgress.",
     )
@@ -133,7 +133,7 @@ class StdoutSink:
             self._stream.flush()
         except (OSError, ValueError) as error:
             raise Unavailable(
-                "PEN0518",
+                "PEN0528",
                 f"Standard output takes no more rows: {error}. Keep its reader running, or write to a file. The rows "
                 "are kept and tried again.",
             ) from error

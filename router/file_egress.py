@@ -132,7 +132,7 @@ class FileSink:
             owner = read_owner(self._hidden)
             who = f"process {owner.pid} ({owner.command})" if owner else "another process"
             raise Fenced(
-                "PEN0515",
+                "PEN0525",
                 f"Parts named {self._spec.prefix}-* in {self._directory} are being written by {who}. Stop it, or "
                 "give this FileEgress another directory or prefix.",
             ) from error
@@ -170,7 +170,7 @@ class FileSink:
         size = hidden.stat().st_size if hidden.exists() else 0
         if size < length:
             raise Refused(
-                "PEN0516",
+                "PEN0526",
                 f"{hidden} has {size:,} bytes, but {length:,} were committed to it: rows are missing. Restore "
                 f"{self._directory} from a backup, or move it away to start a new output. Nothing was changed.",
             )
@@ -284,7 +284,7 @@ class FileSink:
         visible = self._directory / marker.part
         if visible.exists():
             raise Refused(
-                "PEN0517",
+                "PEN0527",
                 f"{visible} exists already and is not ours. Move it away, then start again: "
                 f"{self._hidden / marker.part} takes its place. Nothing was overwritten.",
             )

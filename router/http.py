@@ -59,7 +59,7 @@ class HttpSink:
                 refused.append((index, reason))
         if refused:
             raise RowsRefused(
-                "PEN0512",
+                "PEN0522",
                 f"{self._spec.url} refuses {len(refused):,} of {len(rows):,} rows: {refused[0][1]}. They go to the "
                 "dead letters; the others were delivered.",
                 refused,
@@ -94,7 +94,7 @@ class HttpSink:
                 return problem
             backoff_s = max(backoff_s, min(retry_after_s, _BACKOFF_MAX_S))
         raise Unavailable(
-            "PEN0513",
+            "PEN0523",
             f"{self._spec.url} did not take a row in {_ATTEMPTS_MAX} attempts: {problem}. Start or repair the "
             "server; the rows are kept and sent again, each with the same Idempotency-Key.",
         )

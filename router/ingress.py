@@ -94,7 +94,7 @@ def reader_for(
         return GeneratorReader(spec)
     if isinstance(spec, MemoryIngress):
         return MemoryReader(spec)
-    raise ConfigurationError("PEN0131", f"{spec!r} is no ingress. Use FileIngress, GeneratorIngress or MemoryIngress.")
+    raise ConfigurationError("PEN0141", f"{spec!r} is no ingress. Use FileIngress, GeneratorIngress or MemoryIngress.")
 
 
 # Files.
@@ -394,8 +394,7 @@ class _LineIndex:
     """From record numbers to lines. A run of records that take one line each costs one entry."""
 
     _ENTRIES_MAX = 20_000
-    """Beyond, the older half is forgotten: only a file where records of several lines are the rule gets
-    there."""
+    """Beyond, the older half is forgotten: only a file full of records of several lines gets there."""
 
     def __init__(self) -> None:
         self._first: list[int] = []
@@ -452,8 +451,7 @@ def _inputs(pattern: str) -> list[_Input]:
 
 
 def _split_pattern(text: str) -> tuple[Path, str | None]:
-    """The directory that is fixed and the pattern below it; the whole path and None if nothing is a
-    pattern."""
+    """The directory that is fixed and the pattern below it; or the whole path, and None."""
     parts = Path(text).parts
     for index, part in enumerate(parts):
         if any(character in part for character in "*?["):
@@ -593,8 +591,7 @@ class GeneratorReader:
 
 
 class _Pump:
-    """Runs an asynchronous iterator ahead of its reader, a little, so that records are not awaited one by
-    one."""
+    """Runs an asynchronous iterator ahead of its reader, so that records are not awaited one by one."""
 
     _RECORDS_MAX = 1_000
     """A batch of the task core takes no more."""
@@ -694,8 +691,7 @@ class ThrottledReader:
     """Gives the records of another reader at no more than `rate` a second, evenly."""
 
     _BURST_S = 0.05
-    """A loop that is late by as much catches up; one that was stopped for longer does not flood what
-    follows."""
+    """A loop that is late by as much catches up; after a longer stop the rest of the time is lost."""
 
     def __init__(
         self,

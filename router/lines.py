@@ -18,9 +18,7 @@ BLOCK_BYTES = 32 << 10
 
 
 class BadRecord(NamedTuple):
-    """A record that can't be given as a value: its bytes as far as they are known, and what is wrong with
-    them.
-    """
+    """A record that can't be given as a value: its bytes, perhaps cut, and what is wrong with them."""
 
     raw: bytes
     reason: str

@@ -101,7 +101,7 @@ class PostgresSink:
                     await connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(self._table))
             except _ROW_ERRORS as error:
                 raise ConfigurationError(
-                    "PEN0511",
+                    "PEN0521",
                     f"Egress {self._egress} can't use table {self._spec.table}: {_text(error)}. Create it or grant "
                     "INSERT and SELECT on it, and CREATE on its schema for penstock_markers.",
                 ) from error
@@ -160,7 +160,7 @@ class PostgresSink:
         stored = await self._stored_marker(connection, task)
         if stored != known:
             raise Fenced(
-                "PEN0514",
+                "PEN0524",
                 f"Another process commits rows of egress {self._egress}, task {task}: the marker in penstock_markers "
                 f"is {stored}, here {known} was the last. This process stops. Run one process per data directory.",
             )
@@ -212,7 +212,7 @@ class PostgresSink:
         if not refused:
             return await self._lost(error)
         return RowsRefused(
-            "PEN0512",
+            "PEN0522",
             f"PostgreSQL refuses {len(refused):,} of {len(rows):,} rows for table {self._spec.table}: "
             f"{refused[0][1]}. They go to the dead letters; the others are written.",
             refused,
@@ -241,7 +241,7 @@ class PostgresSink:
         self._known.clear()
         await self._disconnect()
         return Unavailable(
-            "PEN0510",
+            "PEN0520",
             f"PostgreSQL does not take rows of egress {self._egress} for table {self._spec.table}: {_text(error)}. "
             "Start the server or repair the table; the rows are kept, and written exactly once when it answers.",
         )

@@ -335,24 +335,24 @@ def _check_combination(name: str, spec: IngressSpec, *, to: Any, key: Any, route
     if (to is None) == (router is None):
         given = "neither" if to is None else "both"
         raise ConfigurationError(
-            "PEN0134", f"Ingress {name} has {given} of to= and router=. Name the one function, or give a router."
+            "PEN0144", f"Ingress {name} has {given} of to= and router=. Name the one function, or give a router."
         )
     pairs = isinstance(spec, GeneratorIngress) and spec.format == "msgpack"
     if router is not None and (pairs or key is not None):
         what = "encoded messages, which a router can't look into" if pairs else "a key besides its router"
         raise ConfigurationError(
-            "PEN0134",
+            "PEN0144",
             f"Ingress {name} has {what}. A router gives the ids itself, from decoded values: remove one of them.",
         )
     if router is None and pairs == (key is not None):
         remedy = "Remove key=: the pairs hold the ids" if pairs else 'Give key="field", or a function of the value'
-        raise ConfigurationError("PEN0134", f"Ingress {name} has key={key!r}. {remedy}.")
+        raise ConfigurationError("PEN0144", f"Ingress {name} has key={key!r}. {remedy}.")
 
 
 def _check_accepted(name: str, value: Codec[Any], typename: str, target: Codec[Any]) -> None:
     if value.types and target.types and not set(value.types) <= set(target.types):
         raise ConfigurationError(
-            "PEN0135",
+            "PEN0145",
             f"Ingress {name} reads {value.name}, but {typename} takes {target.name}. Give the ingress that type, or "
             f"add {value.name} to the annotation of {typename}.",
         )
@@ -364,7 +364,7 @@ def _check_field(name: str, key: object, codec: Codec[Any]) -> None:
     for cls in codec.types:
         if cls not in _OPEN_TYPES and not _has_field(cls, key):
             raise ConfigurationError(
-                "PEN0134",
+                "PEN0144",
                 f"Ingress {name} has key={key!r}, but {cls.__name__} has no such field. Name one of its fields.",
             )
 

@@ -69,32 +69,32 @@ DSN = "postgresql://localhost/test"
         (
             lambda: FileIngress("flights.txt"),
             (
-                "PEN0130 The format of FileIngress('flights.txt') is None, not one of csv, jsonl. Give "
+                "PEN0140 The format of FileIngress('flights.txt') is None, not one of csv, jsonl. Give "
                 'format="csv" or '
                 'format="jsonl".'
             ),
         ),
-        (lambda: FileIngress(""), "PEN0131 FileIngress(path='') needs the name of a file. Give it as text."),
+        (lambda: FileIngress(""), "PEN0141 FileIngress(path='') needs the name of a file. Give it as text."),
         (
             lambda: FileIngress("a.csv", rate=0),
-            "PEN0131 FileIngress('a.csv') has rate=0. Give a number above 0.",
+            "PEN0141 FileIngress('a.csv') has rate=0. Give a number above 0.",
         ),
         (
             lambda: FileIngress("a.csv", record_bytes_max=-1),
-            "PEN0131 FileIngress('a.csv') has record_bytes_max=-1. Give a number above 0.",
+            "PEN0141 FileIngress('a.csv') has record_bytes_max=-1. Give a number above 0.",
         ),
         (
             lambda: FileIngress("a.csv", columns=("x", "x")),
-            "PEN0133 FileIngress('a.csv') has columns=('x', 'x'). Give a tuple of names, none empty and none twice.",
+            "PEN0143 FileIngress('a.csv') has columns=('x', 'x'). Give a tuple of names, none empty and none twice.",
         ),
         (
             lambda: FileIngress("a.jsonl", columns=("x",)),
-            "PEN0133 FileIngress('a.jsonl') has columns, but JSON lines name their own fields. Remove columns.",
+            "PEN0143 FileIngress('a.jsonl') has columns, but JSON lines name their own fields. Remove columns.",
         ),
         (
             lambda: FileIngress("a.csv", delimiter='"'),
             (
-                "PEN0133 FileIngress('a.csv') has delimiter='\"'. Give one character that is neither a quote nor a "
+                "PEN0143 FileIngress('a.csv') has delimiter='\"'. Give one character that is neither a quote nor a "
                 "line end, "
                 'such as ";".'
             ),
@@ -102,14 +102,14 @@ DSN = "postgresql://localhost/test"
         (
             lambda: GeneratorIngress(iter([])),  # type: ignore[arg-type]
             (
-                "PEN0131 GeneratorIngress(factory=<list_iterator>) can't be called. Give a function of one argument, "
+                "PEN0141 GeneratorIngress(factory=<list_iterator>) can't be called. Give a function of one argument, "
                 "the number of the record to start at."
             ),
         ),
         (
             lambda: GeneratorIngress(iter, format="xml"),  # type: ignore[arg-type]
             (
-                'PEN0130 The format of GeneratorIngress is \'xml\', not one of msgpack, json. Give "msgpack", "json" '
+                'PEN0140 The format of GeneratorIngress is \'xml\', not one of msgpack, json. Give "msgpack", "json" '
                 "or "
                 "leave it out."
             ),
@@ -117,58 +117,58 @@ DSN = "postgresql://localhost/test"
         (
             lambda: FileEgress("out", format="csv"),
             (
-                "PEN0133 FileEgress('out') writes csv with columns=None: CSV needs them, JSON has none. Name them: "
+                "PEN0143 FileEgress('out') writes csv with columns=None: CSV needs them, JSON has none. Name them: "
                 "columns=(...)."
             ),
         ),
         (
             lambda: FileEgress("out", columns=("a",)),
             (
-                "PEN0133 FileEgress('out') writes jsonl with columns=('a',): CSV needs them, JSON has none. Remove "
+                "PEN0143 FileEgress('out') writes jsonl with columns=('a',): CSV needs them, JSON has none. Remove "
                 "columns, or write CSV."
             ),
         ),
         (
             lambda: FileEgress("out", prefix="../x"),
             (
-                "PEN0131 FileEgress('out') has prefix='../x', which begins the name of each part. Use letters, "
+                "PEN0141 FileEgress('out') has prefix='../x', which begins the name of each part. Use letters, "
                 "digits, '_', '.', '-'."
             ),
         ),
         (
             lambda: FileEgress("out", part_seconds_max=0),
-            "PEN0131 FileEgress('out') has part_seconds_max=0. Give a number above 0.",
+            "PEN0141 FileEgress('out') has part_seconds_max=0. Give a number above 0.",
         ),
         (
             lambda: FileEgress("out", delivery="maybe"),  # type: ignore[arg-type]
             (
-                "PEN0130 The delivery of FileEgress('out') is 'maybe', not one of exactly-once, eager, "
+                "PEN0140 The delivery of FileEgress('out') is 'maybe', not one of exactly-once, eager, "
                 "at-least-once. Leave it "
                 'out, or use "at-least-once".'
             ),
         ),
         (
             lambda: PostgresEgress(DSN, ""),
-            "PEN0131 PostgresEgress(table='') needs the name of a table. Give it as text.",
+            "PEN0141 PostgresEgress(table='') needs the name of a table. Give it as text.",
         ),
         (
             lambda: HttpEgress("ftp://host/x"),
             (
-                "PEN0131 HttpEgress('ftp://host/x') is no address of a server. Write http://host/path or "
+                "PEN0141 HttpEgress('ftp://host/x') is no address of a server. Write http://host/path or "
                 "https://host/path."
             ),
         ),
         (
             lambda: HttpEgress("http://host/x", method="GET"),
             (
-                "PEN0130 The method of HttpEgress('http://host/x') is 'GET', not one of POST, PUT, PATCH. Use one "
+                "PEN0140 The method of HttpEgress('http://host/x') is 'GET', not one of POST, PUT, PATCH. Use one "
                 "that carries a body."
             ),
         ),
         (
             lambda: HttpEgress("http://host/x", delivery="exactly-once"),
             (
-                "PEN0132 HttpEgress('http://host/x') can't deliver exactly once: its rows and the marker that "
+                "PEN0142 HttpEgress('http://host/x') can't deliver exactly once: its rows and the marker that "
                 "prevents repeats "
                 'can\'t become visible in one step. Use delivery="at-least-once"; or write to files or PostgreSQL, '
                 "which "
@@ -178,7 +178,7 @@ DSN = "postgresql://localhost/test"
         (
             lambda: StdoutEgress(delivery="exactly-once"),
             (
-                "PEN0132 StdoutEgress can't deliver exactly once: its rows and the marker that prevents repeats "
+                "PEN0142 StdoutEgress can't deliver exactly once: its rows and the marker that prevents repeats "
                 "can't become "
                 'visible in one step. Use delivery="at-least-once"; or write to files or PostgreSQL, which can.'
             ),
@@ -358,5 +358,5 @@ def test_memory_ingress_tells_its_listeners_and_ends_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         ingress.feed(3)
     assert str(caught.value) == (
-        "PEN0131 MemoryIngress.feed() after finish(): its end was announced. Feed first, then finish."
+        "PEN0141 MemoryIngress.feed() after finish(): its end was announced. Feed first, then finish."
     )

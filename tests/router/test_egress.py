@@ -52,7 +52,7 @@ def test_what_is_no_egress_is_refused(tmp_path: Path) -> None:
         sink_for("out", tmp_path, application="shop", egress="shop/orders")  # type: ignore[arg-type]
 
     assert str(caught.value) == (
-        "PEN0131 Egress shop/orders has 'out', which is no egress. Use FileEgress, PostgresEgress, HttpEgress, "
+        "PEN0141 Egress shop/orders has 'out', which is no egress. Use FileEgress, PostgresEgress, HttpEgress, "
         "StdoutEgress or MemoryEgress."
     )
 
@@ -64,7 +64,7 @@ def test_without_psycopg_postgresql_is_refused(tmp_path: Path, monkeypatch: pyte
         sink_for(PostgresEgress("postgresql://host/db", "t"), tmp_path, application="shop", egress="shop/orders")
 
     assert str(caught.value) == (
-        "PEN0136 Egress shop/orders writes to PostgreSQL, for which psycopg is missing. Install it: "
+        "PEN0146 Egress shop/orders writes to PostgreSQL, for which psycopg is missing. Install it: "
         "pip install 'penstock[postgres]'."
     )
 
@@ -100,6 +100,6 @@ def test_a_broken_pipe_keeps_the_rows() -> None:
         asyncio.run(StdoutSink(Broken()).commit(0, [EgressRow(b"x", 1)], {}))
 
     assert str(caught.value) == (
-        "PEN0518 Standard output takes no more rows: [Errno 32] Broken pipe. Keep its reader running, or write to a "
+        "PEN0528 Standard output takes no more rows: [Errno 32] Broken pipe. Keep its reader running, or write to a "
         "file. The rows are kept and tried again."
     )

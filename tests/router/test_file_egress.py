@@ -171,7 +171,7 @@ async def test_a_name_that_somebody_else_took_is_not_overwritten(tmp_path: Path,
 
     assert (tmp_path / name).read_text() == "precious"
     assert str(caught.value) == (
-        f"PEN0517 {tmp_path / name} exists already and is not ours. Move it away, then start again: "
+        f"PEN0527 {tmp_path / name} exists already and is not ours. Move it away, then start again: "
         f"{tmp_path}/.penstock-part/{name} takes its place. Nothing was overwritten."
     )
     (tmp_path / name).unlink()
@@ -318,7 +318,7 @@ async def test_a_part_that_lost_committed_rows_is_refused(tmp_path: Path, clock:
         await opened(tmp_path, clock)
 
     assert str(caught.value) == (
-        f"PEN0516 {part} has 4 bytes, but 8 were committed to it: rows are missing. Restore {tmp_path} from a "
+        f"PEN0526 {part} has 4 bytes, but 8 were committed to it: rows are missing. Restore {tmp_path} from a "
         "backup, or move it away to start a new output. Nothing was changed."
     )
 
@@ -346,7 +346,7 @@ async def test_two_processes_can_not_write_the_same_parts(tmp_path: Path, clock:
         await opened(tmp_path, clock)
 
     assert str(caught.value) == (
-        f"PEN0515 Parts named part-* in {tmp_path} are being written by process {os.getpid()} (flights). Stop it, or "
+        f"PEN0525 Parts named part-* in {tmp_path} are being written by process {os.getpid()} (flights). Stop it, or "
         "give this FileEgress another directory or prefix."
     )
     other = await opened(tmp_path, clock, prefix="other")

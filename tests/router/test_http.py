@@ -136,7 +136,7 @@ async def test_a_row_that_the_server_refuses_is_named_and_the_others_arrive_once
 
     assert caught.value.refused == [(1, f"answer {status} no such airport")]
     assert str(caught.value) == (
-        f"PEN0512 {receiver.url} refuses 1 of 3 rows: answer {status} no such airport. They go to the dead letters; "
+        f"PEN0522 {receiver.url} refuses 1 of 3 rows: answer {status} no such airport. They go to the dead letters; "
         "the others were delivered."
     )
     assert [int(key, 16) for _, _, key in receiver.requests] == [1, 2, 3, 4]
@@ -152,7 +152,7 @@ async def test_after_an_outage_only_what_is_missing_is_sent_again() -> None:
 
     assert [int(key, 16) for _, _, key in receiver.requests] == [1, 2, 2, 2, 2, 2, 2, 2]
     assert str(caught.value) == (
-        f"PEN0513 {receiver.url} did not take a row in 6 attempts: answer 503 busy. Start or repair the server; the "
+        f"PEN0523 {receiver.url} did not take a row in 6 attempts: answer 503 busy. Start or repair the server; the "
         "rows are kept and sent again, each with the same Idempotency-Key."
     )
 
@@ -184,5 +184,5 @@ async def test_an_address_without_a_server_is_a_failure() -> None:
     await server.wait_closed()
 
     async with sending(f"http://127.0.0.1:{port}/") as sink:
-        with pytest.raises(Unavailable, match=r"PEN0513 .* did not take a row in 6 attempts: ClientConnectorError"):
+        with pytest.raises(Unavailable, match=r"PEN0523 .* did not take a row in 6 attempts: ClientConnectorError"):
             await sink.commit(0, rows(1), {1: 1})

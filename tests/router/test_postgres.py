@@ -137,7 +137,7 @@ async def test_rows_that_the_table_refuses_are_named_and_nothing_of_the_commit_s
 
     assert [index for index, _ in caught.value.refused] == [1, 3, 4]
     assert str(caught.value) == (
-        'PEN0512 PostgreSQL refuses 3 of 5 rows for table Delays: new row for relation "Delays" violates check '
+        'PEN0522 PostgreSQL refuses 3 of 5 rows for table Delays: new row for relation "Delays" violates check '
         'constraint "Delays_n_check" (23514). They go to the dead letters; the others are written.'
     )
     assert numbers(dsn) == []
@@ -176,7 +176,7 @@ async def test_a_broken_connection_leaves_rows_and_marker_together_in_or_out(dsn
         await sink.commit(0, rows(2), {1: 2})
 
     assert str(caught.value) == (
-        "PEN0510 PostgreSQL does not take rows of egress flights/delays for table Delays: terminating connection due "
+        "PEN0520 PostgreSQL does not take rows of egress flights/delays for table Delays: terminating connection due "
         "to administrator command. Start the server or repair the table; the rows are kept, and written exactly once "
         "when it answers."
     )
@@ -268,7 +268,7 @@ async def test_a_server_that_is_down_is_tried_with_growing_waits_and_found_again
     try:
         with pytest.raises(Unavailable):
             await sink.commit(0, rows(2), {1: 2})
-        with pytest.raises(Unavailable, match="PEN0510 PostgreSQL does not take rows of egress flights/delays"):
+        with pytest.raises(Unavailable, match="PEN0520 PostgreSQL does not take rows of egress flights/delays"):
             await sink.read_marker(0)
         assert waits[-3:] == [0.1, 0.2, 0.4]
     finally:
@@ -307,7 +307,7 @@ async def test_a_rival_with_the_same_name_is_noticed_before_anything_is_written(
         await first.commit(0, rows(1), {1: 6})
 
     assert str(caught.value) == (
-        "PEN0514 Another process commits rows of egress flights/delays, task 0: the marker in penstock_markers is "
+        "PEN0524 Another process commits rows of egress flights/delays, task 0: the marker in penstock_markers is "
         "{2: 7}, here {} was the last. This process stops. Run one process per data directory."
     )
     assert numbers(dsn) == [1]
@@ -336,7 +336,7 @@ async def test_a_missing_table_is_named_at_the_start(dsn: str) -> None:
         await sink.open()
 
     assert str(caught.value) == (
-        'PEN0511 Egress flights/delays can\'t use table flights.none: relation "flights.none" does not exist. Create '
+        'PEN0521 Egress flights/delays can\'t use table flights.none: relation "flights.none" does not exist. Create '
         "it or grant INSERT and SELECT on it, and CREATE on its schema for penstock_markers."
     )
     await sink.close(final=True)

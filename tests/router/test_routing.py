@@ -287,7 +287,7 @@ def test_bad_records_do_not_shift_the_others() -> None:
             CSV,
             {"to": None},
             (
-                "PEN0134 Ingress flights/departures has neither of to= and router=. Name the one function, or give a "
+                "PEN0144 Ingress flights/departures has neither of to= and router=. Name the one function, or give a "
                 "router."
             ),
         ),
@@ -295,7 +295,7 @@ def test_bad_records_do_not_shift_the_others() -> None:
             CSV,
             {"router": fan_out},
             (
-                "PEN0134 Ingress flights/departures has both of to= and router=. Name the one function, or give a "
+                "PEN0144 Ingress flights/departures has both of to= and router=. Name the one function, or give a "
                 "router."
             ),
         ),
@@ -303,7 +303,7 @@ def test_bad_records_do_not_shift_the_others() -> None:
             CSV,
             {"to": None, "router": fan_out},
             (
-                "PEN0134 Ingress flights/departures has a key besides its router. A router gives the ids itself, "
+                "PEN0144 Ingress flights/departures has a key besides its router. A router gives the ids itself, "
                 "from decoded values: remove one of them."
             ),
         ),
@@ -311,25 +311,25 @@ def test_bad_records_do_not_shift_the_others() -> None:
             generated("msgpack"),
             {"to": None, "key": None, "router": fan_out},
             (
-                "PEN0134 Ingress flights/departures has encoded messages, which a router can't look into. A router "
+                "PEN0144 Ingress flights/departures has encoded messages, which a router can't look into. A router "
                 "gives the ids itself, from decoded values: remove one of them."
             ),
         ),
         (
             CSV,
             {"key": None},
-            'PEN0134 Ingress flights/departures has key=None. Give key="field", or a function of the value.',
+            'PEN0144 Ingress flights/departures has key=None. Give key="field", or a function of the value.',
         ),
         (
             generated("msgpack"),
             {},
-            "PEN0134 Ingress flights/departures has key='origin'. Remove key=: the pairs hold the ids.",
+            "PEN0144 Ingress flights/departures has key='origin'. Remove key=: the pairs hold the ids.",
         ),
         (
             CSV,
             {"key": "orgin"},
             (
-                "PEN0134 Ingress flights/departures has key='orgin', but Flight has no such field. Name one of its "
+                "PEN0144 Ingress flights/departures has key='orgin', but Flight has no such field. Name one of its "
                 "fields."
             ),
         ),
@@ -337,7 +337,7 @@ def test_bad_records_do_not_shift_the_others() -> None:
             CSV,
             {"value_codec": codec_for(Note), "key": "text"},
             (
-                "PEN0135 Ingress flights/departures reads Note, but flights/airport takes Flight. Give the ingress "
+                "PEN0145 Ingress flights/departures reads Note, but flights/airport takes Flight. Give the ingress "
                 "that type, or add Note to the annotation of flights/airport."
             ),
         ),
