@@ -28,7 +28,7 @@ from penstock.checkpoint.sinks import (
 from penstock.engine.logs import logger
 from penstock.errors import PenstockError, Unavailable
 from penstock.records import EgressRow
-from penstock.router.egress import RowsRefused, Sink
+from penstock.router.sink import RowsRefused, Sink
 
 EAGER_ROWS_MAX = 1_000
 EAGER_RETRY_S = 0.1

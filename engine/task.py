@@ -15,9 +15,9 @@ come back as `Completed` inputs. It never sends: whoever calls `run` performs th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -39,16 +39,20 @@ from penstock.engine.letters import DeadLetters, describe
 from penstock.engine.operations import BuryRows, Drop, Operation, Redrive, SetState, decode_operation
 from penstock.engine.pending import Pending
 from penstock.errors import FunctionError, InvalidInput, PenstockError, ProtocolError
+from penstock.functions.answers import encode_answer
 from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied, Send
 from penstock.functions.function import Function
 from penstock.ids import GOLDEN_64, Address, key_group
 from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta
 from penstock.state import keys
-from penstock.state.overlay import ABSENT, Overlay
+from penstock.state.overlay import ABSENT, Cells, Overlay
 
 SLICE_MESSAGES = 128
 """Messages of one function that run before the next function has its turn: large enough to spread the set-up of the
 loop (1 us), small enough that a flood for one function does not starve the others."""
+
+MISS_SAMPLE = 32
+"""Ids of a column looked at to tell whether the cache holds most of them."""
 
 _MASK_64 = (1 << 64) - 1
 _encode = msgspec.msgpack.Encoder().encode
@@ -172,12 +176,30 @@ class TaskCore:
             case Completed(number, value, error):
                 self._complete(number, Outcome(value, error))
 
-    def _admit_column(self, typename: str, ids: Any, payloads: Any, cause: int) -> None:
+    def _admit_column(self, typename: str, ids: Sequence[str], payloads: Sequence[bytes], cause: int) -> None:
+        """Records for one function. Nothing waits before them in the usual case, so they need not be queued."""
         entry = self._entries[typename]
-        if entry.has_state and len(ids) > 1:
+        count = len(ids)
+        causes = range(cause, cause + count)
+        if not self._single:
+            for id, payload, each in zip(ids, payloads, causes, strict=True):
+                self._deliver(Envelope(typename, id, payload, each, None, None))
+            return
+        if entry.has_state and self._misses_often(entry.cells, ids):
             self._overlay.prefetch(entry.cells, ids)
-        causes = range(cause, cause + len(ids))
-        entry.queue.extend((id, payload, c, None, None) for id, payload, c in zip(ids, payloads, causes, strict=True))
+        messages = zip(ids, payloads, causes, repeat(None), repeat(None))  # noqa: B905  # `repeat` has no end.
+        if entry.plain and not entry.queue:
+            self._count(entry, count)
+            self._run_plain_or_stateless(entry, messages)
+        else:
+            entry.queue.extend(messages)
+
+    @staticmethod
+    def _misses_often(cells: Cells, ids: Sequence[str]) -> bool:
+        """Whether enough of the ids are not cached for one look-up of them all to be cheaper than many."""
+        young = cells.young
+        sample = ids[:: max(1, len(ids) // MISS_SAMPLE)]
+        return sum(id not in young for id in sample) * 8 > len(sample)
 
     def _wake_due(self, count_max: int) -> None:
         """Deliver what the clock has made due: delayed messages, retries, expirations."""
@@ -207,17 +229,24 @@ class TaskCore:
         popleft = entry.queue.popleft
         messages = [popleft() for _ in range(count)]
         entry.queue_head += count
-        self._invocations += count
-        self.messages[entry.typename] = self.messages.get(entry.typename, 0) + count
-        if entry.plain and entry.has_state:
-            self._run_plain(entry, messages)
-        elif entry.plain:
-            self._run_stateless(entry, messages)
+        self._count(entry, count)
+        if entry.plain:
+            self._run_plain_or_stateless(entry, messages)
         else:
             for message in messages:
                 self._run_message(entry, message)
 
-    def _run_plain(self, entry: Entry, messages: list[QueuedRow]) -> None:
+    def _count(self, entry: Entry, count: int) -> None:
+        self._invocations += count
+        self.messages[entry.typename] = self.messages.get(entry.typename, 0) + count
+
+    def _run_plain_or_stateless(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
+        if entry.has_state:
+            self._run_plain(entry, messages)
+        else:
+            self._run_stateless(entry, messages)
+
+    def _run_plain(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
         """The hot path: a synchronous handler with a typed state or none. One screen, and every name local."""
         held, context, cells = entry.held, entry.context, entry.cells
         young, dirty = cells.young, cells.dirty
@@ -252,7 +281,7 @@ class TaskCore:
             if context.outputs:
                 apply(entry, context)
 
-    def _run_stateless(self, entry: Entry, messages: list[QueuedRow]) -> None:
+    def _run_stateless(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
         """The same for a function without state."""
         held, context, apply = entry.held, entry.context, self._apply
         decode, handler = entry.decode, entry.function.handler
@@ -755,14 +784,7 @@ def _apply_queue(entry: Entry, cut: QueueCut) -> None:
 def _encode_answer(context: Context[Any], returned: Any) -> bytes:
     """What the caller gets: the value of `ctx.reply`, else what the handler returned. Encoded while it can still fail."""
     value = next((output.value for output in context.outputs if type(output) is Replied), returned)
-    try:
-        return _encode(value)
-    except Exception as error:
-        raise InvalidInput(
-            "PEN0114",
-            f"{context.address} replied with {type(value).__name__}, which can't be encoded: {error}. "
-            "Reply with a Struct, a dataclass, or builtin types.",
-        ) from error
+    return encode_answer(context.address, value)
 
 
 def _idempotency_key(address: Address, meta: Meta) -> bytes:

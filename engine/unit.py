@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from penstock.checkpoint.delta import DeltaEncoder, DeltaIdentity
 from penstock.checkpoint.sinks import Completed as CheckpointCompleted
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
-from penstock.engine.effects import Batch, Completed, Effects, Input
+from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input
 from penstock.engine.feeds import Completions, Feed
 from penstock.engine.restore import META, SETTLED_META
 from penstock.engine.sinks import EagerDriver, SinkDriver
@@ -82,6 +83,8 @@ class TaskUnit:
         sinks: dict[str, SinkDriver | EagerDriver],
         log: Log,
         clock: Callable[[], float],
+        *,
+        invocations_max: int = INVOCATIONS_MAX,
     ) -> None:
         self.task = task
         self.core = core
@@ -92,9 +95,10 @@ class TaskUnit:
         self.sinks = sinks
         self._log = log
         self._clock = clock
-        self._invocations_max = INVOCATIONS_MIN
+        self._invocations_bound = invocations_max
+        self._invocations_max = min(INVOCATIONS_MIN, invocations_max)
         self._cuts: deque[Cut] = deque()
-        self._folded_meta = core.meta
+        self._folded_meta = deepcopy(core.meta)  # What was restored: the core goes on changing its own.
         self._replies: deque[tuple[int, list[Reply]]] = deque()
         self._deltas: deque[tuple[int, int]] = deque()
         """Checkpoint and offset of the deltas written since the base."""
@@ -107,10 +111,16 @@ class TaskUnit:
     def turn(self, clock_ms: int, *, paused: bool) -> Effects | None:
         """Take what there is to do and do some of it. None when there is nothing."""
         began = self._clock()
-        inputs: list[Input] = self.completions.take(self._invocations_max)
-        if self.core.queued < self._invocations_max:
-            for feed in self.feeds if not paused else ():
-                inputs += feed.take(self._invocations_max)
+        inputs = self.completions.take(self._invocations_max)
+        room = self._invocations_max - self.core.queued
+        if room > 0 and not paused:
+            self.feeds.append(self.feeds.pop(0))  # Each is first in its turn.
+            for feed in self.feeds:
+                taken = feed.take(room)
+                inputs += taken
+                room -= sum(map(_size, taken))
+                if room <= 0:
+                    break
         due_ms = self.core.next_due_ms()
         if not inputs and not self.core.queued and (due_ms is None or due_ms > clock_ms):
             return None
@@ -135,7 +145,7 @@ class TaskUnit:
         if took_s > 2 * TURN_S:
             self._invocations_max = max(1, self._invocations_max // 2)
         elif took_s < TURN_S and invocations >= self._invocations_max:
-            self._invocations_max = min(INVOCATIONS_MAX, self._invocations_max * 2)
+            self._invocations_max = min(self._invocations_bound, self._invocations_max * 2)
 
     # Checkpoints.
 
@@ -252,6 +262,19 @@ class TaskUnit:
             and self.core.next_due_ms() is None
             and all(getattr(feed, "behind", 0) == 0 for feed in self.feeds)
         )
+
+
+def _size(item: Input) -> int:
+    """Messages that an input holds."""
+    match item:
+        case Column():
+            return len(item.ids)
+        case Deliveries():
+            return len(item.envelopes)
+        case FrameInput():
+            return len(item.frame.messages)
+        case Completed():
+            return 1
 
 
 class Suspended:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -61,11 +62,12 @@ from penstock.functions.context import Outlet
 from penstock.functions.types import codec_for
 from penstock.ids import Address, Offset, key_group
 from penstock.records import EgressRow, Envelope, Reply
-from penstock.router.egress import Sink, sink_for
+from penstock.router.egress import sink_for
 from penstock.router.embedded import EmbeddedLog
 from penstock.router.ingress import reader_for
 from penstock.router.requests import encode_request
 from penstock.router.routing import IngressRouter
+from penstock.router.sink import Sink
 from penstock.state.backend import Backend
 from penstock.state.rocksdb import RocksBackend, RocksMemory
 from penstock.state.rocksdb import restore as restore_base
@@ -77,6 +79,7 @@ BASE_BYTES = 128 << 20
 BASE_DELTAS = 2_000
 UNREFERENCED_S = 3_600
 STORAGE_RETRY_S = 1.0
+SWITCH_INTERVAL_S = 0.0005
 ENCODE_S = 0.001
 """CPU time spent on a delta between two turns."""
 GENERATION = 1
@@ -136,21 +139,29 @@ class Worker:
         self.started_at = clock()
         self.ready = False
         self.checkpoint_durations_ms: list[float] = []
+        """Of the last 1,000."""
+        self.checkpoint_duration_ms_sum = 0.0
+        """Of all since the start."""
         self.recovery = Recovery(0, 0, 0, 0.0, ())
         self.storage_error = ""
         """Why nothing can be made durable at present; empty when all is well."""
 
     # The life of a worker.
 
-    async def run(self) -> None:
-        """Start, run until `stop` is called or the work is done, and stop. Raises what made it fail."""
+    async def run(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Start, run until `stop` is called or the work is done, and stop. Raises what made it fail.
+
+        `started` runs between the start and the first turn: there a caller opens what serves this worker.
+        """
         await self.start()
         try:
-            await self._turns()
+            if started is not None:
+                await started()
+            await self.serve()
         except BaseException:
             await self._abort()
             raise
-        await self._finish()
+        await self.finish()
 
     async def start(self) -> None:
         """Restore and get ready. Raises ConfigurationError, Refused, Fenced or CorruptSnapshot, with nothing changed."""
@@ -165,6 +176,8 @@ class Worker:
         except BaseException:
             await self._abort()
             raise
+        # Under load a thread that has synced a file would wait 5 ms (the default) for each return into the interpreter.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.ready = True
 
     def stop(self) -> None:
@@ -405,7 +418,8 @@ class Worker:
 
     # Turns.
 
-    async def _turns(self) -> None:
+    async def serve(self) -> None:
+        """Take turns until `stop` is called, the work is done, or something fails for good, which is raised."""
         while self._fatal is None and not self._stopping:
             now_ms = int(self._clock() * 1000)
             worked = False
@@ -519,7 +533,9 @@ class Worker:
         manifest, offset = self._append(checkpoint, writings)
         await self._flush()
         self._history.apply(offset, Complete(manifest))
-        self.checkpoint_durations_ms.append((time.perf_counter() - began) * 1000)
+        took_ms = (time.perf_counter() - began) * 1000
+        self.checkpoint_duration_ms_sum += took_ms
+        self.checkpoint_durations_ms.append(took_ms)
         del self.checkpoint_durations_ms[:-1000]
         self._perform(self._coordinator.handle(Durable(self._clock() * 1000, cost_s * 1000)))
         self._wake()
@@ -720,7 +736,7 @@ class Worker:
 
     # The end.
 
-    async def _finish(self) -> None:
+    async def finish(self) -> None:
         """Stop in an orderly way: what is done is checkpointed and committed, what is not stays in the snapshot."""
         try:
             async with asyncio.timeout(self.config.stop_timeout_ms / 1000):
@@ -797,9 +813,31 @@ class Worker:
         return self._ingresses
 
     @property
+    def completed(self) -> int:
+        """Checkpoints completed since the start."""
+        return self._coordinator.completed
+
+    @property
     def checkpoints(self) -> Sequence[Retained]:
         """The retained checkpoints, oldest first."""
         return list(self._history.checkpoints.values())
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    @property
+    def coordinator(self) -> Coordinator:
+        return self._coordinator
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    @property
+    def calls_in_flight(self) -> int:
+        return len(self._waiting)
 
     def unit_of(self, id: str) -> TaskUnit:
         """The task that owns an id."""
