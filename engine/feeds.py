@@ -57,6 +57,8 @@ class IngressFeed:
         self.records = 0
         """Read since the feed started."""
 
+        self.records_total = 0
+        """Read since the beginning of the input, as far as is known: 0 until the feed has read."""
     def seek(self, position: Any) -> None:
         self._reader.seek(position)
 
@@ -70,6 +72,7 @@ class IngressFeed:
         self.done = chunk.done
         self.records += len(chunk.records)
         return [self._route(chunk)]
+        self.records_total = chunk.first + len(chunk.records)
 
     def origin_of(self, cause: int) -> str:
         """Where the record with this cause stands; empty when it is none of this ingress."""

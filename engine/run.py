@@ -1,0 +1,49 @@
+"""Runs an application from a Python program, in the foreground, until its input ends or the program is told to stop.
+
+What always holds: SIGINT and SIGTERM stop the worker in an orderly way, as `penstock run` does; when `run` returns, all
+output is committed. Leaves everything else to the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from penstock.engine.config import Config
+from penstock.engine.worker import Worker
+from penstock.functions.app import App
+
+Watch = Callable[[Worker], Coroutine[Any, Any, None]]
+"""What is to run beside a worker, for instance a progress bar. It is cancelled when the worker has ended."""
+
+
+def run(app: App, config: Config | None = None, *, watch: Watch | None = None) -> Worker:
+    """Run `app` and return its worker, which tells what it did. Raises what made it fail.
+
+    Without a configuration it runs until every ingress has ended, on a temporary directory: nothing is left behind.
+    """
+    if config is not None:
+        return asyncio.run(_run(Worker(app, config), watch))
+    with TemporaryDirectory(prefix=f"{app.name}-") as directory:
+        return asyncio.run(_run(Worker(app, Config(directory=Path(directory), until_done=True, port=None)), watch))
+
+
+async def _run(worker: Worker, watch: Watch | None) -> Worker:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError, ValueError):  # No signals outside the main thread, nor on Windows.
+            loop.add_signal_handler(number, worker.stop)
+    watching = asyncio.create_task(watch(worker)) if watch is not None else None
+    try:
+        await worker.run()
+    finally:
+        if watching is not None:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+    return worker
