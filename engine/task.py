@@ -362,7 +362,7 @@ class TaskCore:
         meta = message[4]
         try:
             new, expires_ms = entry.close(context, opened, self._meta.clock_ms)
-            answer = _encode_answer(context, outcome.value) if meta is not None else b""
+            answer = _encode_answer(context, outcome.value) if meta is not None and _is_awaited(meta) else b""
         except Exception as error:  # noqa: BLE001  # As above.
             self._fail(entry, message, error, attempt, number)
             return
@@ -373,7 +373,7 @@ class TaskCore:
         if expires_ms is not None:
             self._delays.expire_at(context.address, expires_ms)
         self._apply(entry, context)
-        if meta is not None:
+        if meta is not None and _is_awaited(meta):
             self._answer(context.address, meta, answer)
         if number is not None:
             self._release(entry, context.id)
@@ -753,6 +753,10 @@ class TaskCore:
         due = [at for at in (self._delays.next_due_ms(), self._pending.next_retry_ms()) if at is not None]
         return min(due, default=None)
 
+    def next_retry_ms(self) -> int | None:
+        """When the next failed message is tried again; None when none waits for that."""
+        return self._pending.next_retry_ms()
+
     def statistics(self) -> TaskStatistics:
         return TaskStatistics(
             invocations=self._total,
@@ -779,6 +783,11 @@ def _apply_queue(entry: Entry, cut: QueueCut) -> None:
     while len(entry.queue) > cut.tail - cut.head:
         entry.queue.popleft()
     entry.queue_head = cut.head
+
+
+def _is_awaited(meta: Meta) -> bool:
+    """Whether the answer is of use: somebody waits for it, or it is kept for repeats of the request."""
+    return bool(meta.request_id or meta.idempotency_key)
 
 
 def _encode_answer(context: Context[Any], returned: Any) -> bytes:

@@ -16,11 +16,12 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Any,
     Final,
     Generic,
@@ -41,7 +42,10 @@ from penstock.functions.shapes import Shape
 from penstock.functions.state import check_state_class, state_incompatibilities, state_shape
 from penstock.functions.storage import Value, check_storage, storage_incompatibilities
 from penstock.functions.types import Codec, codec_for, derives_from, type_text
-from penstock.ids import check_typename
+from penstock.ids import Address, check_typename
+
+if TYPE_CHECKING:
+    from penstock.functions.trial import Trial
 
 M_contra = TypeVar("M_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
@@ -232,6 +236,38 @@ class Function(Generic[M_contra, R_co]):
 
     def __call__(self, context: Any, message: M_contra) -> Any:
         return self.handler(context, message)
+
+    def test(
+        self,
+        message: M_contra,
+        /,
+        *,
+        id: str,
+        state: Any = None,
+        storage: Mapping[str, Any] | None = None,
+        caller: Address | None = None,
+        now: datetime | None = None,
+        headers: Mapping[str, str] | None = None,
+        attempt: int = 1,
+    ) -> Trial:
+        """Run the handler once, for a test, and return what it did: `airport.test(Departure("AA"), id="JFK").sent`.
+
+        Without `state` (or `storage`, its dynamic form) the address has none yet. What the handler raises is
+        raised. Nothing runs besides it: for functions together, use `penstock.testing.Harness`.
+        """
+        from penstock.functions.trial import START, run_trial
+
+        return run_trial(
+            self,
+            message,
+            id=id,
+            state=state,
+            storage=storage,
+            caller=caller,
+            now=now or START,
+            headers=headers,
+            attempt=attempt,
+        )
 
     def __repr__(self) -> str:
         return f"<Function {self.typename} {self.location}>"

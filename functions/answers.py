@@ -1,0 +1,41 @@
+"""Answers to whoever waits for a message: a value in msgpack, whatever its type, so that every client can read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from penstock.errors import InvalidInput
+from penstock.functions.codecs import Codec, MsgspecCodec
+from penstock.functions.types import codec_for
+from penstock.ids import Address
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+def encode_answer(address: Address, value: Any) -> bytes:
+    """The answer that `address` gives. Raises InvalidInput for a value that can't be written."""
+    try:
+        return _encode(value)
+    except Exception:  # noqa: BLE001  # Not a type msgspec knows; perhaps one of those with a codec of their own.
+        pass
+    try:
+        return _encode(codec_for(type(value)).to_builtins(value))
+    except Exception as error:
+        raise InvalidInput(
+            "PEN0208",
+            f"{address} replied with {type(value).__name__}, which can't be encoded: {error}. "
+            "Reply with a Struct, a dataclass, or builtin types.",
+        ) from error
+
+
+def decode_answer(data: bytes, codec: Codec[Any]) -> Any:
+    """The value of an answer, as `codec` has it; in builtin types where the answer is of another type."""
+    try:
+        if isinstance(codec, MsgspecCodec):
+            return codec.decode(data)
+        return codec.convert(_decode(data))
+    except Exception:  # noqa: BLE001  # `ctx.reply` may answer with anything, whatever the handler returns.
+        return _decode(data)
