@@ -1,0 +1,622 @@
+"""A small application on a simulated log, disk, clock and network: one seed, one run.
+
+The world drives the real cores as a worker does, but one action at a time, and between any two of them anything may
+happen that its mix allows. It knows nothing of what is right: it tells the invariants what happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+from penstock.checkpoint import coordinator as coordinator_module
+from penstock.checkpoint import recovery as recovery_module
+from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, Part
+from penstock.checkpoint.coordinator import (
+    Abandoned,
+    Acknowledged,
+    Action,
+    Announce,
+    Begin,
+    Coordinator,
+    CoordinatorOptions,
+    Durable,
+    Failed,
+    Tick,
+    Write,
+)
+from penstock.checkpoint.recovery import History
+from penstock.checkpoint.retention import Retained, Retention, decide, truncation_point
+from penstock.checkpoint.sinks import Restored as RowsRestored
+from penstock.checkpoint.snapshot import SnapshotTask
+from penstock.engine import journal as journal_module
+from penstock.engine.feeds import Completions, RequestFeed, request_envelope
+from penstock.engine.journal import PARTITION, Journal
+from penstock.engine.restore import Restored, restore_task
+from penstock.engine.task import Start, TaskCore, TaskOptions
+from penstock.errors import CorruptSnapshot
+from penstock.functions.context import Outlet
+from penstock.ids import Address, Offset, key_group
+from penstock.records import Envelope, Reply
+from penstock.router.requests import encode_request
+from penstock.state.backend import Backend
+from penstock.state.memory import MemoryBackend
+from tests.simulation.database import Database, SimulatedDriver
+from tests.simulation.dice import Dice
+from tests.simulation.invariants import Invariant, Violation, all_invariants
+from tests.simulation.log import Producer, SimulatedLog
+from tests.simulation.mix import Mix, Move
+from tests.simulation.node import GENERATION, Handlers, Node, sources_of
+from tests.simulation.walks import EGRESS, FUNCTIONS, IDS, NATURE, OUT, WALKS, Step, encode_step
+
+IDS_RESERVED = 3
+"""Few, so that ids are used up and reserved again within a schedule."""
+TIMEOUT_MS = 150
+ROUNDS_MAX = 300
+"""Of fair scheduling without faults, until everything must have been done."""
+INDEX = Path("index")
+_OUTLETS = {EGRESS: Outlet(EGRESS, OUT.spec.encode, 1 << 20)}
+_FINGERPRINTS = WALKS.fingerprints()
+
+
+class Client:
+    """Somebody outside who asks until there is an answer."""
+
+    def __init__(self, walk: int, address: Address) -> None:
+        self.walk = walk
+        self.address = address
+        self.asked = 0
+        self.answer: Reply | None = None
+
+    def request(self) -> Envelope:
+        self.asked += 1
+        name = f"{self.walk}-{self.asked}"
+        payload = encode_step(Step(self.walk, 0))
+        return request_envelope(self.address, payload, request_id=name, idempotency_key=f"key-{self.walk}")
+
+
+class Run:
+    """One attempt: its coordinator, its tasks, and what is on its way between them."""
+
+    def __init__(self, attempt: AttemptBegun, coordinator: Coordinator) -> None:
+        self.attempt = attempt
+        self.coordinator: Coordinator | None = coordinator
+        self.nodes: list[Node] = []
+        self.mail: list[Acknowledged | Failed] = []
+        self.unsynced: tuple[int, Write] | None = None
+        """The control record that was appended, and where."""
+
+
+class Coverage(NamedTuple):
+    """How often something worth testing happened."""
+
+    recoveries: int = 0
+    replays: int = 0
+    completed: int = 0
+    abandoned: int = 0
+    zombie_records: int = 0
+    """Frames dropped because of the lineage."""
+    colour_cuts: int = 0
+    """Cuts because a frame of a newer epoch came before Begin."""
+    duplicates: int = 0
+    bases: int = 0
+    older: int = 0
+    """Recoveries that had to go back further because of damage."""
+
+    def plus(self, other: Coverage) -> Coverage:
+        return Coverage(*map(sum, zip(self, other, strict=True)))
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, seed: int, mix: Mix) -> None:
+        dice = self.dice = Dice(seed)
+        self.mix = mix
+        self.tasks = dice.choose(mix.tasks)
+        self.clock_ms = 1_000
+        self.log = SimulatedLog()
+        self.files: dict[Path, bytes] = {}
+        self.bases: dict[str, list[tuple[bytes, bytes]]] = {}
+        self.database = Database(self._committed)
+        self.buffered = dice.chance(0.5)
+        self.standby = dice.chance(0.25)
+        self.sink_fails = 0.95 if dice.chance(mix.slow_sink) else mix.sink_fails
+        self.clients: list[Client] = []
+        self.inputs: list[list[tuple[str, str, bytes]]] = [[] for _ in range(self.tasks)]
+        self._draw_inputs()
+        self.runs: list[Run] = []
+        self.history = History()
+        self.journal: Journal
+        self.trace: list[str] = []
+        self.rolled_back = False
+        """Whether a person or a damaged file took back what had been complete: rows may then come again."""
+        self.recoveries = self.replays = self.abandoned = self.completed = self.dropped = 0
+        self.colour_cuts = self.duplicates = self.bases_made = self.older = 0
+        self.invariants = all_invariants()
+        self._turned = _hooks(self.invariants, "turned")
+
+    def _draw_inputs(self) -> None:
+        dice = self.dice
+        self.walks = 3 + dice.below(4)
+        for walk in range(self.walks):
+            typename, id = dice.choose(FUNCTIONS), dice.choose(IDS)
+            if dice.chance(0.3):
+                self.clients.append(Client(walk, Address(typename, id)))
+            else:
+                source = self.inputs[dice.below(self.tasks)]
+                source.append((typename, id, encode_step(Step(walk, 0))))
+
+    # The life of a world.
+
+    def run(self) -> Coverage:
+        """Play one schedule. Raises Violation."""
+        NATURE.dice, NATURE.clock_ms, NATURE.broken = self.dice, self.clock_ms, []
+        with _small_numbers(), self._disk():
+            try:
+                self.recover()
+                weights, dice = self.mix.prepared, self.dice
+                for _ in range(self.mix.steps):
+                    self.perform(dice.draw(weights))
+                self.settle_down()
+                self._tell("ended")
+            finally:
+                for run in self.runs:
+                    _close(run)
+        return Coverage(
+            self.recoveries,
+            self.replays,
+            self.completed,
+            self.abandoned,
+            self.dropped,
+            self.colour_cuts,
+            self.duplicates,
+            self.bases_made,
+            self.older,
+        )
+
+    @property
+    def current(self) -> Run:
+        return self.runs[-1]
+
+    def perform(self, move: Move) -> None:
+        """Let one thing happen, or nothing if there is no occasion."""
+        run = self._some_run()
+        node = self.dice.choose(run.nodes)
+        self.trace.append(f"{move.name} {run.attempt.lineage.attempt}/{node.task}")
+        match move:
+            case Move.TURN:
+                self._turn(run, node, 1 + self.dice.below(3))
+            case Move.RESUME:
+                if len(node.handlers):
+                    node.handlers.resume(self.dice.below(len(node.handlers)))
+            case Move.PUMP:
+                node.producer.pump(f"inbox-{self.dice.below(self.tasks)}", 1 + self.dice.below(3))
+            case Move.WRITE:
+                for _ in range(1 + self.dice.below(8)):
+                    self._write(run, node, disk_full=False)
+            case Move.DISK_FULL:
+                self._write(run, node, disk_full=True)
+            case Move.BEGIN:
+                self._begin(node)
+            case Move.ACKNOWLEDGE:
+                if run.mail:
+                    self._deliver(run, run.mail.pop(self.dice.below(len(run.mail))))
+            case Move.DECIDE:
+                self._decide(run)
+            case Move.LEARN:
+                self._learn(node)
+            case Move.TICK:
+                self.clock_ms += 1 + self.dice.below(8)
+                self._tick(run)
+            case Move.SINK:
+                node.driver.step()
+            case Move.FOLD:
+                if not node.unit.overlay.fold_slice(2 + self.dice.below(8)) and not node.unit.overlay.folding:
+                    node.unit.begin_fold()
+            case Move.BASE:
+                self._make_base(run, node)
+            case Move.RETAIN:
+                self._retain()
+            case Move.ASK:
+                if self.clients:
+                    self._ask(self.dice.choose(self.clients))
+            case Move.CRASH:
+                self._crash()
+                self.recover()
+            case Move.TAKE_OVER:
+                self._take_over()
+                self.recover()
+            case Move.REPLAY:
+                self._replay()
+            case Move.FORGET:
+                self._forget(run, node)
+            case Move.REPEAT:
+                if run.mail:
+                    run.mail.append(self.dice.choose(run.mail))
+            case Move.CLOCK:
+                self.clock_ms += self.dice.choose((-20, 50, 2 * TIMEOUT_MS))
+            case Move.DAMAGE:
+                self._damage()
+
+    def settle_down(self) -> None:
+        """No more faults: everything must be done in the end."""
+        for run in self.runs[:-1]:
+            _close(run)
+        del self.runs[:-1]
+        run = self.current
+        self.sink_fails = 0.0
+        for node in run.nodes:
+            node.driver.failing = 0.0
+        for round in range(ROUNDS_MAX):
+            self.clock_ms += 20
+            self._fair_round(run)
+            if round % 20 == 19:
+                for client in self.clients:
+                    self._ask(client)
+            elif round > 3 and not self._busy(run):
+                return
+        raise Violation("Progress", f"there is work left after {ROUNDS_MAX} rounds without faults")
+
+    def _fair_round(self, run: Run) -> None:
+        coordinator = run.coordinator
+        assert coordinator is not None
+        self._tick(run)
+        for node in run.nodes:
+            while node.begins:
+                self._begin(node)
+            self._turn(run, node, 10)
+            for _ in range(len(node.handlers)):
+                node.handlers.resume(0)
+            for destination in range(self.tasks):
+                node.producer.pump(f"inbox-{destination}", 100)
+            for _ in range(8):
+                self._write(run, node, disk_full=False)
+        while run.mail:
+            self._deliver(run, run.mail.pop(0))
+        self._decide(run)
+        for node in run.nodes:
+            while node.announced:
+                self._learn(node)
+            for _ in range(3):
+                node.driver.step()
+
+    def _busy(self, run: Run) -> bool:
+        return any(node.busy for node in run.nodes) or not all(client.answer for client in self.clients)
+
+    # What tasks do.
+
+    def _some_run(self) -> Run:
+        if len(self.runs) > 1 and self.dice.chance(self.mix.zombie_share):
+            return self.dice.choose(self.runs[:-1])
+        return self.runs[-1]
+
+    def _turn(self, run: Run, node: Node, invocations_max: int) -> None:
+        NATURE.clock_ms = max(NATURE.clock_ms, self.clock_ms)
+        due = node.inbox.cut_due
+        if due is not None:
+            node.inbox.cut_due = None
+            if node.snapshot.wants(due):
+                self.colour_cuts += 1
+                self._cut(node, due)
+        effects = node.turn(invocations_max, self.clock_ms)
+        if effects is not None:
+            for hook in self._turned:
+                hook(self, node, effects)
+
+    def _cut(self, node: Node, checkpoint: int) -> None:
+        frozen = node.cut(checkpoint).frozen
+        self._tell("cut", node, frozen)
+
+    def _begin(self, node: Node) -> None:
+        if node.begins:
+            checkpoint = node.begins.popleft()
+            if node.snapshot.wants(checkpoint):
+                self._cut(node, checkpoint)
+
+    def _write(self, run: Run, node: Node, *, disk_full: bool) -> None:
+        event = node.write(disk_full=disk_full)
+        if event is not None:
+            run.mail.append(event)
+
+    def _learn(self, node: Node) -> None:
+        if node.announced:
+            for reply in node.learn():
+                self._answer(reply)
+
+    def _make_base(self, run: Run, node: Node) -> None:
+        """As a worker does: a base of what has been folded, once the fold is done."""
+        overlay = node.unit.overlay
+        checkpoint = overlay.folded_checkpoint
+        if overlay.folding or checkpoint <= node.snapshot.base_checkpoint:
+            return
+        name = f"{checkpoint:012d}-{run.attempt.lineage.attempt}-{node.task}"
+        self.bases[name] = list(overlay.backend.scan(b"", b"\xff"))
+        self.bases_made += 1
+        if self.dice.chance(0.9):
+            node.unit.rebase(name, checkpoint)
+
+    # What the coordinator does.
+
+    def _tick(self, run: Run) -> None:
+        if run.coordinator is not None:
+            dirty = any(node.core.changed for node in run.nodes)
+            self._obey(run, run.coordinator.handle(Tick(self.clock_ms, dirty)))
+
+    def _deliver(self, run: Run, event: Acknowledged | Failed) -> None:
+        if run.coordinator is not None:
+            self._obey(run, run.coordinator.handle(event))
+
+    def _decide(self, run: Run) -> None:
+        if run.unsynced is None or run.coordinator is None:
+            return
+        (offset, write), run.unsynced = run.unsynced, None
+        self.log.flush_partition(PARTITION)
+        self.history.apply(offset, write.record)
+        if isinstance(write.record, Complete):
+            self.completed += 1
+        self._obey(run, run.coordinator.handle(Durable(self.clock_ms)))
+
+    def _obey(self, run: Run, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Write(record):
+                    if run is not self.current:
+                        run.coordinator = None  # Fenced.
+                        return
+                    run.unsynced = (self.journal.append_control(record), action)
+                case Begin(checkpoint):
+                    self._tell("begun", run, checkpoint)
+                    for node in run.nodes:
+                        node.begins.append(checkpoint)
+                case Announce(manifest):
+                    for node in run.nodes:
+                        node.announced.append(manifest)
+                case Abandoned():
+                    self.abandoned += 1
+
+    def _retain(self) -> None:
+        """As a worker does, with little patience."""
+        history = self.history
+        assert history.attempt is not None
+        needed = frozenset({history.attempt.restored})
+        policy = Retention(all_ms=60, spacing_ms=60, spaced_ms=300, bytes_max=8_000)
+        verdict = decide(list(history.checkpoints.values()), policy, self.clock_ms, needed=needed)
+        history.checkpoints = {each.checkpoint: each for each in verdict.kept}
+        self.journal.write_index(history)
+        point = truncation_point(verdict.kept)
+        if point is not None:
+            self.journal.truncate(point)
+        used = {base for each in verdict.kept for base in each.bases}
+        used |= {node.unit.snapshot.base_name for node in self.current.nodes}
+        self.bases = {name: rows for name, rows in self.bases.items() if name in used}
+        self._truncate_inputs(verdict.kept)
+
+    def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
+        if kept:
+            for part in self.journal.manifest(kept[0]).parts:
+                self.log.truncate(f"inbox-{part.task}", Offset(part.inbox_position))
+                position = part.ingress_positions.get(RequestFeed.SOURCE)
+                if isinstance(position, int):
+                    self.log.truncate(f"requests-{part.task}", Offset(position))
+
+    # Clients.
+
+    def _ask(self, client: Client) -> None:
+        if client.answer is None:
+            partition = f"requests-{key_group(client.address.id) % self.tasks}"
+            self.log.append(partition, encode_request(client.request()))
+            if self.dice.chance(0.7):
+                self.log.flush_partition(partition)
+
+    def _answer(self, reply: Reply) -> None:
+        walk = int(reply.request_id.partition("-")[0])
+        for client in self.clients:
+            if client.walk == walk and client.answer is None:
+                client.answer = reply
+                self._tell("told", client)
+
+    # Faults.
+
+    def _crash(self) -> None:
+        for run in self.runs:
+            _close(run)
+            self._count_dropped(run)
+        self.runs.clear()
+        self.log.crash(self.dice)
+
+    def _take_over(self) -> None:
+        """Some tasks of the present attempt die, with what they had not sent; the others do not know that it is over."""
+        old = self.current
+        survivors = [node for node in old.nodes if self.dice.chance(0.6)]
+        for node in old.nodes:
+            if node not in survivors:
+                node.close()
+        self._count_dropped(old)
+        for node in old.nodes:
+            node.snapshot.dropped = 0
+        old.nodes = survivors
+        if self.dice.chance(0.3):
+            old.coordinator = None
+        if not survivors:
+            self.runs.remove(old)
+        for run in self.runs[:-2]:
+            _close(run)
+            self.runs.remove(run)
+
+    def _replay(self) -> None:
+        choices = list(self.history.checkpoints)
+        if not choices:
+            return
+        if self.dice.chance(0.5):
+            self._crash()
+        else:
+            self._take_over()
+        self.replays += 1
+        self.rolled_back = True
+        known = list(self._open_history().checkpoints)
+        self.recover(replay=self.dice.choose(known))
+
+    def _forget(self, run: Run, node: Node) -> None:
+        if run.mail and self.dice.chance(0.5):
+            run.mail.pop(self.dice.below(len(run.mail)))
+        elif node.begins:
+            node.begins.popleft()
+
+    def _damage(self) -> None:
+        """Change a byte of the newest delta of the newest checkpoint, if an older one can do without it, and restart."""
+        self._crash()
+        history = self._open_history()
+        candidates = list(history.candidates())
+        if len(candidates) > 1:
+            newest, older = (self.journal.manifest(each) for each in candidates[:2])
+            part = self.dice.choose(newest.parts)
+            if part.head not in {each.head for each in older.parts} and part.head > max(
+                each.head for each in older.parts
+            ):
+                self.log.damaged.add((PARTITION, part.head))
+                self.rolled_back = True
+        self.recover()
+
+    # Recovery.
+
+    def recover(self, *, replay: int | None = None) -> None:
+        """Begin a new attempt, as a worker that starts does."""
+        history = self._open_history()
+        manifest, restored = self._restore(history, replay)
+        lineage = None if manifest is None else manifest.lineage
+        number = 0 if manifest is None else manifest.checkpoint
+        attempt = history.next_attempt(lineage, number, self.clock_ms, "replay" if replay is not None else "start")
+        offset = self.journal.append_control(attempt)
+        if self.dice.chance(0.05):
+            self._crash()
+            self.recover()
+            return
+        self.log.flush_partition(PARTITION)
+        history.apply(offset, attempt)
+        self.history = history
+        self.recoveries += 1
+        self._build(attempt, restored)
+        self.journal.write_index(history)
+        self._tell("restored", self.current, manifest, restored, replay is not None)
+
+    def _open_history(self) -> History:
+        self.journal = Journal(self.log, INDEX)
+        return self.journal.read_history()
+
+    def _restore(self, history: History, replay: int | None) -> tuple[Manifest | None, list[Restored]]:
+        candidates = list(history.candidates()) if replay is None else [history.chosen(replay)]
+        for candidate in candidates:
+            try:
+                manifest = self.journal.manifest(candidate)
+                return manifest, [self.restore_part(part) for part in manifest.parts]
+            except CorruptSnapshot:
+                self.older += 1
+                if not self.log.damaged:
+                    raise
+                history.checkpoints.pop(candidate.checkpoint)
+        assert not candidates, "the world leaves one checkpoint whole"
+        return None, [self.restore_part(Part(task, "", 0, -1, 0, -1, 0, 0)) for task in range(self.tasks)]
+
+    def restore_part(self, part: Part) -> Restored:
+        return restore_task(
+            part, self.journal, self._open_base, cache_bytes_max=1 << 20, progress=lambda done, total: None
+        )
+
+    def _open_base(self, name: str) -> Backend:
+        backend = MemoryBackend()
+        if name:
+            if name not in self.bases:
+                raise CorruptSnapshot("PEN0404", f"Base {name} is missing.")
+            backend.write(self.bases[name])
+        return backend
+
+    def _build(self, attempt: AttemptBegun, restored: list[Restored]) -> None:
+        options = CoordinatorOptions(WALKS.name, self.tasks, _FINGERPRINTS, 10, TIMEOUT_MS, GENERATION)
+        run = Run(attempt, Coordinator(options, attempt))
+        self.runs.append(run)
+        epoch = first_epoch(attempt)
+        for task, each in enumerate(restored):
+            run.nodes.append(self._build_node(attempt, epoch, task, each))
+
+    def _build_node(self, attempt: AttemptBegun, epoch: int, task: int, restored: Restored) -> Node:
+        completions = Completions()
+        handlers = Handlers(completions)
+        core = self.build_core(task, restored, handlers.start)
+        snapshot = SnapshotTask(
+            task, attempt.lineage, epoch, base=restored.base, head=restored.head, checksum=restored.checksum
+        )
+        producer = Producer(self.log, buffered=self.buffered, resend=lambda: self.dice.chance(self.mix.resend))
+        sources = sources_of(task, self.inputs[task], self.log, core.meta.ingress_positions)
+        node = Node(
+            task, core, restored.overlay, snapshot, completions, handlers, sources, producer, self.journal
+        )
+        driver = SimulatedDriver(
+            task, self.database, self.dice, lambda checkpoint: node.unit.committed(EGRESS, checkpoint)
+        )
+        driver.failing = self.sink_fails
+        driver.retain(attempt.lineage.attempts)
+        node.connect(driver)
+        driver.handle(RowsRestored(restored.staged.get(EGRESS, ())))
+        return node
+
+    def build_core(self, task: int, restored: Restored, start: Start) -> TaskCore:
+        core = TaskCore(
+            WALKS.functions.values(), _OUTLETS, restored.overlay, TaskOptions(task=task, tasks=self.tasks), start
+        )
+        core.restore(restored.meta, restored.queues)
+        return core
+
+    # Telling the invariants.
+
+    def _tell(self, hook: str, *arguments: object) -> None:
+        for told in _hooks(self.invariants, hook):
+            told(self, *arguments)
+
+    def _committed(self, task: int) -> None:
+        self._tell("committed", task)
+
+    def _count_dropped(self, run: Run) -> None:
+        self.dropped += sum(node.snapshot.dropped for node in run.nodes)
+        self.duplicates += sum(node.core.statistics().duplicate_frames for node in run.nodes)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """The only file a world writes is the index of its journal."""
+
+        def read(path: Path) -> bytes:
+            if path not in self.files:
+                raise FileNotFoundError(path)
+            return self.files[path]
+
+        with (
+            patch.object(journal_module, "write_checked", self.files.__setitem__),
+            patch.object(journal_module, "read_bytes_checked", read),
+        ):
+            yield
+
+
+def first_epoch(attempt: AttemptBegun) -> int:
+    """The highest id reserved before the attempt: nothing was ever sent in a later epoch (PROTOCOL 16)."""
+    return attempt.high - IDS_RESERVED
+
+
+def _hooks(invariants: Sequence[Invariant], name: str) -> list[Callable[..., None]]:
+    nothing = getattr(Invariant, name)
+    return [getattr(each, name) for each in invariants if getattr(type(each), name) is not nothing]
+
+
+def _close(run: Run) -> None:
+    for node in run.nodes:
+        node.close()
+
+
+@contextmanager
+def _small_numbers() -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in (coordinator_module, recovery_module):
+            stack.enter_context(patch.object(module, "RESERVED_IDS", IDS_RESERVED))
+        yield
