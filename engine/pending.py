@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from penstock.ids import Address
 from penstock.records import Meta, QueuedRow
 from penstock.state import keys
 from penstock.state.overlay import Overlay
@@ -29,7 +28,7 @@ class PendingMessage(NamedTuple):
     id: str
     payload: bytes
     cause: int
-    caller: Address | None
+    caller: tuple[str, str] | None
     meta: Meta | None
     attempt: int
     due_ms: int

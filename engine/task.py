@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,21 +40,20 @@ from penstock.engine.operations import BuryRows, Drop, Operation, Redrive, SetSt
 from penstock.engine.pending import Pending
 from penstock.errors import FunctionError, InvalidInput, PenstockError, ProtocolError
 from penstock.functions.answers import encode_answer
-from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied, Send
+from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied
 from penstock.functions.function import Function
-from penstock.ids import GOLDEN_64, Address, key_group
+from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group
 from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Cells, Overlay
 
-SLICE_MESSAGES = 128
-"""Messages of one function that run before the next function has its turn: large enough to spread the set-up of the
-loop (1 us), small enough that a flood for one function does not starve the others."""
+SLICE_MESSAGES = 1_000
+"""Messages of one function that run before the next function has its turn, so that a flood for one function does not
+starve the others."""
 
 MISS_SAMPLE = 32
 """Ids of a column looked at to tell whether the cache holds most of them."""
 
-_MASK_64 = (1 << 64) - 1
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -150,12 +149,12 @@ class TaskCore:
         self._meta.clock_ms = max(self._meta.clock_ms, batch.clock_ms)
         self._invocations = 0
         positions: dict[str, Any] = {}
-        tails = {name: entry.queue_head + len(entry.queue) for name, entry in self._entries.items()}
+        ends = {name: (entry.queue_head, entry.queue_head + len(entry.queue)) for name, entry in self._entries.items()}
         for item in batch.inputs:
             self._admit(item, positions)
         self._wake_due(batch.invocations_max)
         self._drain(batch.invocations_max)
-        return self._finish(positions, tails)
+        return self._finish(positions, ends)
 
     def _admit(self, item: Column | Deliveries | FrameInput | Completed, positions: dict[str, Any]) -> None:
         match item:
@@ -226,8 +225,7 @@ class TaskCore:
                 return
 
     def _run_slice(self, entry: Entry, count: int) -> None:
-        popleft = entry.queue.popleft
-        messages = [popleft() for _ in range(count)]
+        messages = entry.take(count)
         entry.queue_head += count
         self._count(entry, count)
         if entry.plain:
@@ -248,7 +246,7 @@ class TaskCore:
 
     def _run_plain(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
         """The hot path: a synchronous handler with a typed state or none. One screen, and every name local."""
-        held, context, cells = entry.held, entry.context, entry.cells
+        held, context, cells, typename = entry.held, entry.context, entry.cells, entry.typename
         young, dirty = cells.young, cells.dirty
         load, apply = self._overlay.load, self._apply
         decode, handler = entry.decode, entry.function.handler
@@ -260,7 +258,6 @@ class TaskCore:
                 self._run_message(entry, message)
                 continue
             context.id = id
-            context._cause = cause
             context._caller = caller
             try:
                 value = decode(payload)
@@ -271,7 +268,7 @@ class TaskCore:
                 handler(context, value)
                 new = encode_state(context.state)
             except Exception as error:  # noqa: BLE001  # Whatever a handler raises is its failure, not ours.
-                context.outputs = []
+                context.outputs.clear()
                 self._fail(entry, message, error, 1, None)
                 continue
             if new != raw:
@@ -279,11 +276,11 @@ class TaskCore:
                     new = ABSENT
                 young[id] = dirty[id] = new
             if context.outputs:
-                apply(entry, context)
+                apply(context.outputs, cause, (typename, id))
 
     def _run_stateless(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
         """The same for a function without state."""
-        held, context, apply = entry.held, entry.context, self._apply
+        held, context, apply, typename = entry.held, entry.context, self._apply, entry.typename
         decode, handler = entry.decode, entry.function.handler
         context._clock_ms = self._meta.clock_ms
         for message in messages:
@@ -292,16 +289,15 @@ class TaskCore:
                 self._run_message(entry, message)
                 continue
             context.id = id
-            context._cause = cause
             context._caller = caller
             try:
                 handler(context, decode(payload))
             except Exception as error:  # noqa: BLE001  # As above.
-                context.outputs = []
+                context.outputs.clear()
                 self._fail(entry, message, error, 1, None)
                 continue
             if context.outputs:
-                apply(entry, context)
+                apply(context.outputs, cause, (typename, id))
 
     # One message, the general way.
 
@@ -329,7 +325,7 @@ class TaskCore:
         """Run one message once. `number` is its pending row, when it has one already."""
         id, payload, cause, caller, meta = message
         context = entry.new_context()
-        context.id, context._cause, context._caller, context._meta = id, cause, caller, meta
+        context.id, context._caller, context._meta = id, caller, meta
         context._clock_ms, context._attempt = self._meta.clock_ms, attempt
         try:
             value = entry.decode(payload)
@@ -372,7 +368,7 @@ class TaskCore:
             opened.collections.flush()
         if expires_ms is not None:
             self._delays.expire_at(context.address, expires_ms)
-        self._apply(entry, context)
+        self._apply(context.outputs, message[2], context.address)
         if meta is not None and _is_awaited(meta):
             self._answer(context.address, meta, answer)
         if number is not None:
@@ -385,21 +381,23 @@ class TaskCore:
 
     # Outputs.
 
-    def _apply(self, entry: Entry, context: Context[Any]) -> None:
-        """Take over what a handler asked for. The i-th output's cause is a mix of the invocation's and i (PROTOCOL 6)."""
-        outputs, context.outputs = context.outputs, []
-        cause, single = context._cause, self._single
-        address = Address(entry.typename, context.id)
-        for index, output in enumerate(outputs, 1):
-            output_cause = (cause * GOLDEN_64 + index ^ cause >> 29) & _MASK_64
+    def _apply(self, outputs: list[Output], cause: int, sender: tuple[str, str]) -> None:
+        """Take over what a handler asked for, and empty the list. The i-th output's cause follows from the invocation's
+        and i (PROTOCOL 6)."""
+        single = self._single
+        step = 0
+        for output in outputs:
+            step += GOLDEN_64
+            output_cause = (cause ^ step) * ODD_64 & MASK_64  # `penstock.ids.output_cause`, without the call.
             if type(output) is tuple:
-                target, id, payload = cast("Send", output)
+                target, id, payload = output  # type: ignore[misc]  # A bare tuple is a Send; the others are classes.
                 if single:
-                    target.queue.append((id, payload, output_cause, address, None))
+                    target.queue.append((id, payload, output_cause, sender, None))
                 else:
-                    self._deliver(Envelope(target.typename, id, payload, output_cause, address, None))
+                    self._deliver(Envelope(target.typename, id, payload, output_cause, sender, None))
             else:
-                self._apply_rare(address, output, output_cause)
+                self._apply_rare(Address(*sender), output, output_cause)
+        outputs.clear()
 
     def _apply_rare(self, address: Address, output: Output, cause: int) -> None:
         match output:
@@ -573,8 +571,9 @@ class TaskCore:
 
     # The end of a turn, and the same without handlers.
 
-    def _finish(self, positions: dict[str, Any], tails: dict[str, int]) -> Effects:
-        """Close the batch: merge its rows, number its frames, and say all of it as one value."""
+    def _finish(self, positions: dict[str, Any], ends: Mapping[str, tuple[int, int]]) -> Effects:
+        """Close the batch: merge its rows, number its frames, and say all of it as one value. `ends` are head and tail
+        of the queues before it."""
         meta = self._meta
         meta.ingress_positions.update(positions)
         values, rows = self._overlay.take_batch()
@@ -590,9 +589,9 @@ class TaskCore:
             marks=dict(meta.marks),
             numbers=self._numbers(),
             queues={
-                name: _cut_queue(entry, tails[name])
+                name: _cut_queue(entry, ends[name][1])
                 for name, entry in self._entries.items()
-                if entry.queue or entry.queue_head != tails[name]
+                if entry.queue or entry.queue_head != ends[name][0]
             },
             frames=frames,
             egress=self._batch_egress,

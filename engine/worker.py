@@ -72,8 +72,10 @@ from penstock.state.backend import Backend
 from penstock.state.rocksdb import RocksBackend, RocksMemory
 from penstock.state.rocksdb import restore as restore_base
 
-FOLD_ROWS_MIN = 100_000
-"""Settled rows kept in memory before they are folded: about 50 MB at 100 bytes a row."""
+FOLD_SHARE = 3
+"""Settled rows are folded when they fill a third of the memory for pending changes: the rest is for what comes meanwhile."""
+IDLE_FOLD_S = 1.0
+"""Settled rows are folded, however few, when nothing has happened for so long."""
 BASE_BYTES = 128 << 20
 """Deltas behind the newest base. It bounds what a restart replays: about 0.3 s."""
 BASE_DELTAS = 2_000
@@ -125,6 +127,7 @@ class Worker:
         self._stopping = False
         self._fatal: BaseException | None = None
         self._urgent_reason = ""
+        self._worked_at = 0.0
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
         self._completed_events: dict[int, list[asyncio.Future[None]]] = {}
         self._checkpoint_task: asyncio.Task[None] | None = None
@@ -433,6 +436,7 @@ class Worker:
             self._tick(now_ms)
             self._upkeep()
             if worked:
+                self._worked_at = now_ms / 1000
                 await asyncio.sleep(0)
             elif self.config.until_done and self._is_done():
                 break
@@ -447,6 +451,8 @@ class Worker:
         checkpoint = self._coordinator.due_in_ms(now_ms, dirty=self._dirty(), urgent=bool(self._urgent_reason))
         if checkpoint is not None:
             due.append(int(checkpoint) + 1)
+        if any(unit.overlay.settled_rows for unit in self._units):
+            due.append(int(IDLE_FOLD_S * 1000) + 1)
         timeout_s = max(0, min(due)) / 1000 if due else None
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -666,7 +672,10 @@ class Worker:
             for unit in self._units:
                 counters = unit.counters
                 wants_base = counters.delta_bytes > BASE_BYTES or counters.deltas > BASE_DELTAS
-                if wants_base or unit.overlay.settled_rows > FOLD_ROWS_MIN:
+                settled = unit.overlay.settled_rows
+                full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE > self.config.pending_bytes
+                idle = settled > 0 and self._clock() - self._worked_at > IDLE_FOLD_S
+                if wants_base or full or idle:
                     self._upkeep_task = self._spawn(self._fold(unit, with_base=wants_base))
                     return
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -52,6 +52,14 @@ class Target:
         """The accepted type as the user wrote it, for error messages."""
         self.bytes_max = bytes_max
         self.queue: deque[QueuedRow] = deque()
+
+    def take(self, count: int) -> Iterable[QueuedRow]:
+        """Remove and return the `count` oldest messages of the queue."""
+        if count == len(self.queue):
+            taken, self.queue = self.queue, deque()
+            return taken
+        popleft = self.queue.popleft
+        return [popleft() for _ in range(count)]
 
 
 class Emitted(NamedTuple):
@@ -123,7 +131,6 @@ class Context(Generic[S]):
     __slots__ = (
         "_attempt",
         "_caller",
-        "_cause",
         "_clock_ms",
         "_meta",
         "_outlets",
@@ -143,9 +150,8 @@ class Context(Generic[S]):
         self._targets = targets
         self._outlets = outlets
         self._clock_ms = 0
-        self._caller: Address | None = None
+        self._caller: tuple[str, str] | None = None
         self._meta: Meta | None = None
-        self._cause = 0
         self._attempt = 1
         self.id = ""
         self.storage: Storage = None  # type: ignore[assignment]  # Bound by the core when the function declares storage.
@@ -162,7 +168,7 @@ class Context(Generic[S]):
     @property
     def caller(self) -> Address | None:
         """The address that sent this message, or None when it came from outside."""
-        return self._caller
+        return None if self._caller is None else Address(*self._caller)
 
     @property
     def now_ms(self) -> int:

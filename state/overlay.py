@@ -32,8 +32,10 @@ from penstock.state.backend import Backend
 ABSENT = b""
 FOLD_ROWS_MAX = 1_000
 """Rows written between two turns: a write holds the interpreter for about 2 us a row, and a pause must stay below 5 ms."""
-SETTLED_ROWS_MERGED_MAX = 50_000
-"""Beyond this a settled layer is left alone and waits to be folded: merging costs 40 ns a row, in one go."""
+MERGED_ROWS_MAX = 50_000
+"""A larger layer is not merged into the settled one before it: merging costs 40 ns a row, in one go."""
+SETTLED_ROWS_MAX = 150_000
+"""A settled layer that has grown beyond this is left alone and waits to be folded."""
 CELL_OVERHEAD_BYTES = 180
 """What a cached value costs beside its bytes: dictionary slot, id and bytes objects (CPython 3.11, 64 bits)."""
 
@@ -276,7 +278,7 @@ class Overlay:
 
     def _add_settled(self, layer: Layer) -> None:
         """Hot rows change in every interval: merging keeps one copy of them, and few layers to look through."""
-        if self._settled and len(self._settled[-1]) + len(layer) <= SETTLED_ROWS_MERGED_MAX:
+        if self._settled and len(layer) <= MERGED_ROWS_MAX and len(self._settled[-1]) <= SETTLED_ROWS_MAX:
             self._settled[-1].absorb(layer)
         else:
             self._settled.append(layer)

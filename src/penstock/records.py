@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.ids import Address
-
 
 class Meta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """What only some messages carry, so that the others pay nothing for it."""
@@ -33,7 +31,8 @@ class Envelope(NamedTuple):
     id: str
     payload: bytes
     cause: int
-    caller: Address | None
+    caller: tuple[str, str] | None
+    """Typename and id of the sender; a bare tuple, because one is made for every message sent."""
     meta: Meta | None
 
 
@@ -64,7 +63,7 @@ class Reply(NamedTuple):
     error: str = ""
 
 
-QueuedRow = tuple[str, bytes, int, Address | None, Meta | None]
+QueuedRow = tuple[str, bytes, int, tuple[str, str] | None, Meta | None]
 """A message waiting in the queue of its function: an `Envelope` less its typename."""
 
 
