@@ -139,6 +139,8 @@ class Coordinator:
         self._manifest: Manifest | None = None
         self.completed = 0
         self.abandoned = 0
+        self.trying_since_ms: float | None = None
+        """When the first checkpoint after the last complete one began; None while none has been needed since."""
 
     @property
     def phase(self) -> Phase:
@@ -189,6 +191,8 @@ class Coordinator:
             return [Write(Reserve(self._reserved + RESERVED_IDS))]
         self._last_id += 1
         self._began_ms = tick.now_ms
+        if self.trying_since_ms is None:
+            self.trying_since_ms = tick.now_ms
         self._reason = tick.reason
         self._parts, self._delta_bytes = {}, 0
         self._enter(Phase.COLLECTING)
@@ -227,6 +231,7 @@ class Coordinator:
         assert self._manifest is not None
         manifest, self._manifest = self._manifest, None
         self.completed += 1
+        self.trying_since_ms = None
         self._last_end_ms = now_ms
         self._pause_ms = max(PAUSE_MIN_MS, COST_SHARE * cost_ms)
         self._enter(Phase.IDLE)

@@ -7,6 +7,7 @@ Positions travel with the inputs and return through the task's state, never thro
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -56,9 +57,9 @@ class IngressFeed:
         self.done = False
         self.records = 0
         """Read since the feed started."""
-
         self.records_total = 0
         """Read since the beginning of the input, as far as is known: 0 until the feed has read."""
+
     def seek(self, position: Any) -> None:
         self._reader.seek(position)
 
@@ -71,8 +72,8 @@ class IngressFeed:
             return []
         self.done = chunk.done
         self.records += len(chunk.records)
-        return [self._route(chunk)]
         self.records_total = chunk.first + len(chunk.records)
+        return [self._route(chunk)]
 
     def origin_of(self, cause: int) -> str:
         """Where the record with this cause stands; empty when it is none of this ingress."""
@@ -216,7 +217,10 @@ def request_envelope(
     origin: str = "",
     operation: str = "",
 ) -> Envelope:
-    """A message from outside. Its cause is the request's own name: the Idempotency-Key, if it has one (PROTOCOL 6)."""
+    """A message from outside. Its cause is the request's own name: the Idempotency-Key, if it has one (PROTOCOL 6).
+
+    With neither key nor `request_id` each message is one of its own kind: it gets a name that no other has.
+    """
     meta = Meta(
         headers=headers or {},
         request_id=request_id,
@@ -224,5 +228,6 @@ def request_envelope(
         origin=origin,
         operation=operation,
     )
-    cause = cause_of(f"{address}/{idempotency_key}" if idempotency_key else request_id)
+    name = f"{address}/{idempotency_key}" if idempotency_key else request_id or uuid.uuid4().hex
+    cause = cause_of(name)
     return Envelope(address.typename, address.id, payload, cause, None, meta)

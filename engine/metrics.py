@@ -1,0 +1,132 @@
+"""What Prometheus may ask of a running application.
+
+What always holds: figures are read when they are asked for, from counters that the engine keeps anyway, so a message
+costs nothing here; names begin with `penstock_`, units are seconds and bytes; labels are bounded (function, ingress,
+egress, task, outcome), and never an id. Figures that nobody measures are not exported. Uses a registry of its own.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+import penstock
+from penstock.engine.sinks import SinkDriver
+from penstock.engine.worker import Worker
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+
+class Metrics(Collector):
+    """The metrics of one worker."""
+
+    def __init__(self, worker: Worker, *, clock: Callable[[], float] = time.time) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def exposition(self) -> bytes:
+        """Everything, in the text format of Prometheus."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering asks for it, before the worker has anything to tell."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._build_info()
+        if self._worker.ready:
+            yield from self._messages()
+            yield from self._edges()
+            yield from self._checkpoints()
+            yield from self._state()
+
+    def _build_info(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "penstock_build_info", "Always 1; the labels say what runs.", labels=["version", "python", "app"]
+        )
+        info.add_metric([penstock.__version__, platform.python_version(), self._worker.app.name], 1)
+        yield info
+
+    def _messages(self) -> Iterator[Metric]:
+        messages = CounterMetricFamily(
+            "penstock_messages_total", "Messages taken from the queue of a function, each once.", labels=["function"]
+        )
+        retries = CounterMetricFamily("penstock_retries_total", "Repeated tries of messages.", labels=["task"])
+        dead = CounterMetricFamily("penstock_dead_letters_total", "Messages given up.", labels=["task"])
+        queue = GaugeMetricFamily(
+            "penstock_queue_messages", "Messages admitted and not done, waiting or suspended.", labels=["task"]
+        )
+        taken = dict.fromkeys(self._worker.app.functions, 0)
+        for unit in self._worker.units:
+            for typename, count in unit.core.messages.items():
+                taken[typename] += count
+            statistics = unit.core.statistics()
+            retries.add_metric([str(unit.task)], statistics.retries)
+            dead.add_metric([str(unit.task)], statistics.dead_letters)
+            queue.add_metric([str(unit.task)], statistics.queued + statistics.pending)
+        for typename, count in taken.items():
+            messages.add_metric([typename], count)
+        yield from (messages, retries, dead, queue)
+        yield GaugeMetricFamily(
+            "penstock_calls_in_flight", "Callers who wait for an answer.", value=self._worker.calls_in_flight
+        )
+
+    def _edges(self) -> Iterator[Metric]:
+        read = CounterMetricFamily("penstock_ingress_records_total", "Records read.", labels=["ingress"])
+        for feed in self._worker.ingresses:
+            read.add_metric([feed.name], feed.records)
+        written = CounterMetricFamily("penstock_egress_records_total", "Rows made visible.", labels=["egress"])
+        rows = dict.fromkeys(self._worker.app.egresses, 0)
+        for unit in self._worker.units:
+            for name, driver in unit.sinks.items():
+                rows[name] += driver.statistics().rows_committed if isinstance(driver, SinkDriver) else driver.written
+        for name, count in rows.items():
+            written.add_metric([name], count)
+        yield from (read, written)
+
+    def _checkpoints(self) -> Iterator[Metric]:
+        worker = self._worker
+        outcomes = CounterMetricFamily("penstock_checkpoints_total", "Checkpoints tried.", labels=["outcome"])
+        outcomes.add_metric(["complete"], worker.coordinator.completed)
+        outcomes.add_metric(["abandoned"], worker.coordinator.abandoned)
+        yield outcomes
+        yield SummaryMetricFamily(
+            "penstock_checkpoint_duration_seconds",
+            "From the freeze of the tasks until the checkpoint is durable.",
+            count_value=worker.coordinator.completed,
+            sum_value=worker.checkpoint_duration_ms_sum / 1000,
+        )
+        if worker.last_checkpoint is not None:
+            yield GaugeMetricFamily(
+                "penstock_checkpoint_age_seconds",
+                "Since the last complete checkpoint. It grows while nothing changes, too.",
+                value=max(0.0, self._clock() - worker.last_checkpoint_ms / 1000),
+            )
+            yield GaugeMetricFamily(
+                "penstock_checkpoint_delta_bytes",
+                "What the last checkpoint added.",
+                value=worker.last_checkpoint.delta_bytes,
+            )
+
+    def _state(self) -> Iterator[Metric]:
+        size = GaugeMetricFamily("penstock_state_bytes", "Size of the stored files of a task.", labels=["task"])
+        epoch = GaugeMetricFamily("penstock_epoch", "The last cut a task has passed.", labels=["task"])
+        for unit in self._worker.units:
+            size.add_metric([str(unit.task)], unit.overlay.backend.statistics().disk_bytes)
+            epoch.add_metric([str(unit.task)], unit.snapshot.epoch)
+        yield from (size, epoch)
+        yield GaugeMetricFamily(
+            "penstock_recovery_duration_seconds",
+            "What the last start took to restore.",
+            value=self._worker.recovery.took_s,
+        )

@@ -1,0 +1,322 @@
+"""What people may see of the functions and their state, as plain data that JSON can hold.
+
+A `View` looks at the tasks of one application, whether they run in this process or were restored only to be read. It
+decodes what is stored with the types the application declares; what those can't read is shown as it lies, and says so.
+Changes nothing: `encode_state` makes the bytes that an operation then stores.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from heapq import nsmallest
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from penstock.checkpoint.control import Manifest
+from penstock.checkpoint.retention import Retained
+from penstock.engine.effects import DeadLetter
+from penstock.engine.entry import EMPTY_STATE, Entry, RowCollections
+from penstock.engine.letters import DeadLetters
+from penstock.errors import InvalidInput
+from penstock.functions.app import App
+from penstock.functions.codecs import Codec
+from penstock.functions.function import Function
+from penstock.functions.storage import Storage
+from penstock.functions.types import type_text
+from penstock.ids import Address, key_group
+from penstock.state.overlay import ABSENT, Overlay
+from penstock.state.values import encode_expiring
+
+ENTRIES_MAX: Final = 1_000
+"""Rows of one table, or newest entries of one log, shown of an address."""
+LETTERS_COUNTED_MAX: Final = 10_000
+
+
+class TaskView(NamedTuple):
+    """What is needed of one task to read it."""
+
+    overlay: Overlay
+    entries: Mapping[str, Entry]
+    letters: DeadLetters
+
+
+class View:
+    """See the module. `clock_ms` decides which values have expired."""
+
+    def __init__(self, app: App, tasks: Sequence[TaskView], clock_ms: int) -> None:
+        self._app = app
+        self._tasks = tasks
+        self._clock_ms = clock_ms
+
+    # State.
+
+    def ids(self, typename: str, *, prefix: str = "", limit: int = 100) -> list[str]:
+        """The first ids, in order, that have a value under the function. Raises InvalidInput for an unknown one."""
+        self.check_function(typename)
+        found = (id for task in self._tasks for id in task.overlay.ids(typename) if id.startswith(prefix))
+        return nsmallest(limit, found)
+
+    def state(self, address: Address) -> dict[str, Any]:
+        """The state of an address, its tables and logs. `exists` is false when it has only defaults."""
+        entry = self._entry(address)
+        raw = entry.raw(address.id)
+        shown: dict[str, Any] = {"function": address.typename, "id": address.id, "exists": raw != ABSENT}
+        try:
+            shown["state"] = self._decoded(entry, raw)
+        except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest; what can't be decoded is still shown.
+            shown["state"] = builtins_of(raw)
+            shown["problem"] = f"It does not fit the type now declared: {error}"
+        shown |= self._collections(entry, address)
+        return shown
+
+    def raw_state(self, address: Address) -> bytes:
+        """What is stored, for comparison."""
+        return self._entry(address).raw(address.id)
+
+    def holds(self, address: Address, data: bytes) -> bool:
+        """Whether the state is what the JSON text `data` says; `null` stands for none."""
+        entry = self._entry(address)
+        wanted = self.encode_state(address, data)
+        return bool(self._decoded(entry, entry.raw(address.id)) == self._decoded(entry, wanted))
+
+    def encode_state(self, address: Address, data: bytes) -> bytes:
+        """The bytes to store for the JSON text `data`; `null` removes the state. Raises InvalidInput."""
+        entry = self._entry(address)
+        place = f"State for {address.typename} {address.id!r}"
+        if data.strip() == b"null":
+            return ABSENT
+        if entry.storage:
+            return self._encode_storage(entry, data, place)
+        codec = entry.state_codec
+        if codec is None:
+            raise InvalidInput("PEN0307", f"{address.typename} has no state: there is nothing to set.")
+        try:
+            value = codec.decode_json(data)
+        except Exception as error:
+            raise codec.explain(error, data, place=place) from error
+        encoded = codec.encode(value)
+        if encoded == EMPTY_STATE:
+            return ABSENT
+        if not entry.expirations:
+            return encoded
+        fresh = entry.new_state()
+        deadlines = {
+            field: self._clock_ms + expire.ttl_ms
+            for field, expire in entry.expirations.items()
+            if getattr(value, field) != getattr(fresh, field)
+        }
+        return encode_expiring(encoded, deadlines)
+
+    def _decoded(self, entry: Entry, raw: bytes) -> Any:
+        if entry.storage:
+            storage = Storage.decode(entry.storage, raw, self._clock_ms)
+            values = ((name, spec.codec, getattr(storage, name)) for name, spec in entry.storage.items())
+            return {name: codec.to_builtins(value) for name, codec, value in values if value is not None}
+        if entry.state_codec is None:
+            return None
+        data = entry.plain_state(raw)
+        value = entry.state_codec.decode(data) if data else entry.new_state()
+        if not isinstance(value, msgspec.Struct):
+            return entry.state_codec.to_builtins(value)
+        # Field by field: what is stored leaves out the defaults, and people want to see them.
+        names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
+        return {shown: plain(getattr(value, field)) for field, shown in names}
+
+    def _encode_storage(self, entry: Entry, data: bytes, place: str) -> bytes:
+        try:
+            values = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError as error:
+            raise InvalidInput("PEN0307", f"{place} is no JSON object of named values: {error}.") from error
+        storage = Storage(entry.storage)
+        for name, text in values.items():
+            spec = entry.storage.get(name)
+            if spec is None:
+                known = ", ".join(sorted(entry.storage))
+                raise InvalidInput("PEN0307", f"{place} has no value {name!r}. Declared: {known}.")
+            try:
+                value = spec.codec.decode_json(bytes(text))
+            except Exception as error:
+                raise spec.codec.explain(error, bytes(text), place=f"{place}, value {name}") from error
+            setattr(storage, name, value)
+        return storage.encode(self._clock_ms)[0]
+
+    def _collections(self, entry: Entry, address: Address) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        rows = RowCollections(self._task(address.id).overlay, address.typename, address.id)
+        for name, spec in entry.collections.items():
+            if spec.kind == "table":
+                found = [
+                    {"key": plain(spec.keys.decode(key)), "value": builtins_of(value, spec.values)}
+                    for key, value in islice(rows.scan(name), ENTRIES_MAX)
+                ]
+                shown.setdefault("tables", {})[name] = found
+            else:
+                first, end = rows.log_bounds(name)
+                read = rows.log_read(name, max(first, end - ENTRIES_MAX), end)
+                shown.setdefault("logs", {})[name] = [builtins_of(value, spec.values) for value in read]
+        return shown
+
+    # Dead letters.
+
+    def letters(
+        self, *, typename: str | None = None, code: str | None = None, limit: int | None = 100
+    ) -> list[DeadLetter]:
+        """Dead letters by number, of one function or error code if these are given."""
+        found = (
+            letter
+            for task in self._tasks
+            for letter in task.letters.all()
+            if typename in (None, letter.typename) and code in (None, letter.code)
+        )
+        return sorted(found, key=_number) if limit is None else nsmallest(limit, found, key=_number)
+
+    def letter(self, number: int) -> DeadLetter:
+        """One dead letter. Raises InvalidInput when there is none of that number."""
+        for task in self._tasks:
+            letter = task.letters.get(number)
+            if letter is not None:
+                return letter
+        raise InvalidInput(
+            "PEN0308",
+            f"There is no dead letter {number}: it was redriven or dropped, or never existed. List them: "
+            "penstock dead list.",
+        )
+
+    def count_letters(self) -> int:
+        """How many there are, counted up to 10,000."""
+        return sum(1 for task in self._tasks for _ in islice(task.letters.all(), LETTERS_COUNTED_MAX))
+
+    def show_letter(self, letter: DeadLetter) -> dict[str, Any]:
+        """Everything known of a letter: message and state decoded."""
+        entry = self._tasks[0].entries.get(letter.typename)
+        state: Any = None
+        if letter.state:
+            try:
+                state = builtins_of(letter.state) if entry is None else self._decoded(entry, letter.state)
+            except Exception:  # noqa: BLE001  # As in `state`.
+                state = builtins_of(letter.state)
+        return summarize_letter(letter) | {
+            "message": builtins_of(letter.payload, entry.codec if entry is not None else None),
+            "state": state,
+            "caller": None if letter.caller is None else "/".join(letter.caller),
+            "headers": letter.headers,
+            "traceback": letter.traceback,
+        }
+
+    # Inside.
+
+    def check_function(self, typename: str) -> None:
+        if typename not in self._app.functions:
+            known = ", ".join(sorted(self._app.functions)) or "none"
+            raise InvalidInput("PEN0105", f"{typename} is no function of this application. Known: {known}.")
+
+    def _task(self, id: str) -> TaskView:
+        return self._tasks[key_group(id) % len(self._tasks)]
+
+    def _entry(self, address: Address) -> Entry:
+        self.check_function(address.typename)
+        if not address.id:
+            raise InvalidInput("PEN0203", f"An empty id names no instance of {address.typename}. Give it some text.")
+        return self._task(address.id).entries[address.typename]
+
+
+def describe_functions(app: App) -> list[dict[str, Any]]:
+    """The functions of an application, with what they take, answer and keep."""
+    return [_describe_function(function) for _, function in sorted(app.functions.items())]
+
+
+def _describe_function(function: Function[Any, Any]) -> dict[str, Any]:
+    state = type_text(function.state) if function.state is not None else ""
+    if function.storage:
+        state = ", ".join(f"{name}: {spec.codec.name}" for name, spec in function.storage.items())
+    return {
+        "function": function.typename,
+        "takes": function.message_codec.name,
+        "answers": function.reply_codec.name,
+        "state": state,
+        "location": function.location,
+        "attempts": function.options.attempts,
+        "on_failure": function.options.on_failure,
+        "fingerprint": function.fingerprint,
+    }
+
+
+def summarize_letter(letter: DeadLetter) -> dict[str, Any]:
+    """A letter in one row."""
+    return {
+        "number": letter.number,
+        "at": timestamp(letter.clock_ms),
+        "function": letter.typename,
+        "id": letter.id,
+        "code": letter.code,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "origin": letter.origin,
+    }
+
+
+def summarize_checkpoint(retained: Retained) -> dict[str, Any]:
+    """A retained checkpoint in one row."""
+    return {
+        "checkpoint": retained.checkpoint,
+        "at": timestamp(retained.created_ms),
+        "attempt": retained.attempt,
+        "reason": retained.reason,
+        "delta_bytes": retained.delta_bytes,
+        "bases": list(retained.bases),
+        "pins_from": retained.first if retained.first >= 0 else retained.offset,
+    }
+
+
+def show_checkpoint(retained: Retained, manifest: Manifest) -> dict[str, Any]:
+    """Everything a manifest says."""
+    return summarize_checkpoint(retained) | {
+        "application": manifest.application,
+        "format": manifest.format,
+        "parallelism": manifest.parallelism,
+        "functions": {name: known.get("code", "") for name, known in manifest.fingerprints.items()},
+        "tasks": [
+            {
+                "task": part.task,
+                "base": part.base,
+                "base_checkpoint": part.base_checkpoint,
+                "head": part.head,
+                "first": part.first,
+                "ingress_positions": plain(part.ingress_positions),
+            }
+            for part in manifest.parts
+        ],
+    }
+
+
+def timestamp(at_ms: float) -> str:
+    """A moment in UTC: `2026-01-01T12:00:00.000Z`."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def builtins_of(data: bytes, codec: Codec[Any] | None = None) -> Any:
+    """Stored bytes for people: by their codec, else as msgpack, else as base64 text."""
+    if not data:
+        return None
+    if codec is not None:
+        try:
+            return codec.to_builtins(codec.decode(data))
+        except Exception:  # noqa: BLE001  # As above: then without the type.
+            return builtins_of(data)
+    try:
+        return plain(msgspec.msgpack.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError):
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def plain(value: Any) -> Any:
+    """A value in what JSON has."""
+    return msgspec.to_builtins(value, str_keys=True)
+
+
+def _number(letter: DeadLetter) -> int:
+    return letter.number
