@@ -384,14 +384,14 @@ class TaskCore:
     def _apply(self, outputs: list[Output], cause: int, sender: tuple[str, str]) -> None:
         """Take over what a handler asked for, and empty the list. The i-th output's cause follows from the invocation's
         and i (PROTOCOL 6)."""
-        single = self._single
+        deliver_here = self._single
         step = 0
         for output in outputs:
             step += GOLDEN_64
             output_cause = (cause ^ step) * ODD_64 & MASK_64  # `penstock.ids.output_cause`, without the call.
             if type(output) is tuple:
                 target, id, payload = output  # type: ignore[misc]  # A bare tuple is a Send; the others are classes.
-                if single:
+                if deliver_here:
                     target.queue.append((id, payload, output_cause, sender, None))
                 else:
                     self._deliver(Envelope(target.typename, id, payload, output_cause, sender, None))
@@ -424,12 +424,17 @@ class TaskCore:
         entry = self._entries.get(envelope.typename)
         if envelope.meta is not None and envelope.meta.operation:
             self._operate(envelope, envelope.meta)
-        elif entry is not None:
-            entry.queue.append(envelope[1:])
+        elif entry is None:
+            self._bury(envelope, self._unknown(envelope.typename), attempts=0)
+        elif not envelope.id:
+            reason = f"A message for {envelope.typename} has an empty id. An id names one instance: give it some text."
+            self._bury(envelope, InvalidInput("PEN0203", reason), attempts=0)
         else:
-            known = ", ".join(sorted(self._entries))
-            reason = f"{envelope.typename} is no function of this application. Known: {known}."
-            self._bury(envelope, InvalidInput("PEN0105", reason), attempts=0)
+            entry.queue.append(envelope[1:])
+
+    def _unknown(self, typename: str) -> InvalidInput:
+        known = ", ".join(sorted(self._entries))
+        return InvalidInput("PEN0105", f"{typename} is no function of this application. Known: {known}.")
 
     def _is_new(self, attempt: int, source: int, sequence: int) -> bool:
         """Dense sequences: a repeat is dropped, a gap is a broken log (PROTOCOL 5)."""
@@ -548,7 +553,9 @@ class TaskCore:
                 return len(rows)
 
     def _set_state(self, address: Address, value: bytes, expected: bytes | None) -> bool:
-        entry = self._entries[address.typename]
+        entry = self._entries.get(address.typename)
+        if entry is None:
+            raise self._unknown(address.typename)
         raw = entry.raw(address.id)
         if expected is not None and raw != expected:
             raise InvalidInput(
@@ -710,7 +717,8 @@ class TaskCore:
                 self._deliver_here(Envelope(message.typename, *message.queued))
             elif self._pending.readmit(known.held, number, message):
                 self._ready.append((known, number))
-        self._overlay.take_batch()
+        # A migration, or messages of functions that are gone: the next checkpoint makes it last.
+        self._changed = any(self._overlay.take_batch())
 
     def _numbers(self) -> dict[str, int]:
         return {

@@ -33,7 +33,7 @@ class Target:
     One object per function and task, so that a send costs one dictionary look-up.
     """
 
-    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "typename")
+    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "route", "typename")
 
     def __init__(
         self,
@@ -51,6 +51,8 @@ class Target:
         self.name = name
         """The accepted type as the user wrote it, for error messages."""
         self.bytes_max = bytes_max
+        self.route = (self, dict.fromkeys(accepts or (), encode), bytes_max)
+        """What a send needs, in one attribute: finding the encoder by type is also the check of the type."""
         self.queue: deque[QueuedRow] = deque()
 
     def take(self, count: int) -> Iterable[QueuedRow]:
@@ -201,15 +203,23 @@ class Context(Generic[S]):
         Raises InvalidInput when the function does not take such a message, when `id` is empty, or when the encoded
         message exceeds the size limit; ConfigurationError when no such function is registered.
         """
+        try:
+            to, encoders, bytes_max = self._targets[target].route
+            payload = encoders[type(message)](message)
+        except KeyError:
+            to, payload, bytes_max = self._encode_slowly(target, id, message)
+        if not id or len(payload) > bytes_max:
+            raise self._not_sendable(to, id, message, len(payload))
+        self.outputs.append((to, id, payload))
+
+    def _encode_slowly(self, target: Any, id: str, message: Any) -> tuple[Target, bytes, int]:
+        """For a function that takes any type, and for what is wrong with a target or a message."""
         to = self._targets.get(target)
         if to is None:
             raise self._unknown_function(target)
         if to.accepts is not None and type(message) not in to.accepts:
             raise self._not_accepted(to, id, message)
-        payload = to.encode(message)
-        if not id or len(payload) > to.bytes_max:
-            raise self._not_sendable(to, id, message, len(payload))
-        self.outputs.append((to, id, payload))
+        return to, to.encode(message), to.bytes_max
 
     def send_after(
         self,
