@@ -38,6 +38,7 @@ import msgspec
 
 from penstock.durations import parse_duration
 from penstock.errors import ConfigurationError
+from penstock.functions.codecs import MsgspecCodec
 from penstock.functions.shapes import Shape
 from penstock.functions.state import check_state_class, state_incompatibilities, state_shape
 from penstock.functions.storage import Value, check_storage, storage_incompatibilities
@@ -172,7 +173,7 @@ class Function(Generic[M_contra, R_co]):
         reply = _awaited(hints.get("return", Any))
         return HandlerTypes(
             state=state,
-            state_codec=None if state is None else self._codec("the state", state),
+            state_codec=None if state is None else self._state_codec(state),
             message_codec=self._codec(f"parameter {message_name}", hints.get(message_name, Any)),
             # A handler that returns nothing can still answer, with ctx.reply: then with anything.
             reply_codec=self._codec("the return value", Any if reply is types.NoneType else reply),
@@ -317,6 +318,10 @@ class Function(Generic[M_contra, R_co]):
         except NameError as error:
             raise self._undefined(error) from None
         return state
+
+    def _state_codec(self, state: Any) -> Codec[Any]:
+        # Bytes as they are could be EMPTY_STATE, which is stored as nothing. In msgpack they never are.
+        return MsgspecCodec(bytes, "bytes") if state is bytes else self._codec("the state", state)
 
     def _codec(self, what: str, annotation: Any) -> Codec[Any]:
         try:
