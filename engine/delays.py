@@ -89,6 +89,12 @@ class Delays:
     def next_due_ms(self) -> int | None:
         return self._index.next_due_ms()
 
+    @property
+    def holds_messages(self) -> bool:
+        """Whether a delayed message waits for its time. Reads rows until it finds one: not for every turn."""
+        rows = self._overlay.scan(*keys.task_kind_range(keys.TIMER))
+        return any(_decode(data).envelope is not None for _, data in rows)
+
     def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration]:
         """Take out what is due, earliest first. The rows are gone when the iterator moves on."""
         for key in self._index.pop_due(clock_ms, count_max):

@@ -760,6 +760,12 @@ class TaskCore:
         due = [at for at in (self._delays.next_due_ms(), self._pending.next_retry_ms()) if at is not None]
         return min(due, default=None)
 
+    @property
+    def holds_delayed_messages(self) -> bool:
+        """Whether a message that was sent with a delay is still to be delivered. What only tidies up does not count: state
+        that expires, results of requests that are forgotten."""
+        return self._delays.holds_messages
+
     def next_retry_ms(self) -> int | None:
         """When the next failed message is tried again; None when none waits for that."""
         return self._pending.next_retry_ms()

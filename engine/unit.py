@@ -259,7 +259,6 @@ class TaskUnit:
         return (
             not statistics.queued
             and not statistics.pending
-            and self.core.next_due_ms() is None
             and all(getattr(feed, "behind", 0) == 0 for feed in self.feeds)
         )
 
@@ -272,6 +271,7 @@ def _size(item: Input) -> int:
         case Deliveries():
             return len(item.envelopes)
         case FrameInput():
+            and not self.core.holds_delayed_messages
             return len(item.frame.messages)
         case Completed():
             return 1

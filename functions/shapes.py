@@ -135,11 +135,17 @@ def _default(field: mi.Field) -> dict[str, Any]:
     if field.default_factory is not msgspec.NODEFAULT:
         factory = field.default_factory
         if factory in (list, set, dict, frozenset, tuple, bytearray):
-            return {"default": msgspec.to_builtins(factory())}
+            return {"default": _plain(factory())}
         return {"factory": getattr(factory, "__qualname__", type(factory).__qualname__)}
     if field.default is msgspec.NODEFAULT:
         return {"absent": True}
-    return {"default": msgspec.to_builtins(field.default, str_keys=True, enc_hook=_name_of_class)}
+    return {"default": _plain(field.default)}
+
+
+def _plain(value: object) -> Any:
+    """`value` as it is once written and read: a tuple comes back as a list, and a set has no order of its own."""
+    builtins = msgspec.to_builtins(value, str_keys=True, enc_hook=_name_of_class, order="deterministic")
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(builtins))
 
 
 def _name_of_class(value: object) -> str:

@@ -557,6 +557,20 @@ def test_a_token_calls_its_message_back_or_moves_it() -> None:
     assert bench.state(bell, "b").seen == [2]
 
 
+def test_only_a_message_that_will_be_delivered_is_waited_for() -> None:
+    """Neither one that was called back, though its time is still to come, nor what merely tidies up."""
+    bench = Bench(delaying_app())
+    bench.send("t/clock", "a", ("after", 60, "x"))
+    assert bench.core.holds_delayed_messages
+
+    bench.send("t/clock", "a", ("cancel", 0, "x"))
+
+    assert not bench.core.holds_delayed_messages
+    bench.call("t/clock", "a", ("cancel", 0, "x"), key="a request whose answer is kept for a day")
+    assert not bench.core.holds_delayed_messages
+    assert bench.core.next_due_ms() is not None
+
+
 def test_a_token_that_has_fired_can_be_used_again() -> None:
     bench = Bench(delaying_app())
     bell = bench.app.functions["t/bell"]

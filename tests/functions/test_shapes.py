@@ -55,6 +55,13 @@ def test_a_changed_state(after: dict[str, Any], found: list[str]) -> None:
     assert incompatibilities(shape_of(record(State, **BEFORE)), shape_of(record(State, **after))) == found
 
 
+@pytest.mark.parametrize("default", [(), (1, 2), frozenset({"b", "a"}), b"raw"])
+def test_a_shape_is_the_same_when_it_was_kept_with_a_checkpoint(default: Any) -> None:
+    shape = shape_of(record(State, value=(Any, default)))
+
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(shape)) == shape
+
+
 def test_a_required_field_cannot_be_added() -> None:
     old, new = record(total=float), record(total=float, count=int)
 
