@@ -260,6 +260,7 @@ class TaskUnit:
             not statistics.queued
             and not statistics.pending
             and all(getattr(feed, "behind", 0) == 0 for feed in self.feeds)
+            and not self.core.holds_delayed_messages
         )
 
 
@@ -271,7 +272,6 @@ def _size(item: Input) -> int:
         case Deliveries():
             return len(item.envelopes)
         case FrameInput():
-            and not self.core.holds_delayed_messages
             return len(item.frame.messages)
         case Completed():
             return 1
