@@ -156,13 +156,19 @@ class Coordinator:
         return self._last_id if self._phase in (Phase.COLLECTING, Phase.COMPLETING) else None
 
     @property
+    def owing(self) -> bool:
+        """Whether a checkpoint has begun since the last complete one. If it was given up, tasks hold changes that they no
+        longer report as dirty, and rows and replies wait for the next."""
+        return self.trying_since_ms is not None
+
+    @property
     def last_id(self) -> int:
         """The newest id that was used."""
         return self._last_id
 
     def due_in_ms(self, now_ms: float, *, dirty: bool, urgent: bool) -> float | None:
         """How long until a Tick would begin a checkpoint; None while nothing calls for one."""
-        if self._phase is not Phase.IDLE or not (dirty or urgent):
+        if self._phase is not Phase.IDLE or not (dirty or urgent or self.owing):
             return None
         wait = self._pause_ms if urgent else max(self._options.interval_ms, self._pause_ms)
         return max(0.0, self._last_end_ms + wait - now_ms)

@@ -21,7 +21,11 @@ class History:
     """What the control log says, record by record."""
 
     def __init__(
-        self, attempt: AttemptBegun | None = None, high: int = 0, checkpoints: Iterator[Retained] | None = None
+        self,
+        attempt: AttemptBegun | None = None,
+        high: int = 0,
+        checkpoints: Iterator[Retained] | None = None,
+        scanned: int = 0,
     ) -> None:
         self.attempt = attempt
         """The newest attempt."""
@@ -30,9 +34,12 @@ class History:
         self._attempts_skipped = 0
         self.checkpoints: dict[int, Retained] = {each.checkpoint: each for each in checkpoints or ()}
         """Complete and restorable, oldest first."""
+        self.scanned = scanned
+        """Where the log continues behind the last record taken in."""
 
     def apply(self, offset: int, record: ControlRecord) -> None:
-        """Take in the record that stands at `offset`. Records come in the order of the log."""
+        """Take in the record that stands at `offset`, which is durable. Records come in the order of the log."""
+        self.scanned = offset + 1
         match record:
             case Reserve(high):
                 self.high = max(self.high, high)

@@ -252,9 +252,15 @@ class TwoPhaseSink:
 
     def _decide(self, attempt: int, checkpoint: int) -> list[Action]:
         self._completed[attempt] = max(checkpoint, self._completed.get(attempt, -1))
-        decided = [batch for batch in self._undecided if batch.attempt == attempt and batch.checkpoint <= checkpoint]
-        self._undecided = [batch for batch in self._undecided if batch not in decided]
-        self._decided += decided
+        undecided: list[Staged] = []
+        for batch in self._undecided:
+            if batch.attempt == attempt and batch.checkpoint <= checkpoint:
+                # The deciding checkpoint, not the one it was staged for: if that was given up, the durable snapshot holds
+                # the rows under a later number, and a marker below it would not cover them (PROTOCOL 21).
+                self._decided.append(Staged(attempt, checkpoint, batch.rows))
+            else:
+                undecided.append(batch)
+        self._undecided = undecided
         return self._proceed()
 
     def _restore(self, batches: Sequence[Staged]) -> list[Action]:

@@ -65,8 +65,11 @@ class Journal:
         self._log.truncate(PARTITION, Offset(before))
 
     def write_index(self, history: History) -> None:
-        """Make what `history` knows the starting point of the next opening. Everything in it is durable already."""
-        index = _Index(1, self.end, history.attempt, history.high, list(history.checkpoints.values()))
+        """Make what `history` knows the starting point of the next opening. Everything in it is durable already.
+
+        What stands behind it is read again then: a decision on its way to the disk must not be passed over.
+        """
+        index = _Index(1, history.scanned, history.attempt, history.high, list(history.checkpoints.values()))
         write_checked(self._index, msgspec.msgpack.encode(index))
 
     # Reading.
@@ -74,12 +77,19 @@ class Journal:
     def read_history(self) -> History:
         """What the control records say, from the index and the journal behind it."""
         index = self._read_index()
-        start = self._log.start(PARTITION)
-        if index is not None and start <= index.scan_from <= self._log.end(PARTITION):
-            history = History(index.attempt, index.high, iter(index.checkpoints))
+        start, end = self._log.start(PARTITION), self._log.end(PARTITION)
+        history = History()
+        if index is not None and start <= index.scan_from <= end:
+            history = History(index.attempt, index.high, iter(index.checkpoints), index.scan_from)
             start = Offset(index.scan_from)
-        else:
-            history = History()
+        elif index is not None:
+            self.notes.append(
+                f"The index {self._index} continues at offset {index.scan_from} of the journal, which holds {start} to "
+                f"{end}. The whole journal is read instead."
+            )
+            history = History(index.attempt, index.high)
+        elif start:
+            self.notes.append(f"The index {self._index} is missing. The journal is read from its offset {start} on.")
         for offset, record in self._records(start):
             if record[:1] == _CONTROL:
                 history.apply(offset, decode_control(record[1:]))
@@ -111,21 +121,28 @@ class Journal:
         records = [first[1:]] + [self._one(offset + index)[1:] for index in range(1, header.count)]
         return decode_delta(records)
 
-    def chain(self, head: int, base_checkpoint: int) -> list[int]:
-        """Offsets of the deltas behind a base, oldest first, found by following `previous` back from the head."""
+    def chain(self, head: int, first: int) -> list[int]:
+        """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back from the head.
+
+        What `first` extends is in the base, and may be deleted.
+        """
         chain: list[int] = []
         offset = head
-        while offset >= 0:
+        while offset >= max(first, 0):
             record = self._one(offset)
             if record[:1] != _DELTA:
                 raise CorruptSnapshot(
                     "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
                 )
-            header = peek_header(record[1:])
-            if header.checkpoint <= base_checkpoint:
-                break
             chain.append(offset)
-            offset = header.previous
+            previous = peek_header(record[1:]).previous
+            if previous >= offset:
+                raise CorruptSnapshot(
+                    "PEN0404",
+                    f"The delta at offset {offset} of the journal extends one behind it, at {previous}. An older "
+                    "checkpoint is used.",
+                )
+            offset = previous
         chain.reverse()
         return chain
 

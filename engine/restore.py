@@ -36,6 +36,8 @@ class Restored:
     queues: dict[str, tuple[int, int, list[QueuedRow]]] = field(default_factory=dict)
     staged: dict[str, list[Staged]] = field(default_factory=dict)
     """Rows that the checkpoint decided and that may not be visible yet, by egress, oldest first."""
+    stored: list[tuple[str, int, bytes]] = field(default_factory=list)
+    """Egress, checkpoint and key of the rows among them that are in the store, because the base holds them."""
     base: BaseRef = BaseRef()
     head: int = -1
     checksum: int = 0
@@ -63,7 +65,7 @@ def restore_task(
     if part.base:
         _read_base(backend, restored, queues, staged)
     overlay.begin_restore(part.base_checkpoint)
-    chain = journal.chain(part.head, part.base_checkpoint)
+    chain = journal.chain(part.head, part.first)
     for number, offset in enumerate(chain, 1):
         header, frozen = journal.delta(offset)
         overlay.restore(frozen.checkpoint, frozen.values, frozen.rows, frozen.queues)
@@ -94,11 +96,14 @@ def _read_base(
     for key, value in backend.scan(*keys.task_kind_range(keys.QUEUE)):
         typename, number = keys.decode_queue_key(key)
         queues.setdefault(typename, {})[number] = decode_queued(value)
+    stored: dict[tuple[str, int], list[EgressRow]] = {}
     for key, value in backend.scan(*keys.task_kind_range(keys.EGRESS)):
         egress, checkpoint, _ = keys.decode_egress_key(key)
+        restored.stored.append((egress, checkpoint, key))
         attempt, row = _decode_staged(value)
-        batch = staged.setdefault(egress, {}).setdefault(checkpoint, Staged(attempt, checkpoint, []))
-        staged[egress][checkpoint] = Staged(attempt, checkpoint, [*batch.rows, row])
+        rows = stored.setdefault((egress, checkpoint), [])
+        rows.append(row)
+        staged.setdefault(egress, {})[checkpoint] = Staged(attempt, checkpoint, rows)
 
 
 def _queues(

@@ -26,7 +26,7 @@ from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
 from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input
 from penstock.engine.feeds import Completions, Feed
-from penstock.engine.restore import META, SETTLED_META
+from penstock.engine.restore import META, SETTLED_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Outcome, TaskCore
 from penstock.records import EgressRow, Frozen, Reply, TaskMeta
@@ -105,6 +105,18 @@ class TaskUnit:
         self._stored_rows: deque[tuple[str, int, bytes]] = deque()
         """Egress rows that a fold put into the store, to be deleted once committed."""
         self.counters = UnitCounters()
+
+    def adopt(self, restored: Restored) -> None:
+        """Take over rows that a restored checkpoint decided and that may not be visible yet: folds must keep those that
+        only its deltas hold, and delete those in the store once they are committed."""
+        self._stored_rows.extend(restored.stored)
+        batches: dict[int, Cut] = {}
+        for egress, staged in restored.staged.items():
+            for batch in staged:
+                if batch.checkpoint > restored.base.checkpoint:
+                    cut = Cut(batch.attempt, batch.checkpoint, self._folded_meta, {})
+                    batches.setdefault(batch.checkpoint, cut).egress[egress] = list(batch.rows)
+        self._cuts.extend(batches[checkpoint] for checkpoint in sorted(batches))
 
     # Turns.
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, Part
+from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, Part
 from penstock.checkpoint.coordinator import (
     RESERVED_IDS,
     Abandoned,
@@ -347,6 +347,7 @@ class Worker:
         )
         feeds = self._feeds(task, core, snapshot)
         unit = TaskUnit(task, core, restored.overlay, snapshot, completions, feeds, {}, self._log, time.perf_counter)
+        unit.adopt(restored)
         for name, sink in self._sinks.items():
             unit.sinks[name] = self._driver(unit, name, sink)
         return unit
@@ -466,7 +467,7 @@ class Worker:
         return all(feed.done for feed in self._ingresses) and all(unit.idle for unit in self._units)
 
     def _dirty(self) -> bool:
-        return any(unit.core.changed for unit in self._units)
+        return self._coordinator.owing or any(unit.core.changed for unit in self._units)
 
     def _under_pressure(self) -> bool:
         """Whether inputs must wait: unsettled changes and queues fill their share of the memory (PROTOCOL 25)."""
@@ -494,16 +495,16 @@ class Worker:
                     self._urgent_reason = ""
                     self._checkpoint_task = self._spawn(self._checkpoint(checkpoint))
                 case Write(record):
-                    self._journal.append_control(record)
-                    self._spawn(self._make_durable())
+                    self._spawn(self._make_durable(self._journal.append_control(record), record))
                 case Announce(manifest):
                     self._announce(manifest)
                 case Abandoned(checkpoint, reason):
                     logger.error("PEN0401 Checkpoint %d was given up: %s", checkpoint, reason)
 
-    async def _make_durable(self) -> None:
+    async def _make_durable(self, offset: int, record: ControlRecord) -> None:
         """For records outside a checkpoint: reserved ids."""
         await self._flush()
+        self._history.apply(offset, record)
         self._perform(self._coordinator.handle(Durable(self._clock() * 1000)))
         self._wake()
 
@@ -714,7 +715,7 @@ class Worker:
         verdict = decide(list(history.checkpoints.values()), self.config.retention, int(now_s * 1000), needed=needed)
         for dropped in verdict.over_limit:
             logger.warning(
-                "PEN0410 Checkpoint %d is dropped before its time: checkpoints reached their limit of %s bytes.",
+                "PEN0402 Checkpoint %d is dropped before its time: checkpoints reached their limit of %s bytes.",
                 dropped.checkpoint,
                 f"{self.config.retention.bytes_max:,}",
             )

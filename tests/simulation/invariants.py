@@ -14,7 +14,7 @@ from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
 from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
 from penstock.state import keys
-from tests.simulation.walks import EGRESS, IDS, LAST_HOP, NATURE, Step, Visits
+from tests.simulation.walks import IDS, LAST_HOP, NATURE, WALKS, Step, Visits
 
 if TYPE_CHECKING:
     from tests.simulation.node import Node
@@ -393,10 +393,9 @@ def image_of(restored: Restored) -> Image:
     """Everything a restored task knows, read through its overlay."""
     values: dict[tuple[str, str], bytes] = {}
     overlay = restored.overlay
-    for typename in ("walks/quick", "walks/flaky", "walks/slow"):
+    for typename in WALKS.functions:
         cells = overlay.cells(typename)
-        for id in overlay.ids(typename):
-            values[typename, id] = overlay.load(cells, id)
+        values.update(((typename, id), value) for id in IDS if (value := overlay.load(cells, id)))
     rows = {
         key: value
         for key, value in overlay.scan(b"", b"\xff")
@@ -413,5 +412,3 @@ def _texts(rows: list[EgressRow]) -> list[Any]:
 def _never_start(number: int, handler: Any) -> None:
     raise AssertionError("a standby runs no handler")
 
-
-assert EGRESS

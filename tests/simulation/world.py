@@ -25,6 +25,7 @@ from penstock.checkpoint.coordinator import (
     CoordinatorOptions,
     Durable,
     Failed,
+    Phase,
     Tick,
     Write,
 )
@@ -37,7 +38,7 @@ from penstock.engine.feeds import Completions, RequestFeed, request_envelope
 from penstock.engine.journal import PARTITION, Journal
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.task import Start, TaskCore, TaskOptions
-from penstock.errors import CorruptSnapshot
+from penstock.errors import CorruptSnapshot, ProtocolError
 from penstock.functions.context import Outlet
 from penstock.ids import Address, Offset, key_group
 from penstock.records import Envelope, Reply
@@ -55,11 +56,20 @@ from tests.simulation.walks import EGRESS, FUNCTIONS, IDS, NATURE, OUT, WALKS, S
 IDS_RESERVED = 3
 """Few, so that ids are used up and reserved again within a schedule."""
 TIMEOUT_MS = 150
+UNREFERENCED_MS = 6 * TIMEOUT_MS
+"""Age at which a base that no manifest names is deleted: more than a checkpoint that names it can be under way."""
 ROUNDS_MAX = 300
 """Of fair scheduling without faults, until everything must have been done."""
 INDEX = Path("index")
 _OUTLETS = {EGRESS: Outlet(EGRESS, OUT.spec.encode, 1 << 20)}
 _FINGERPRINTS = WALKS.fingerprints()
+
+
+class Base(NamedTuple):
+    """What a store holds of a base."""
+
+    made_ms: int
+    rows: list[tuple[bytes, bytes]]
 
 
 class Client:
@@ -120,7 +130,7 @@ class World:
         self.clock_ms = 1_000
         self.log = SimulatedLog()
         self.files: dict[Path, bytes] = {}
-        self.bases: dict[str, list[tuple[bytes, bytes]]] = {}
+        self.bases: dict[str, Base] = {}
         self.database = Database(self._committed)
         self.buffered = dice.chance(0.5)
         self.standby = dice.chance(0.25)
@@ -185,6 +195,9 @@ class World:
     def perform(self, move: Move) -> None:
         """Let one thing happen, or nothing if there is no occasion."""
         run = self._some_run()
+        if not run.nodes:
+            self.runs.remove(run)
+            return
         node = self.dice.choose(run.nodes)
         self.trace.append(f"{move.name} {run.attempt.lineage.attempt}/{node.task}")
         match move:
@@ -285,7 +298,14 @@ class World:
                 node.driver.step()
 
     def _busy(self, run: Run) -> bool:
-        return any(node.busy for node in run.nodes) or not all(client.answer for client in self.clients)
+        coordinator = run.coordinator
+        assert coordinator is not None
+        return (
+            coordinator.owing
+            or coordinator.phase is not Phase.IDLE
+            or any(node.busy for node in run.nodes)
+            or not all(client.answer for client in self.clients)
+        )
 
     # What tasks do.
 
@@ -302,7 +322,14 @@ class World:
             if node.snapshot.wants(due):
                 self.colour_cuts += 1
                 self._cut(node, due)
-        effects = node.turn(invocations_max, self.clock_ms)
+        try:
+            effects = node.turn(invocations_max, self.clock_ms)
+        except ProtocolError:
+            if run is self.current:
+                raise
+            run.nodes.remove(node)  # A zombie that slept until what it would read was deleted ends here.
+            node.close()
+            return
         if effects is not None:
             for hook in self._turned:
                 hook(self, node, effects)
@@ -334,7 +361,7 @@ class World:
         if overlay.folding or checkpoint <= node.snapshot.base_checkpoint:
             return
         name = f"{checkpoint:012d}-{run.attempt.lineage.attempt}-{node.task}"
-        self.bases[name] = list(overlay.backend.scan(b"", b"\xff"))
+        self.bases[name] = Base(self.clock_ms, list(overlay.backend.scan(b"", b"\xff")))
         self.bases_made += 1
         if self.dice.chance(0.9):
             node.unit.rebase(name, checkpoint)
@@ -392,7 +419,8 @@ class World:
             self.journal.truncate(point)
         used = {base for each in verdict.kept for base in each.bases}
         used |= {node.unit.snapshot.base_name for node in self.current.nodes}
-        self.bases = {name: rows for name, rows in self.bases.items() if name in used}
+        unreferenced_ms = self.clock_ms - UNREFERENCED_MS
+        self.bases = {n: base for n, base in self.bases.items() if n in used or base.made_ms > unreferenced_ms}
         self._truncate_inputs(verdict.kept)
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
@@ -448,17 +476,15 @@ class World:
             self.runs.remove(run)
 
     def _replay(self) -> None:
-        choices = list(self.history.checkpoints)
-        if not choices:
-            return
         if self.dice.chance(0.5):
             self._crash()
         else:
             self._take_over()
-        self.replays += 1
-        self.rolled_back = True
         known = list(self._open_history().checkpoints)
-        self.recover(replay=self.dice.choose(known))
+        if known:
+            self.replays += 1
+            self.rolled_back = True
+        self.recover(replay=self.dice.choose(known) if known else None)
 
     def _forget(self, run: Run, node: Node) -> None:
         if run.mail and self.dice.chance(0.5):
@@ -531,7 +557,7 @@ class World:
         if name:
             if name not in self.bases:
                 raise CorruptSnapshot("PEN0404", f"Base {name} is missing.")
-            backend.write(self.bases[name])
+            backend.write(self.bases[name].rows)
         return backend
 
     def _build(self, attempt: AttemptBegun, restored: list[Restored]) -> None:
@@ -559,6 +585,7 @@ class World:
         )
         driver.failing = self.sink_fails
         driver.retain(attempt.lineage.attempts)
+        node.unit.adopt(restored)
         node.connect(driver)
         driver.handle(RowsRestored(restored.staged.get(EGRESS, ())))
         return node
