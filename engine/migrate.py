@@ -1,8 +1,8 @@
 """Makes stored state fit changed code, or refuses to start.
 
-A checkpoint records the shape of every function's state. What the present code can read is used as it is; what it can't
-needs `@app.migrate`, which rewrites every address of that function before the first message. Until the next checkpoint is
-complete nothing has changed on disk, so a wrong migration costs nothing.
+A checkpoint records the shape of every function's state. What the present code can read is used as it is; what it
+can't needs `@app.migrate`, which rewrites every address of that function before the first message. Until the next
+checkpoint is complete nothing has changed on disk, so a wrong migration costs nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ def check_shapes(app: App, manifest: Manifest) -> None:
     """Raise Refused when state of the checkpoint can't be read by `app`, and no migration is declared for it."""
     for typename, function in app.functions.items():
         problems = _problems(function, manifest)
-        if problems and typename not in app.migrations:
+        if problems and (function.storage or typename not in app.migrations):
+            remedy = (
+                "Stored values can't be migrated: give what is new another name, start fresh with --from none"
+                if function.storage
+                else f"Give a migration (@app.migrate({typename!r})), start fresh with --from none"
+            )
             raise Refused(
                 "PEN0302",
                 f"Refused to start: the state of {typename} in checkpoint {manifest.checkpoint} does not fit "
-                f"{function.location}: {'; '.join(problems)}. Give a migration (@app.migrate({typename!r})), start fresh "
-                "with --from none, or keep the old type. Nothing was changed.",
+                f"{function.location}: {'; '.join(problems)}. {remedy}, or keep the old type. Nothing was changed.",
             )
 
 
@@ -59,7 +63,7 @@ def migrate_task(app: App, manifest: Manifest | None, core: TaskCore, overlay: O
 
 def _migrate(function: Function[Any, Any], migration: Any, address: Address, data: bytes) -> bytes:
     codec = function.state_codec
-    assert codec is not None
+    assert codec is not None, "check_shapes has refused every other change"
     try:
         new = migration(msgspec.msgpack.decode(data))
         encoded = codec.encode(codec.convert(new) if isinstance(new, dict) else new)
