@@ -1,6 +1,6 @@
 """Keeps the balances of an account by currency and all its movements: collections too large to load at once.
 
-python examples/account.py
+Run it: `python examples/account.py`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Reminds people of a cart they left, unless they check out: a delayed message, called back by its token.
 
-python examples/cart.py
+Run it: `python examples/cart.py`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Counts how often each person was seen: one function, one value of state for each name.
 
-python examples/greeter.py
+Run it: `python examples/greeter.py`.
 """
 
 from collections.abc import Iterator

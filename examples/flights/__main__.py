@@ -1,6 +1,6 @@
 """Follows 336,776 flights and the delays their aircraft carry along. See README.md beside this file.
 
-python -m examples.flights [--dir D] [--rate R] [--limit N]
+Run it: `python -m examples.flights [--dir D] [--rate R] [--limit N]`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def follow(directory: Path, *, rate: float | None, limit: int | None) -> None:
     worker = run(app, config, watch=lambda worker: show_progress(worker, departures, console))
     took_s = time.monotonic() - began
     if not sum(feed.records for feed in worker.ingresses):
-        console.print(f"All flights were read before: remove {directory} to begin anew.\n")
+        console.print(
+            f"All flights were read before: remove {directory} to begin anew.\n", soft_wrap=True, highlight=False
+        )
     show_results(results, console)
     show_figures(worker, took_s, console)
 
