@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import pytest
 
 from tests.kill.telling import Told
 
@@ -66,6 +67,14 @@ def run_to_the_end(*program: str | Path | float) -> Told:
     done = subprocess.run(_command(program), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return _decode(done.stdout.splitlines()[-1])
+
+
+def told_replayed(runs: list[Killed], capsys: pytest.CaptureFixture[str]) -> int:
+    """How many messages were read again after the kills. Also said to the person who watches."""
+    replayed = sum(run.replayed for run in runs)
+    with capsys.disabled():
+        print(f"\nkilled {len(runs)} times, {replayed:,} messages replayed")  # noqa: T201  # For whoever runs the test.
+    return replayed
 
 
 def lines_of(directory: Path) -> list[bytes]:
