@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +29,7 @@ from penstock.engine.views import (
     TaskView,
     View,
     describe_functions,
+    not_retained,
     show_checkpoint,
     summarize_checkpoint,
     summarize_letter,
@@ -230,13 +231,6 @@ class _Admin:
 
     async def take_checkpoint(self, request: web.Request) -> web.Response:
         return _json({"checkpoint": await self._worker.wait_checkpoint("request")})
-
-
-def not_retained(number: int, known: Sequence[int]) -> InvalidInput:
-    kept = f"{min(known)} to {max(known)}" if known else "none"
-    return InvalidInput(
-        "PEN0309", f"There is no checkpoint {number}. Retained: {kept}. List them: penstock checkpoint list."
-    )
 
 
 def id_of_task(task: int, tasks: int) -> str:

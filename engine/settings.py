@@ -246,7 +246,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError("PEN0141", f"{path} can't be read: {error}. Correct it, and start again.") from error
+        raise ConfigurationError("PEN0151", f"{path} can't be read: {error}. Correct it, and start again.") from error
 
 
 def _setting(spec: Spec, value: Any, origin: str) -> Setting:
@@ -255,7 +255,7 @@ def _setting(spec: Spec, value: Any, origin: str) -> Setting:
     except (ConfigurationError, msgspec.ValidationError, ValueError) as error:
         shown = REDACTED if spec.secret else repr(value)
         raise ConfigurationError(
-            "PEN0142", f"{spec.name} = {shown} (from {origin}) is not acceptable. Give {spec.kind.what}."
+            "PEN0152", f"{spec.name} = {shown} (from {origin}) is not acceptable. Give {spec.kind.what}."
         ) from error
     return Setting(spec.name, parsed, _shown(spec, parsed), origin)
 
@@ -269,6 +269,8 @@ def _shown(spec: Spec, value: Any) -> str:
         return format_duration(value)
     if value is None:
         return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -276,5 +278,5 @@ def _unknown(name: str, file: str) -> ConfigurationError:
     near = difflib.get_close_matches(name, _BY_NAME, n=1)
     hint = f"Did you mean {near[0]}?" if near else "Remove it."
     return ConfigurationError(
-        "PEN0143", f"{file} sets {name}, which is no setting. {hint} All are listed by: penstock config show."
+        "PEN0153", f"{file} sets {name}, which is no setting. {hint} All are listed by: penstock config show."
     )

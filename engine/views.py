@@ -293,6 +293,14 @@ def show_checkpoint(retained: Retained, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def not_retained(number: int, known: Sequence[int]) -> InvalidInput:
+    """The error for a checkpoint that is not, or no longer, there."""
+    kept = f"{min(known)} to {max(known)}" if known else "none"
+    return InvalidInput(
+        "PEN0309", f"There is no checkpoint {number}. Retained: {kept}. List them: penstock checkpoint list."
+    )
+
+
 def timestamp(at_ms: float) -> str:
     """A moment in UTC: `2026-01-01T12:00:00.000Z`."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -50,9 +50,14 @@ class EmbeddedLog:
         *,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         executor: Executor | None = None,
+        read_only: bool = False,
     ) -> None:
-        """`executor` runs the flushes, one at a time; without it the log has a thread of its own."""
-        make_directory(directory)
+        """`executor` runs the flushes, one at a time; without it the log has a thread of its own.
+
+        With `read_only` nothing is repaired or removed, and nothing may be appended: for tools, also beside an owner.
+        """
+        if not read_only:
+            make_directory(directory)
         self.recovered: list[str] = []
         """What opening had to cut, and the damage it found: nothing after a clean stop. Show it."""
         self._directory = directory
@@ -70,7 +75,7 @@ class EmbeddedLog:
         for found in sorted(directory.iterdir()):
             name = unquote(found.name)
             if found.is_dir() and found.name == _directory_name(name):  # Others are not ours.
-                self.recovered += self._open(name).recover()
+                self.recovered += self._open(name).recover(read_only=read_only)
 
     def append(self, partition: str, record: bytes) -> Offset:
         assert len(record) <= RECORD_BYTES_MAX, f"a record of {len(record):,} bytes for {partition}"
@@ -307,9 +312,9 @@ class _Partition:
     def end(self) -> Offset:
         return Offset(self.durable_end + len(self.unflushed))
 
-    def recover(self) -> list[str]:
+    def recover(self, *, read_only: bool) -> list[str]:
         """Find the segments of earlier runs, cut a torn end, and return what a person should know."""
-        for leftover in self.directory.glob(".*.tmp"):
+        for leftover in self.directory.glob(".*.tmp") if not read_only else ():
             leftover.unlink()
         bases = sorted(int(path.stem) for path in self.directory.glob("[0-9]" * 20 + ".log"))
         self._segments = [Segment(self.directory, self.name, Offset(base)) for base in bases]
@@ -318,10 +323,10 @@ class _Partition:
         for segment in self._segments:
             segment.length = segment.path.stat().st_size
         if self._segments:
-            report += self._recover_last(self._segments[-1], whole=self._segments[-1] not in hurt)
+            report += self._recover_last(self._segments[-1], whole=self._segments[-1] not in hurt, read_only=read_only)
         return report
 
-    def _recover_last(self, last: Segment, *, whole: bool) -> list[str]:
+    def _recover_last(self, last: Segment, *, whole: bool, read_only: bool) -> list[str]:
         found = scan(last)
         torn = last.length - found.end_position
         self.durable_end = found.end
@@ -332,6 +337,8 @@ class _Partition:
                 f"{last.path}: {torn:,} bytes of an unfinished write are ignored. The partition ends at "
                 f"offset {found.end:,}; what followed was never confirmed to anybody"
             )
+        if read_only:
+            return report
         if whole and not found.damage:
             if torn:
                 os.truncate(last.path, last.length)

@@ -8,36 +8,43 @@ Everything an application needs is importable from here. The folders behind it, 
     checkpoint/  snapshots, coordinator, recovery, two-phase sinks
     engine/      the runtime: task core, worker, HTTP, CLI
 
-Importing it starts nothing and reads nothing.
+Importing it starts nothing and reads nothing: a name is looked up where it is defined when it is first used, so that
+the command line, which needs few of them, answers at once.
 """
 
-from penstock.errors import (
-    ConfigurationError,
-    CorruptSnapshot,
-    DecodeError,
-    Fenced,
-    FunctionError,
-    InvalidInput,
-    PenstockError,
-    ProtocolError,
-    Refused,
-    Unavailable,
-)
-from penstock.functions.app import App, Egress, Ingress
-from penstock.functions.context import Context, MessageInfo
-from penstock.functions.function import Function
-from penstock.functions.io import (
-    FileEgress,
-    FileIngress,
-    GeneratorIngress,
-    HttpEgress,
-    MemoryEgress,
-    MemoryIngress,
-    PostgresEgress,
-    StdoutEgress,
-)
-from penstock.functions.state import Expire, Log, Message, State, Table, Value
-from penstock.ids import Address
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penstock.errors import (
+        ConfigurationError,
+        CorruptSnapshot,
+        DecodeError,
+        Fenced,
+        FunctionError,
+        InvalidInput,
+        PenstockError,
+        ProtocolError,
+        Refused,
+        Unavailable,
+    )
+    from penstock.functions.app import App, Egress, Ingress
+    from penstock.functions.context import Context, MessageInfo
+    from penstock.functions.function import Function
+    from penstock.functions.io import (
+        FileEgress,
+        FileIngress,
+        GeneratorIngress,
+        HttpEgress,
+        MemoryEgress,
+        MemoryIngress,
+        PostgresEgress,
+        StdoutEgress,
+    )
+    from penstock.functions.state import Expire, Log, Message, State, Table, Value
+    from penstock.ids import Address
 
 __version__ = "0.1.0"
 
@@ -74,3 +81,46 @@ __all__ = [
     "Unavailable",
     "Value",
 ]
+
+if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exist.
+    _NAMES = {
+        "penstock.errors": (
+            "ConfigurationError",
+            "CorruptSnapshot",
+            "DecodeError",
+            "Fenced",
+            "FunctionError",
+            "InvalidInput",
+            "PenstockError",
+            "ProtocolError",
+            "Refused",
+            "Unavailable",
+        ),
+        "penstock.functions.app": ("App", "Egress", "Ingress"),
+        "penstock.functions.context": ("Context", "MessageInfo"),
+        "penstock.functions.function": ("Function",),
+        "penstock.functions.io": (
+            "FileEgress",
+            "FileIngress",
+            "GeneratorIngress",
+            "HttpEgress",
+            "MemoryEgress",
+            "MemoryIngress",
+            "PostgresEgress",
+            "StdoutEgress",
+        ),
+        "penstock.functions.state": ("Expire", "Log", "Message", "State", "Table", "Value"),
+        "penstock.ids": ("Address",),
+    }
+    """What is defined where: the imports above, once more. A test compares them."""
+    _HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -176,7 +176,7 @@ class Harness:
         declared = self.app.ingresses.get(name)
         if declared is None:
             raise ConfigurationError(
-                "PEN0120", f"{name} is no ingress of {self.app.name}. Declared: {_names(self.app.ingresses)}."
+                "PEN0123", f"{name} is no ingress of {self.app.name}. Declared: {_names(self.app.ingresses)}."
             )
         self._fed[name].feed(*(self._raw_record(declared, record) for record in records))
 
@@ -602,7 +602,7 @@ class Harness:
 
     def _read_state(self, function: Function[Any, Any], id: str) -> Any:
         if function.state is None and not function.storage:
-            raise ConfigurationError("PEN0104", f"{function.typename} has no state: its Context names none.")
+            raise ConfigurationError("PEN0307", f"{function.typename} has no state: its Context names none.")
         unit = self._units[key_group(id) % self._config.parallelism]
         entry = unit.core.entries[function.typename]
         context = entry.new_context()

@@ -52,7 +52,7 @@ def test_an_unknown_setting_in_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "penstock.toml").write_text('memmory = "1GB"\n')
 
     assert refusal(tmp_path) == (
-        "PEN0143 penstock.toml sets memmory, which is no setting. Did you mean memory? "
+        "PEN0153 penstock.toml sets memmory, which is no setting. Did you mean memory? "
         "All are listed by: penstock config show."
     )
 
@@ -66,7 +66,7 @@ def test_an_unknown_variable_is_noted_and_ignored(tmp_path: Path) -> None:
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "penstock.toml").write_text("memory =\n")
 
-    assert refusal(tmp_path).startswith(f"PEN0141 {tmp_path / 'penstock.toml'} can't be read: ")
+    assert refusal(tmp_path).startswith(f"PEN0151 {tmp_path / 'penstock.toml'} can't be read: ")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_value_that_cannot_be_used_is_refused_with_its_origin(
     variable = f"PENSTOCK_{name.upper()}"
 
     assert refusal(tmp_path, {variable: value}) == (
-        f"PEN0142 {name} = {value!r} (from {variable}) is not acceptable. Give {wanted}."
+        f"PEN0152 {name} = {value!r} (from {variable}) is not acceptable. Give {wanted}."
     )
 
 

@@ -1,0 +1,103 @@
+"""`penstock checkpoint`: what one can go back to."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from penstock.engine.cli_common import (
+    Where,
+    output_options,
+    print_fields,
+    print_json,
+    print_table,
+    where_options,
+)
+
+
+@click.group()
+def checkpoint() -> None:
+    """Look at checkpoints, and take one."""
+
+
+@checkpoint.command("list")
+@where_options
+@output_options
+def list_(where: Where, as_json: bool) -> None:
+    """List the checkpoints that can be replayed, oldest first."""
+    client = where.running()
+    if client is not None:
+        rows = client.checkpoints()
+    else:
+        with where.opened() as directory:
+            rows = directory.checkpoints()
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("checkpoint", "at", "attempt", "reason", "delta_bytes", "bases")
+    print_table(rows, columns, empty="There are no checkpoints yet.")
+
+
+@checkpoint.command()
+@click.argument("number", type=int)
+@where_options
+@output_options
+def show(where: Where, number: int, as_json: bool) -> None:
+    """Show everything a checkpoint says of itself."""
+    client = where.running()
+    if client is not None:
+        found = client.checkpoint(number)
+    else:
+        with where.opened() as directory:
+            found = directory.checkpoint(number)
+    if as_json:
+        print_json(found)
+        return
+    tasks = found.pop("tasks")
+    print_fields(found)
+    click.echo()
+    print_table(tasks, ("task", "base", "base_checkpoint", "first", "head", "ingress_positions"), empty="")
+
+
+@checkpoint.command()
+@click.argument("numbers", nargs=-1, type=int, metavar="[NUMBER]...")
+@where_options
+@output_options
+@click.pass_context
+def verify(ctx: click.Context, where: Where, numbers: tuple[int, ...], as_json: bool) -> None:
+    """Read all that checkpoints need, and compare checksums.
+
+    Without numbers, every checkpoint. Reads the files themselves, also while the application runs. Exit code 1 when one
+    is damaged.
+    """
+    from rich.progress import Progress
+
+    if where.remote:
+        raise click.UsageError("Reads files: run it where the directory is, with --dir.")
+    with where.opened() as directory, Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("Reading checkpoints")
+        rows = directory.verify(list(numbers), lambda done, total: bar.update(task, completed=done, total=total))
+    damaged = [row for row in rows if not row["sound"]]
+    if as_json:
+        print_json({"checkpoints": rows, "journal": directory.damage})
+    else:
+        for text in directory.damage:
+            click.echo(text)
+        for row in damaged:
+            click.echo(f"{row['checkpoint']:,}  {row['problem']}")
+        click.echo(f"{len(rows) - len(damaged):,} of {len(rows):,} checkpoints are sound.")
+    if damaged or directory.damage:
+        ctx.exit(1)
+
+
+@checkpoint.command()
+@where_options
+@output_options
+def now(where: Where, as_json: bool) -> None:
+    """Take a checkpoint of everything accepted so far, and wait until it is complete."""
+    number = where.need_running("taking a checkpoint").take_checkpoint()
+    if as_json:
+        print_json({"checkpoint": number})
+    else:
+        click.echo(f"checkpoint {number:,} is complete")

@@ -1,0 +1,210 @@
+"""What the verbs share: options, finding the application, and how answers are shown.
+
+A reading verb asks the running application if there is one (the lock of its directory tells where it answers), and else
+reads the directory of the stopped one. A changing verb needs it running.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from penstock.errors import InvalidInput, Unavailable
+
+if TYPE_CHECKING:
+    from penstock.engine.client import Client
+    from penstock.engine.offline import Directory, StoppedApplication
+    from penstock.engine.settings import Settings
+
+
+class Where:
+    """Which application a verb is about: what --app, --dir and --url say, completed by the settings."""
+
+    def __init__(self, app: str | None, directory: str | None, url: str | None) -> None:
+        self._flags = {name: value for name, value in (("app", app), ("dir", directory)) if value is not None}
+        self._url = url
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        from penstock.engine.settings import load_settings
+
+        return load_settings(Path.cwd(), os.environ, self._flags)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.settings["dir"])
+
+    @property
+    def remote(self) -> bool:
+        """Whether only a URL is known, so that nothing can be read from files."""
+        return self._url is not None
+
+    def running(self) -> Client | None:
+        """A client of the application, or None when it does not run."""
+        from penstock.engine.client import Client
+        from penstock.files import read_owner
+
+        if self._url is not None:
+            return Client(self._url, self.settings["token"])
+        owner = read_owner(self.directory)
+        if owner is None:
+            return None
+        if owner.url is None:
+            raise Unavailable(
+                "PEN0624",
+                f"The application in {self.directory} runs as process {owner.pid} ({owner.command}) and can't be "
+                "asked: it is starting, or serves no HTTP. Wait, or start it with a port.",
+            )
+        return Client(owner.url, self.settings["token"])
+
+    def need_running(self, what: str) -> Client:
+        """The same for a verb that changes something."""
+        client = self.running()
+        if client is None:
+            raise Unavailable(
+                "PEN0623",
+                f"No application runs in {self.directory}, and {what} needs a running one. Start it: penstock run.",
+            )
+        return client
+
+    def opened(self) -> Directory:
+        """The directory, to be read as it lies."""
+        from penstock.engine.offline import Directory
+
+        return Directory(self.directory)
+
+    @contextmanager
+    def reader(self, *, at: int | None = None) -> Iterator[Client | StoppedApplication]:
+        """Whoever can answer: the running application, or its newest checkpoint, or checkpoint `at`."""
+        client = None if at is not None else self.running()
+        if client is not None:
+            yield client
+            return
+        from penstock.engine.loading import load_app
+        from penstock.engine.offline import open_stopped
+
+        app = load_app(self.settings["app"], Path.cwd()).app
+        with self.opened() as directory, open_stopped(app, directory, checkpoint=at, note=note) as stopped:
+            yield stopped
+
+
+def where_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --app, --dir and --url, as one argument `where`."""
+
+    @click.option("--app", metavar="MODULE:APP", help="The application, or its file.")
+    @click.option("--dir", "directory", metavar="DIR", help="Its data directory.")
+    @click.option("--url", metavar="URL", help="Where it answers, if not on this machine.")
+    @functools.wraps(function)
+    def with_where(app: str | None, directory: str | None, url: str | None, **arguments: Any) -> Any:
+        return function(where=Where(app, directory, url), **arguments)
+
+    return with_where
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --json and --debug."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+    return debug_option(function)
+
+
+def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --debug."""
+
+    def remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        from penstock.engine.cli import DEBUG
+
+        ctx.meta[DEBUG] = value
+
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=remember, help="Show tracebacks of errors."
+    )(function)
+
+
+def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --yes."""
+    return click.option("--yes", is_flag=True, help="Do it; without, only say what would be done.")(function)
+
+
+# Output.
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
+    """One line a row, never wrapped; `empty` when there is none."""
+    if not rows:
+        click.echo(empty)
+        return
+    heading, *lines = aligned(
+        [column.replace("_", " ").upper() for column in columns],
+        [[text_of(row.get(column)) for column in columns] for row in rows],
+    )
+    click.secho(heading, bold=True)
+    click.echo("\n".join(lines))
+
+
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: columns as wide as their widest cell, those of numbers to the right."""
+    columns = list(zip(headings, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in (headings, *rows)
+    ]
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").isdecimal()
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """One line a field, the name in front; values of several parts are JSON."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        click.echo(f"{name.replace('_', ' '):<{width}}  {text_of(value)}".rstrip())
+
+
+def text_of(value: Any) -> str:
+    """A value in one cell."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case str():
+            return value
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def note(text: str) -> None:
+    """Tell a person something beside the answer."""
+    click.echo(text, err=True)
+
+
+def parse_json(text: str, what: str) -> Any:
+    """A JSON argument; `-` reads standard input. Raises InvalidInput."""
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(
+            "PEN0625", f"{what} {text!r} is no JSON: {error}. Texts need double quotes: '\"text\"'."
+        ) from None

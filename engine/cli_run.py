@@ -1,0 +1,266 @@
+"""`penstock run` and `penstock replay`: an application in the foreground.
+
+The first SIGTERM or SIGINT stops in an orderly way, bounded by stop_timeout; the second ends the process at once, which
+loses nothing either, since the next start restores. What people read goes to standard error: standard output is for
+egresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+import click
+
+import penstock
+from penstock.durations import format_duration
+from penstock.engine.cli_common import debug_option, note, yes_option
+from penstock.engine.config import Config
+from penstock.engine.loading import Loaded, load_app
+from penstock.engine.logs import configure_logging, logger
+from penstock.engine.offline import Directory
+from penstock.engine.settings import Settings, load_settings
+from penstock.engine.worker import Progress, Worker
+from penstock.errors import Refused
+from penstock.files import read_owner
+
+EXIT_AT_ONCE = 1
+
+
+def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Settings as flags. Left out, they come from the environment, a file, or the defaults."""
+    options = [
+        click.option("--app", metavar="MODULE:APP", help="The application, or its file."),
+        click.option("--dir", metavar="DIR", help="Its data directory."),
+        click.option("--host", metavar="HOST", help="What the HTTP interface listens on."),
+        click.option("--port", metavar="PORT", help="Its port; 0 for a free one, none for no HTTP."),
+        click.option("--memory", metavar="SIZE", help="Bound for caches, buffers and queues, such as 1GB."),
+        click.option("--parallelism", metavar="N", help="Number of tasks; fixed for a data directory."),
+        click.option("--interval", metavar="TIME", help="Between checkpoints, such as 200ms."),
+        click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+        click.option("--log-json", is_flag=True, default=None, help="Log JSON, one object a line."),
+        click.option("--until-done", is_flag=True, help="Stop when every ingress has ended and its work is done."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return debug_option(function)
+
+
+class _From(click.ParamType[Any]):
+    """`--from`: the number of a checkpoint, or none."""
+
+    name = "N|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "none" or isinstance(value, int):
+            return value
+        if not value.isdecimal():
+            self.fail(f"{value!r} is neither the number of a checkpoint nor 'none'.", param, ctx)
+        return int(value)
+
+
+@click.command()
+@click.argument("target", required=False, metavar="[APP]")
+@click.option("--from", "from_", type=_From(), help="Continue from this checkpoint, or from nothing.")
+@click.option("--ephemeral", is_flag=True, help="Keep nothing: state lives in a temporary directory.")
+@_run_options
+def run(target: str | None, from_: Any, ephemeral: bool, until_done: bool, **flags: Any) -> None:
+    """Run an application until it is told to stop.
+
+    APP is a module and a variable (shop.main:app), or a file. Without one, app.py.
+    """
+    if ephemeral and flags["dir"] is not None:
+        raise click.UsageError("--ephemeral and --dir exclude one another: it keeps nothing.")
+    settings, loaded = _prepare(flags, target)
+    config = settings.to_config(
+        until_done=until_done,
+        from_checkpoint=from_ if isinstance(from_, int) else None,
+        fresh=from_ == "none",
+    )
+    if not ephemeral:
+        _run_worker(loaded, config, settings)
+        return
+    with TemporaryDirectory(prefix=f"penstock-{loaded.app.name}-") as directory:
+        _run_worker(loaded, replace(config, directory=Path(directory)), settings)
+
+
+@click.command()
+@click.option("--from", "number", type=int, required=True, metavar="N", help="The checkpoint to continue from.")
+@yes_option
+@_run_options
+def replay(number: int, yes: bool, until_done: bool, **flags: Any) -> None:
+    """Run a stopped application again from an earlier checkpoint.
+
+    State and positions become those of checkpoint N, and what followed it is processed once more, with the present
+    code. Later checkpoints stay retained, so that this can be undone in the same way. What egresses have already made
+    visible stays there: rows written after checkpoint N are written again.
+    """
+    settings, loaded = _prepare(flags, None)
+    directory = Path(settings["dir"])
+    owner = read_owner(directory)
+    if owner is not None:
+        raise Refused(
+            "PEN0626",
+            f"{loaded.app.name} runs as process {owner.pid} ({owner.command}). Stop it before a replay.",
+        )
+    with Directory(directory) as opened:
+        chosen, newest = opened.retained(number), opened.newest()
+    later = [each for each in opened.history.checkpoints if each > number]
+    if not yes:
+        click.echo(
+            f"{loaded.app.name} would continue from checkpoint {number:,} ({chosen.reason}), instead of", nl=False
+        )
+        click.echo(f" {newest.checkpoint:,}." if newest is not None else " from nothing.")
+        click.echo(
+            f"What {len(later):,} later checkpoints contain would be processed again, and its rows written again."
+        )
+        click.echo("Add --yes to do it.")
+        return
+    config = settings.to_config(until_done=until_done, from_checkpoint=number)
+    _run_worker(loaded, config, settings)
+
+
+def _prepare(flags: Mapping[str, Any], target: str | None) -> tuple[Settings, Loaded]:
+    given = {name: value for name, value in flags.items() if value is not None}
+    if target is not None:
+        given["app"] = target
+    settings = load_settings(Path.cwd(), os.environ, given)
+    configure_logging(as_json=settings["log_json"], level=settings["log_level"])
+    for variable in settings.ignored:
+        logger.warning("%s is no setting, and is ignored.", variable)
+    return settings, load_app(settings["app"], Path.cwd())
+
+
+def _run_worker(loaded: Loaded, config: Config, settings: Settings) -> None:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(loaded, config, settings))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop, where the extra `fast` is installed."""
+    with suppress(ImportError):
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+        return factory
+    return None
+
+
+async def _serve(loaded: Loaded, config: Config, settings: Settings) -> None:
+    """Run the worker, and its HTTP interface while it takes turns."""
+    with _restore_bar() as progress:
+        worker = Worker(loaded.app, config, progress=progress)
+        if config.port is None:
+            server = None
+        else:
+            from penstock.engine.http import HttpServer
+
+            server = HttpServer(worker, settings=settings.all())
+
+        async def started() -> None:
+            url = None
+            if server is not None:
+                url = await server.start()
+                worker.lock.announce(url)
+            _say_started(loaded, worker, url, settings)
+
+        with _stopped_by_signals(worker):
+            try:
+                await worker.run(started)
+            finally:
+                if server is not None:
+                    await server.close()
+    _say_stopped(worker)
+
+
+@contextmanager
+def _stopped_by_signals(worker: Worker) -> Iterator[None]:
+    """Handlers of the process, not of the event loop: they work while a restore keeps the loop busy, too."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if worker.stopping:
+            note("Ended at once. Nothing is lost: the next start restores the last checkpoint.")
+            os._exit(EXIT_AT_ONCE)
+        loop.call_soon_threadsafe(worker.stop)
+        note("Stopping after a last checkpoint; once more ends at once.")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _restore_bar() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar of the restore, for whoever watches a terminal. It goes away with the last task."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("restoring task {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    shown: dict[int, Any] = {}
+
+    def show(progress: Progress) -> None:
+        if progress.task not in shown:
+            bars.start()
+            shown[progress.task] = bars.add_task(str(progress.task), total=progress.total)
+        bars.update(shown[progress.task], completed=progress.done)
+        if bars.finished:
+            bars.stop()
+
+    try:
+        yield show
+    finally:
+        bars.stop()
+
+
+def _say_started(loaded: Loaded, worker: Worker, url: str | None, settings: Settings) -> None:
+    app, recovery = loaded.app, worker.recovery
+    if settings["log_json"]:
+        logger.info("%s is ready at %s", app.name, url or "no port")
+        return
+    counts = "  ".join(
+        f"{len(each)} {word}{'' if len(each) == 1 else ending}"
+        for each, word, ending in (
+            (app.functions, "function", "s"),
+            (app.ingresses, "ingress", "es"),
+            (app.egresses, "egress", "es"),
+        )
+    )
+    interval = format_duration(int(worker.config.interval_ms))
+    note(f"penstock {penstock.__version__}  {app.name} ({loaded.name})  {counts}")
+    note(f"  state      {worker.config.directory}  checkpoint every {interval}")
+    note(f"  interface  {url}  metrics at /metrics" if url else "  interface  none")
+    if recovery.restored:
+        note(f"  restored   checkpoint {recovery.restored:,} and {recovery.deltas:,} deltas in {recovery.took_s:.2f} s")
+
+
+def _say_stopped(worker: Worker) -> None:
+    last = worker.last_checkpoint
+    kept = f"checkpoint {last.checkpoint:,}" if last is not None else "no new checkpoint"
+    done = sum(sum(unit.core.messages.values()) for unit in worker.units)
+    letters = sum(unit.core.statistics().dead_letters for unit in worker.units)
+    logger.info("stopped with %s after %s messages", kept, f"{done:,}")
+    if letters:
+        logger.warning("%s messages became dead letters: penstock dead list", f"{letters:,}")

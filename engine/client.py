@@ -1,0 +1,151 @@
+"""Speaks to a running application over its HTTP interface, for the command line.
+
+Errors come back as what they were: the coded error of the answer, as the class that tells what to do about it. Uses the
+standard library alone, so that a command starts quickly.
+"""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPException
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlencode
+from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
+
+from penstock.errors import FunctionError, InvalidInput, PenstockError, Refused, Unavailable
+
+TIMEOUT_S: Final = 65.0
+"""Longer than a call waits by itself, so that its answer, whatever it is, arrives."""
+
+
+class Client:
+    """A running application at `url`."""
+
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        # The environment's proxies are for the outside; this is a neighbour.
+        self._opener: OpenerDirector = build_opener(ProxyHandler({}))
+
+    # Messages.
+
+    def send(self, typename: str, id: str, body: bytes, *, idempotency_key: str = "") -> Any:
+        """Returns when the message is durable."""
+        return self._post(_path("send", typename, id), body, idempotency_key)
+
+    def call(self, typename: str, id: str, body: bytes, *, timeout: str = "", idempotency_key: str = "") -> Any:
+        """The answer. Raises FunctionError when the message became a dead letter."""
+        query = f"?{urlencode({'timeout': timeout})}" if timeout else ""
+        return self._post(_path("call", typename, id) + query, body, idempotency_key)
+
+    # What people ask, as `penstock.engine.offline` answers it for a stopped application.
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._get("status")
+        return found
+
+    def ready(self) -> str:
+        """Why it is not ready; empty when it is."""
+        try:
+            self._request("GET", "/readyz")
+        except Unavailable as error:
+            return error.message
+        return ""
+
+    def functions(self) -> Any:
+        return self._get("functions")
+
+    def config(self) -> Any:
+        return self._get("config")
+
+    def state_ids(self, typename: str, *, prefix: str, limit: int) -> Any:
+        return self._get("state", function=typename, prefix=prefix, limit=limit)["ids"]
+
+    def state(self, typename: str, id: str) -> Any:
+        return self._get("state/value", function=typename, id=id)
+
+    def letters(self, *, typename: str | None, code: str | None, limit: int) -> Any:
+        return self._get("dead", **_given(function=typename, code=code), limit=limit)
+
+    def letter(self, number: int) -> Any:
+        return self._get(f"dead/{number}")
+
+    def checkpoints(self) -> Any:
+        return self._get("checkpoints")
+
+    def checkpoint(self, number: int) -> Any:
+        return self._get(f"checkpoints/{number}")
+
+    # What changes it.
+
+    def set_state(self, typename: str, id: str, value: Any, expect: Any = ...) -> Any:
+        """Set a state, only if it is `expect` when that is given. Returns the new one."""
+        body = {"function": typename, "id": id, "value": value} | ({} if expect is ... else {"expect": expect})
+        return self._request("PUT", "/admin/state/value", json.dumps(body).encode())
+
+    def redrive(self, numbers: list[int]) -> int:
+        done: int = self._post("/admin/dead/redrive", json.dumps({"numbers": numbers}).encode())["redriven"]
+        return done
+
+    def drop(self, numbers: list[int]) -> int:
+        done: int = self._post("/admin/dead/drop", json.dumps({"numbers": numbers}).encode())["dropped"]
+        return done
+
+    def take_checkpoint(self) -> int:
+        number: int = self._post("/admin/checkpoints", b"")["checkpoint"]
+        return number
+
+    # Inside.
+
+    def _get(self, path: str, **query: Any) -> Any:
+        return self._request("GET", f"/admin/{path}?{urlencode(query)}")
+
+    def _post(self, path: str, body: bytes, idempotency_key: str = "") -> Any:
+        return self._request("POST", path, body, **({"Idempotency-Key": idempotency_key} if idempotency_key else {}))
+
+    def _request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Any:
+        headers["Content-Type"] = "application/json"
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        request = Request(f"{self.url}{path}", data=body, method=method, headers=headers)
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as response:
+                return json.loads(response.read())
+        except HTTPError as error:
+            with error:
+                raise _coded(error.code, error.read()) from None
+        except (URLError, HTTPException, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise Unavailable(
+                "PEN0620",
+                f"{self.url} does not answer: {reason}. Start the application (penstock run), or give the right --url.",
+            ) from None
+
+
+def _coded(status: int, body: bytes) -> PenstockError:
+    """The error an answer stands for."""
+    try:
+        told = json.loads(body)
+        if "ready" in told:
+            return Unavailable("PEN0621", told["reason"])
+        code, message = told["code"], told["message"]
+    except (ValueError, KeyError, TypeError):
+        return Unavailable("PEN0620", f"The answer has status {status} and is not from Penstock. Give the right --url.")
+    match status:
+        case 401 | 403 | 409:
+            return Refused(code, message)
+        case 429 | 503 | 504:
+            return Unavailable(code, message)
+        case 422 | 500:
+            return FunctionError(code, message)
+        case _:
+            return InvalidInput(code, message)
+
+
+def _path(verb: str, typename: str, id: str) -> str:
+    return f"/{verb}/{quote(typename)}/{quote(id, safe='')}"
+
+
+def _given(**query: Any) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}

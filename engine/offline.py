@@ -1,0 +1,231 @@
+"""Reads the directory of an application without running it: its checkpoints, and the state in any of them.
+
+What always holds: nothing below the directory changes. The log is read as it lies, also while its owner appends to it;
+a checkpoint is restored into a scratch directory of links, which is removed again. State is that of a checkpoint: what
+happened after it is not there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from penstock.checkpoint.control import Manifest
+from penstock.checkpoint.recovery import History
+from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.store import DirectoryStore
+from penstock.engine.entry import Entry
+from penstock.engine.journal import Journal
+from penstock.engine.letters import DeadLetters
+from penstock.engine.restore import Restored, restore_task
+from penstock.engine.views import (
+    TaskView,
+    View,
+    describe_functions,
+    not_retained,
+    show_checkpoint,
+    summarize_checkpoint,
+    summarize_letter,
+)
+from penstock.errors import CorruptSnapshot, InvalidInput
+from penstock.functions.app import App
+from penstock.ids import Address
+from penstock.router.embedded import EmbeddedLog
+from penstock.state.backend import Backend
+from penstock.state.memory import MemoryBackend
+from penstock.state.overlay import Overlay
+from penstock.state.rocksdb import RocksBackend, RocksMemory
+from penstock.state.rocksdb import restore as restore_base
+
+MEMORY_BYTES: Final = 64 << 20
+CACHE_BYTES: Final = 16 << 20
+MESSAGE_BYTES_MAX: Final = 1 << 30
+"""Nothing is sent while reading, so nothing needs a bound."""
+
+
+class Directory:
+    """The data directory of an application: what its log says. Use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InvalidInput when no application has ever run there."""
+        if not (path / "log").is_dir():
+            raise InvalidInput(
+                "PEN0622",
+                f"{path} is no directory of an application. Give one with --dir, or start it: penstock run.",
+            )
+        self.path = path
+        self._log = EmbeddedLog(path / "log", read_only=True)
+        self.journal = Journal(self._log, path / "index")
+        self.history: History = self.journal.read_history()
+        self.damage: list[str] = self.journal.notes
+        """What reading the journal found wrong, beside any checkpoint."""
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+    def retained(self, number: int) -> Retained:
+        """Raises InvalidInput when there is no such checkpoint."""
+        found = self.history.checkpoints.get(number)
+        if found is None:
+            raise not_retained(number, list(self.history.checkpoints))
+        return found
+
+    def newest(self) -> Retained | None:
+        """What the next start would restore."""
+        return next(self.history.candidates(), None)
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        return [summarize_checkpoint(retained) for retained in self.history.checkpoints.values()]
+
+    def checkpoint(self, number: int) -> dict[str, Any]:
+        retained = self.retained(number)
+        return show_checkpoint(retained, self.journal.manifest(retained))
+
+    def verify(self, numbers: list[int], progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+        """Read everything the checkpoints need and compare checksums. One row for each, oldest first."""
+        wanted = [self.retained(number) for number in sorted(numbers or self.history.checkpoints)]
+        store = DirectoryStore(self.path / "store")
+        sound = _Sound(self.journal, store)
+        rows = []
+        for done, retained in enumerate(wanted, 1):
+            try:
+                sound.check(self.journal.manifest(retained))
+                problem = ""
+            except CorruptSnapshot as error:
+                problem = str(error)
+            rows.append({"checkpoint": retained.checkpoint, "sound": not problem, "problem": problem})
+            progress(done, len(wanted))
+        return rows
+
+
+class _Sound:
+    """Remembers what was found sound: checkpoints share most of what they need."""
+
+    def __init__(self, journal: Journal, store: DirectoryStore) -> None:
+        self._journal = journal
+        self._store = store
+        self._bases: set[str] = set()
+        self._deltas: set[int] = set()
+
+    def check(self, manifest: Manifest) -> None:
+        """Raises CorruptSnapshot for the first thing that is damaged."""
+        for part in manifest.parts:
+            if part.base and part.base not in self._bases:
+                self._store.verify(part.base)
+                self._bases.add(part.base)
+            chain = set()
+            offset = part.head
+            while offset >= max(part.first, 0) and offset not in self._deltas:
+                header, _ = self._journal.delta(offset)
+                chain.add(offset)
+                offset = header.previous
+            self._deltas |= chain
+
+
+class StoppedApplication:
+    """The state of `app` in one checkpoint of a directory. Made by `open_stopped`."""
+
+    def __init__(self, app: App, view: View, checkpoint: int) -> None:
+        self.app = app
+        self.view = view
+        self.checkpoint = checkpoint
+        """0 when nothing was ever complete."""
+
+    def functions(self) -> list[dict[str, Any]]:
+        return describe_functions(self.app)
+
+    def state_ids(self, typename: str, *, prefix: str, limit: int) -> list[str]:
+        return self.view.ids(typename, prefix=prefix, limit=limit)
+
+    def state(self, typename: str, id: str) -> dict[str, Any]:
+        return self.view.state(Address(typename, id))
+
+    def letters(self, *, typename: str | None, code: str | None, limit: int) -> list[dict[str, Any]]:
+        return [summarize_letter(letter) for letter in self.view.letters(typename=typename, code=code, limit=limit)]
+
+    def letter(self, number: int) -> dict[str, Any]:
+        return self.view.show_letter(self.view.letter(number))
+
+
+@contextmanager
+def open_stopped(
+    app: App, directory: Directory, *, checkpoint: int | None = None, note: Callable[[str], None]
+) -> Iterator[StoppedApplication]:
+    """Restore a checkpoint (the newest that is sound, unless one is named) to look at it. `note` gets warnings."""
+    app.check()
+    candidates = list(directory.history.candidates()) if checkpoint is None else [directory.retained(checkpoint)]
+    with _scratch(directory.path) as scratch:
+        restored, number = _restore_first(directory, candidates, scratch, note)
+        tasks = [_task_view(app, each, task, len(restored)) for task, each in enumerate(restored)]
+        try:
+            yield StoppedApplication(app, View(app, tasks, max(each.meta.clock_ms for each in restored)), number)
+        finally:
+            for each in restored:
+                each.overlay.backend.close()
+
+
+def _restore_first(
+    directory: Directory, candidates: list[Retained], scratch: Path, note: Callable[[str], None]
+) -> tuple[list[Restored], int]:
+    for retained in candidates:
+        try:
+            manifest = directory.journal.manifest(retained)
+            return _restore(directory, manifest, scratch / str(retained.checkpoint)), retained.checkpoint
+        except CorruptSnapshot as error:
+            note(f"Checkpoint {retained.checkpoint} can't be read. {error}")
+            if len(candidates) == 1:
+                raise
+    return [Restored(Overlay(MemoryBackend()))], 0
+
+
+def _restore(directory: Directory, manifest: Manifest, scratch: Path) -> list[Restored]:
+    memory = RocksMemory(MEMORY_BYTES)
+    restored: list[Restored] = []
+
+    def open_base(name: str) -> Backend:
+        if not name:
+            return MemoryBackend()
+        files, path = scratch / f"{name}.files", scratch / name
+        DirectoryStore(directory.path / "store").fetch(name, files)
+        restore_base(files, path)
+        shutil.rmtree(files)
+        return RocksBackend.open(path, memory)
+
+    try:
+        for part in manifest.parts:
+            task = restore_task(part, directory.journal, open_base, cache_bytes_max=CACHE_BYTES, progress=_no_bar)
+            restored.append(task)
+    except BaseException:
+        for each in restored:
+            each.overlay.backend.close()
+        raise
+    return restored
+
+
+def _no_bar(done: int, total: int) -> None:
+    """A look at a state is over before a bar would be seen."""
+
+
+def _task_view(app: App, restored: Restored, task: int, tasks: int) -> TaskView:
+    entries = {
+        name: Entry(function, restored.overlay, bytes_max=MESSAGE_BYTES_MAX) for name, function in app.functions.items()
+    }
+    return TaskView(restored.overlay, entries, DeadLetters(restored.overlay, task=task, tasks=tasks))
+
+
+@contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    """A directory on the same file system if possible, where links cost nothing, and anywhere else if not."""
+    try:
+        scratch = TemporaryDirectory(prefix=".inspect-", dir=directory)
+    except OSError:
+        scratch = TemporaryDirectory(prefix="penstock-inspect-")
+    with scratch as path:
+        yield Path(path)

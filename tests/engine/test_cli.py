@@ -1,0 +1,664 @@
+"""The command line, as people and scripts use it. Most verbs run here; starting and stopping in a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import penstock
+from penstock.engine.cli import VERBS, Verbs, cli, exit_code
+from penstock.engine.cli_common import aligned
+from penstock.engine.logs import logger
+from penstock.errors import (
+    ConfigurationError,
+    CorruptSnapshot,
+    Fenced,
+    FunctionError,
+    InvalidInput,
+    PenstockError,
+    ProtocolError,
+    Refused,
+    Unavailable,
+)
+
+Run = Callable[..., Result]
+PENSTOCK = [sys.executable, "-c", "from penstock.engine.cli import main; main()"]
+
+SHOP = """
+from penstock import App, Context, MemoryIngress, State
+
+app = App("shop")
+numbers = MemoryIngress(type=int)
+numbers.feed(1, 2, 3, 13)
+numbers.finish()
+
+
+class Total(State):
+    total: int = 0
+
+
+@app.function("shop/total", attempts=1)
+def total(ctx: Context[Total], number: int) -> int:
+    if number == 13:
+        raise ValueError("unlucky")
+    ctx.state.total += number
+    return ctx.state.total
+
+
+app.ingress(numbers, to=total, key=lambda number: "odd" if number % 2 else "even", name="numbers")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in. What loading and running an application leaves in the process is taken back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Two versions of a file in one second would share it.
+    handlers, propagate = logger.handlers[:], logger.propagate
+    yield tmp_path
+    logger.handlers[:], logger.propagate = handlers, propagate
+    forget_modules(tmp_path)
+
+
+def forget_modules(folder: Path) -> None:
+    """Let the next look at a module in `folder` read it anew."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    """Runs a verb in the folder."""
+
+    def invoke(*arguments: str, exit_code: int = 0, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(cli, arguments, prog_name="penstock", input=stdin)
+        assert result.exit_code == exit_code, f"{result.output}\n{result.exception!r}"
+        forget_modules(folder)
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def shop(folder: Path, run: Run) -> Path:
+    """An application that has run to its end: three numbers counted, one dead letter."""
+    (folder / "app.py").write_text(SHOP)
+    run("run", "--until-done", "--port", "none")
+    return folder
+
+
+# The program.
+
+
+def test_help_lists_every_verb_and_says_what_the_verb_says(run: Run) -> None:
+    listed = run("--help").stdout
+
+    assert isinstance(cli, Verbs)
+    with click.Context(cli) as context:
+        for name, verb in VERBS.items():
+            command = cli.get_command(context, name)
+            assert command is not None
+            assert command.help is not None
+            assert command.help.splitlines()[0] == verb.about
+            assert re.search(rf"^  {name} +{re.escape(verb.about)}$", listed, re.MULTILINE)
+
+
+def test_help_is_quick() -> None:
+    """CPU time, because other tests run beside this one; the best of five, because the first may read from the disk."""
+    times_s = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([*PENSTOCK, "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+    assert min(times_s) < 0.1
+
+
+def test_help_imports_only_what_it_needs() -> None:
+    script = (
+        "import sys; from penstock.engine.cli import cli; cli(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+
+    assert not {"asyncio", "aiohttp", "msgspec", "rich", "rocksdict", "penstock.functions"} & set(loaded)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"penstock {penstock.__version__}\n"
+
+
+def test_a_slip_of_the_pen_is_a_usage_error(run: Run) -> None:
+    assert "There is no verb 'statsu'. Did you mean status?" in run("statsu", exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (ConfigurationError, 2),
+        (InvalidInput, 2),
+        (Unavailable, 3),
+        (Refused, 4),
+        (Fenced, 4),
+        (FunctionError, 1),
+        (CorruptSnapshot, 1),
+        (ProtocolError, 1),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_code(kind: type[PenstockError], code: int) -> None:
+    assert exit_code(kind("PEN0000", "x")) == code
+
+
+def test_a_traceback_is_shown_only_on_request(run: Run, folder: Path) -> None:
+    assert run("functions", exit_code=2).stderr == (
+        f"PEN0154 No application is named, and there is no app.py in {folder}. Give --app MODULE:APP or a file, set "
+        "app in [tool.penstock] of pyproject.toml, or begin one: penstock init.\n"
+    )
+    assert "Traceback" in run("functions", "--debug", exit_code=2).stderr
+
+
+def test_tables_are_aligned() -> None:
+    assert aligned(["NAME", "COUNT"], [["a", "1,000"], ["long name", "7"]]) == [
+        "NAME       COUNT",
+        "a          1,000",
+        "long name      7",
+    ]
+
+
+# Beginning.
+
+
+@pytest.mark.parametrize("template", ["counter", "orders"])
+def test_a_new_application_has_tests_that_pass(run: Run, folder: Path, template: str) -> None:
+    written = run("init", "new", "--template", template).stdout
+
+    assert "Run it: cd new && penstock run" in written
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        check=False,
+        cwd=folder / "new",
+        capture_output=True,
+        text=True,
+    )
+    assert tested.returncode == 0, tested.stdout
+
+
+def test_a_new_application_runs_at_once(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init", "--template", "orders")
+    run("run", "--until-done", "--port", "none")
+
+    (part,) = (folder / "invoices").glob("part-*")
+    assert [json.loads(line)["order"] for line in part.read_text().splitlines()] == ["1001", "1002", "1003", "1005"]
+    assert run("state", "get", "orders/customer", "edsger").stdout == '{\n  "orders": 1,\n  "refused": 1\n}\n'
+
+
+def test_a_template_overwrites_nothing(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text("mine")
+
+    assert run("init", exit_code=4).stderr == (
+        "PEN0157 . has app.py already. Nothing was written: choose an empty folder.\n"
+    )
+    assert [path.name for path in folder.iterdir()] == ["app.py"]
+
+
+# Finding the application.
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "refusal"),
+    [
+        ("", "app.py", "PEN0156 app.py should hold one App, and holds none."),
+        (
+            "from penstock import App\na, b = App('a'), App('b')",
+            "app.py",
+            "PEN0156 app.py should hold one App, and holds several: a, b. Choose one: --app app.py:NAME.",
+        ),
+        ("x = 1", "app:x", "PEN0156 x of app is a int, not an App. Name the variable that holds one."),
+        (
+            "import nothing_like_it",
+            "app.py",
+            "PEN0155 app can't be imported: ModuleNotFoundError: No module named 'nothing_like_it' (app.py:1). --debug",
+        ),
+        ("def f(:", "app", "PEN0155 app can't be imported: SyntaxError: invalid syntax (app.py:1). --debug shows"),
+        ("", "other.py", "PEN0154 "),
+        ("", "other", "PEN0154 There is no module 'other' in "),
+        ("from penstock import App\nApp('No')", "app.py", "PEN0100 App('No'): a name is 1 to 64 lower-case letters"),
+    ],
+)
+def test_an_application_that_cannot_be_loaded(run: Run, folder: Path, source: str, target: str, refusal: str) -> None:
+    (folder / "app.py").write_text(source)
+
+    assert run("functions", "--app", target, exit_code=2).stderr.startswith(refusal)
+
+
+@pytest.mark.parametrize("target", ["app.py", "app", "app:app", "app.py:app", ""])
+def test_an_application_may_be_named_in_several_ways(run: Run, folder: Path, target: str) -> None:
+    (folder / "app.py").write_text(SHOP)
+    named = ("--app", target) if target else ()
+
+    assert json.loads(run("functions", "--json", *named).stdout)[0]["function"] == "shop/total"
+
+
+# Running, in this process.
+
+
+def test_a_bounded_input_is_run_to_its_end(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(SHOP)
+
+    said = run("run", "--until-done", "--port", "none").stderr
+
+    lines = said.splitlines()
+    assert lines[0] == f"penstock {penstock.__version__}  shop (app.py:app)  1 function  1 ingress  0 egresses"
+    assert lines[1:3] == ["  state      .penstock  checkpoint every 200ms", "  interface  none"]
+    assert lines[-2].endswith("stopped with checkpoint 1 after 4 messages") or "after 4 messages" in lines[-2]
+    assert lines[-1].endswith("1 messages became dead letters: penstock dead list")
+
+
+def test_a_second_run_restores_and_says_so(run: Run, shop: Path) -> None:
+    said = run("run", "--until-done", "--port", "none").stderr
+
+    assert re.search(r"^  restored   checkpoint \d+ and \d+ deltas in \d\.\d\d s$", said, re.MULTILINE)
+
+
+def test_an_ephemeral_run_leaves_nothing(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(SHOP)
+    run("run", "--until-done", "--port", "none", "--ephemeral")
+
+    assert [path.name for path in folder.iterdir()] == ["app.py"]
+    assert "--ephemeral and --dir exclude" in run("run", "--ephemeral", "--dir", "x", exit_code=2).stderr
+
+
+def test_logs_may_be_json(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(SHOP)
+
+    said = run("run", "--until-done", "--port", "none", "--log-json").stderr
+
+    assert {json.loads(line)["logger"] for line in said.splitlines()} == {"penstock"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "refusal"),
+    [
+        (("--parallelism", "3"), 2, "PEN0130 parallelism = 3: give a power of two from 1 to 128, so key groups split"),
+        (
+            ("--memory", "some"),
+            2,
+            "PEN0152 memory = 'some' (from --memory) is not acceptable. Give a size such as 64MB",
+        ),
+        (("--from", "7777"), 4, "PEN0403 Checkpoint 7777 can't be replayed: it is not retained. Retained: 1 to "),
+        (("--parallelism", "2"), 4, "PEN0305 .penstock was made with parallelism 1, and 2 was asked for. Start with"),
+        (("--host", "0.0.0.0", "--port", "0"), 2, "PEN0602 Refused to listen on 0.0.0.0 without a token"),
+    ],
+)
+def test_a_run_that_is_refused(run: Run, shop: Path, arguments: tuple[str, ...], code: int, refusal: str) -> None:
+    port = () if "--port" in arguments else ("--port", "none")
+
+    assert refusal in run("run", "--until-done", *port, *arguments, exit_code=code).stderr
+
+
+def test_what_from_takes(run: Run, shop: Path) -> None:
+    assert "'x' is neither the number of a checkpoint nor 'none'." in run("run", "--from", "x", exit_code=2).stderr
+    run("run", "--until-done", "--port", "none", "--from", "none")
+    assert json.loads(run("state", "get", "shop/total", "odd").stdout) == {"total": 4}
+
+
+# A stopped application.
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder, by a hash of what it holds and when it was changed."""
+    return {
+        str(path.relative_to(folder)): f"{path.stat().st_mtime_ns} {sha256(path.read_bytes()).hexdigest()}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_looking_at_a_stopped_application_changes_nothing(run: Run, shop: Path) -> None:
+    before = contents(shop)
+
+    run("state", "list", "shop/total")
+    run("state", "get", "shop/total", "odd")
+    run("dead", "list")
+    run("checkpoint", "list")
+    run("checkpoint", "verify")
+    run("check", "--against", "last")
+    run("replay", "--from", newest(run))
+
+    assert contents(shop) == before
+
+
+def newest(run: Run) -> str:
+    return str(json.loads(run("checkpoint", "list", "--json").stdout)[-1]["checkpoint"])
+
+
+def test_state_of_a_stopped_application(run: Run, shop: Path) -> None:
+    assert run("state", "list", "shop/total").stdout == "even\nodd\n"
+    assert run("state", "list", "shop/total", "--prefix", "e").stdout == "even\n"
+    assert json.loads(run("state", "get", "shop/total", "odd", "--json").stdout) == {
+        "function": "shop/total",
+        "id": "odd",
+        "exists": True,
+        "state": {"total": 4},
+    }
+    fresh = run("state", "get", "shop/total", "nobody")
+    assert json.loads(fresh.stdout) == {"total": 0}
+    assert fresh.stderr == "shop/total nobody has no state yet; these are its defaults.\n"
+    assert run("state", "get", "shop/none", "x", exit_code=2).stderr == (
+        "PEN0105 shop/none is no function of this application. Known: shop/total.\n"
+    )
+
+
+def test_state_at_an_earlier_checkpoint(run: Run, shop: Path) -> None:
+    number = newest(run)
+    (shop / "app.py").write_text(SHOP.replace("feed(1, 2, 3, 13)", "feed(1, 2, 3, 13, 100)"))
+    run("run", "--until-done", "--port", "none")
+
+    assert json.loads(run("state", "get", "shop/total", "even").stdout) == {"total": 102}
+    assert json.loads(run("state", "get", "shop/total", "even", "--at", number).stdout) == {"total": 2}
+
+
+def test_dead_letters_of_a_stopped_application(run: Run, shop: Path) -> None:
+    (letter,) = json.loads(run("dead", "list", "--json").stdout)
+    assert (letter["number"], letter["code"], letter["reason"]) == (1, "PEN0210", "Handler raised ValueError: unlucky")
+    shown = run("dead", "show", "1")
+    assert "app.py" in shown.stdout
+    assert shown.stderr == "\nAfter a fix: penstock dead redrive 1 --yes\n"
+    assert run("dead", "list", "--code", "PEN0201").stdout == "There are no dead letters.\n"
+    assert run("dead", "show", "9", exit_code=2).stderr == (
+        "PEN0308 There is no dead letter 9: it was redriven or dropped, or never existed. List them: "
+        "penstock dead list.\n"
+    )
+
+
+def test_checkpoints_of_a_stopped_application(run: Run, shop: Path) -> None:
+    number = newest(run)
+    assert json.loads(run("checkpoint", "show", number, "--json").stdout)["application"] == "shop"
+    assert "checkpoints are sound." in run("checkpoint", "verify").stdout
+    assert run("checkpoint", "show", "7777", exit_code=2).stderr.startswith("PEN0309 There is no checkpoint 7777.")
+
+
+def test_a_flipped_bit_is_found(run: Run, shop: Path) -> None:
+    last = max((shop / ".penstock" / "log" / "journal").iterdir())
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+
+    said = run("checkpoint", "verify", exit_code=1).stdout
+
+    assert f"The index {Path('.penstock') / 'index'} continues at offset " in said
+    assert said.splitlines()[-1] == "0 of 0 checkpoints are sound."
+
+
+def test_a_damaged_index_is_found(run: Run, shop: Path) -> None:
+    index = shop / ".penstock" / "index"
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+
+    said = run("checkpoint", "verify", exit_code=1).stdout
+
+    assert said.startswith("PEN0404 ")
+    assert "The whole journal is read instead." in said
+    assert not said.splitlines()[-1].startswith("0 of ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("state", "set", "shop/total", "odd", "{}"),
+        ("dead", "redrive", "1"),
+        ("checkpoint", "now"),
+        ("send", "shop/total", "odd", "1"),
+        ("status",),
+    ],
+)
+def test_what_needs_a_running_application(run: Run, shop: Path, arguments: tuple[str, ...]) -> None:
+    said = run(*arguments, exit_code=3).stderr
+
+    assert re.fullmatch(
+        r"PEN0623 No application runs in \.penstock, and [\w ]+ needs a running one\. Start it: penstock run\.\n", said
+    )
+
+
+def test_a_folder_without_an_application(run: Run, folder: Path) -> None:
+    assert run("checkpoint", "list", exit_code=2).stderr == (
+        "PEN0622 .penstock is no directory of an application. Give one with --dir, or start it: penstock run.\n"
+    )
+
+
+# Checking and replaying.
+
+
+def test_unchanged_code_fits(run: Run, shop: Path) -> None:
+    said = run("check", "--against", "last").stdout
+
+    assert said.endswith(f"shop can continue from checkpoint {newest(run)}.\n")
+
+
+def test_changed_code_fits_and_differs(run: Run, shop: Path) -> None:
+    (shop / "app.py").write_text(SHOP.replace("+= number", "+= 2 * number"))
+
+    run("check")
+    rows = json.loads(run("check", "--against", "last", "--json", exit_code=5).stdout)["functions"]
+
+    assert rows == [{"function": "shop/total", "code": "changed", "state": "same", "problems": ""}]
+
+
+def test_state_that_no_longer_fits_is_refused(run: Run, shop: Path) -> None:
+    (shop / "app.py").write_text(SHOP.replace("total: int = 0", "total: list[int] = []"))
+
+    said = run("check", exit_code=4).stderr
+
+    assert said.startswith(
+        f"PEN0302 Refused to start: the state of shop/total in checkpoint {newest(run)} does not fit "
+    )
+
+
+def test_an_ingress_that_leads_nowhere_is_found(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(SHOP.replace("to=total", "to='shop/sum'"))
+
+    assert run("check", exit_code=2).stderr == (
+        "PEN0105 shop/sum is no function of this application. Known: shop/total.\n"
+    )
+
+
+def test_a_replay_is_shown_first(run: Run, shop: Path) -> None:
+    first = json.loads(run("checkpoint", "list", "--json").stdout)[0]["checkpoint"]
+    said = run("replay", "--from", str(first)).stdout
+
+    assert said.startswith(f"shop would continue from checkpoint {first} (")
+    assert said.endswith("Add --yes to do it.\n")
+
+
+def test_a_replay_runs_with_the_present_code(run: Run, shop: Path) -> None:
+    (shop / "app.py").write_text(SHOP.replace("feed(1, 2, 3, 13)", "feed(1, 2, 3, 13, 100)"))
+    number = newest(run)
+    run("run", "--until-done", "--port", "none")
+    (shop / "app.py").write_text(
+        SHOP.replace("feed(1, 2, 3, 13)", "feed(1, 2, 3, 13, 100)").replace("+= number", "+= 2 * number")
+    )
+
+    run("replay", "--from", number, "--until-done", "--port", "none", "--yes")
+
+    assert json.loads(run("state", "get", "shop/total", "even").stdout) == {"total": 202}
+
+
+# Settings and codes.
+
+
+def test_settings_are_shown_with_their_origin(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_TOKEN", "s3cret")
+    monkeypatch.setenv("PENSTOCK_NONSENSE", "1")
+    shown = run("config", "show")
+
+    rows = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines()}
+    assert rows["token"] == ["***", "PENSTOCK_TOKEN"]
+    assert rows["memory"] == ["1GB", "default"]
+    assert shown.stderr == "PENSTOCK_NONSENSE is no setting, and is ignored.\n"
+    assert json.loads(run("config", "schema").stdout)["properties"]["memory"]["default"] == "1GB"
+
+
+def test_a_code_is_explained(run: Run) -> None:
+    assert run("explain", "PEN0203").stdout.startswith("PEN0203  An empty id\n\n")
+    assert json.loads(run("explain", "203", "--json").stdout)["title"] == "An empty id"
+    assert run("explain", "PEN9999", exit_code=2).stderr == (
+        "PEN0627 There is no error code 'PEN9999'. A code is the word in front of an error: PEN0201.\n"
+    )
+
+
+# A real process.
+
+
+class Process:
+    """`penstock run` in a folder, from its banner on."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+        self.process = subprocess.Popen(
+            [*PENSTOCK, "run", "--port", "0", *arguments],
+            cwd=folder,
+            env=environment | {"PYTHONDONTWRITEBYTECODE": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        self.said: list[str] = []
+        for line in self.process.stderr:
+            self.said.append(line)
+            if line.startswith("  interface"):
+                return
+        raise AssertionError("".join(self.said))
+
+    def end(self, number: int) -> tuple[int, str]:
+        """Send a signal, and return the exit code and what was said since the banner."""
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=30)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def running(folder: Path) -> Iterator[Process]:
+    (folder / "app.py").write_text(SHOP)
+    process = Process(folder)
+    yield process
+    if process.process.poll() is None:
+        process.end(signal.SIGKILL)
+    assert process.process.stderr is not None
+    process.process.stderr.close()
+
+
+def test_a_running_application_is_asked_and_changed(run: Run, running: Process) -> None:
+    assert run("call", "shop/total", "odd", "1").stdout == "5\n"
+    assert run("send", "shop/total", "odd", "-", stdin="1").stdout == "accepted by shop/total odd\n"
+    assert run("call", "shop/total", "odd", "1", "--key", "k", "--json").stdout == "7\n"
+    assert run("call", "shop/total", "odd", "1", "--key", "k").stdout == "7\n"
+
+    assert run("state", "list", "shop/total").stdout == "even\nodd\n"
+    assert run("state", "set", "shop/total", "odd", '{"total": 1}').stdout == (
+        'before  {"total": 7}\nafter   {"total": 1}\nWould set the state of shop/total odd; add --yes.\n'
+    )
+    assert run("state", "set", "shop/total", "odd", '{"total": 1}', "--expect", '{"total": 7}', "--yes").stdout == (
+        'shop/total odd is now {"total": 1}\n'
+    )
+    assert run(
+        "state", "set", "shop/total", "odd", '{"total": 1}', "--expect", '{"total": 7}', "--yes", exit_code=4
+    ).stderr == (
+        "PEN0303 State of shop/total/odd is not what was expected, so it was not set. Read it again, and decide anew.\n"
+    )
+
+    taken = run("checkpoint", "now").stdout
+    assert re.fullmatch(r"checkpoint \d+ is complete\n", taken)
+    assert taken.split()[1] == newest(run)
+    status = run("status").stdout
+    assert status.startswith("shop  ready  up ")
+    assert "letters     1 dead   <- penstock dead list" in status
+    assert re.search(r"^shop/total +\d+ +1 +0$", status, re.MULTILINE)
+    assert json.loads(run("status", "--json").stdout)["dead_letters"] == 1
+
+
+def test_dead_letters_are_redriven_after_a_preview(run: Run, running: Process) -> None:
+    run("checkpoint", "now")
+    assert run("dead", "redrive", "--all").stdout == (
+        "      1  shop/total  PEN0210\nWould redrive 1 dead letter; add --yes.\n"
+    )
+    assert run("dead", "redrive", "1", "--yes").stdout == "1 dead letter redriven\n"
+    run("checkpoint", "now")
+    assert [letter["number"] for letter in json.loads(run("dead", "list", "--json").stdout)] == [2]  # It fails again.
+    assert run("dead", "drop", "--function", "shop/total", "--yes").stdout == "1 dead letter dropped\n"
+    assert run("dead", "list").stdout == "There are no dead letters.\n"
+    assert "Give numbers, or --all" in run("dead", "drop", exit_code=2).stderr
+
+
+def test_errors_of_a_running_application(run: Run, running: Process) -> None:
+    assert run("call", "shop/total", "odd", "13", exit_code=1).stderr.startswith(
+        "PEN0210 Handler raised ValueError: unlucky"
+    )
+    assert run("send", "shop/total", "odd", '"1"', exit_code=2).stderr == (
+        "PEN0201 Message for shop/total 'odd': $ expected int, got str \"1\".\n"
+    )
+    assert run("send", "shop/sum", "odd", "1", exit_code=2).stderr == (
+        "PEN0105 shop/sum/odd names no function of this application. Known: shop/total.\n"
+    )
+    assert run("send", "shop/total", "odd", "{1}", exit_code=2).stderr.startswith(
+        "PEN0625 The message '{1}' is no JSON: "
+    )
+    said = run("replay", "--from", "1", exit_code=4).stderr
+    assert said == (f"PEN0626 shop runs as process {running.process.pid} (penstock run). Stop it before a replay.\n")
+    assert re.fullmatch(
+        rf"PEN0601 \.penstock is in use by process {running.process.pid} \(penstock run, started \d\d:\d\d\)\. Stop "
+        r"it, or choose another directory with --dir\.\n",
+        run("run", "--port", "0", exit_code=4).stderr,
+    )
+
+
+def test_sigterm_stops_in_order_and_the_next_run_continues(run: Run, folder: Path, running: Process) -> None:
+    run("send", "shop/total", "odd", "1")
+
+    code, said = running.end(signal.SIGTERM)
+
+    assert code == 0
+    assert said.splitlines()[0] == "Stopping after a last checkpoint; once more ends at once."
+    assert json.loads(run("state", "get", "shop/total", "odd").stdout) == {"total": 5}
+
+
+def test_after_a_kill_nothing_accepted_is_lost(run: Run, folder: Path, running: Process) -> None:
+    for _ in range(3):
+        run("send", "shop/total", "odd", "1")
+
+    code, _ = running.end(signal.SIGKILL)
+
+    assert code == -signal.SIGKILL
+    run("run", "--until-done", "--port", "none")
+    assert json.loads(run("state", "get", "shop/total", "odd").stdout) == {"total": 7}
+
+
+def test_an_application_elsewhere_is_reached_by_its_url(
+    run: Run, folder: Path, running: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = running.said[-1].split()[1]
+    monkeypatch.chdir(folder.parent)
+
+    assert run("call", "shop/total", "odd", "0", "--url", url).stdout == "4\n"
+    settings: list[dict[str, Any]] = json.loads(run("config", "show", "--json", "--url", url).stdout)
+    assert {"name": "port", "value": "0", "origin": "--port"} in settings
+
+
+def test_nobody_at_a_url(run: Run) -> None:
+    said = run("status", "--url", "http://127.0.0.1:1", exit_code=3).stderr
+
+    assert said.startswith("PEN0620 http://127.0.0.1:1 does not answer: ")
+    assert said.endswith("Start the application (penstock run), or give the right --url.\n")
