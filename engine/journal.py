@@ -49,10 +49,9 @@ class Journal:
 
     # Writing.
 
-    def append_delta(self, records: list[bytes]) -> int:
-        """Append the records of one delta, together. Returns the offset of the first."""
-        offsets = [self._log.append(PARTITION, _DELTA + record) for record in records]
-        return offsets[0]
+    def append_delta(self, record: bytes) -> int:
+        """Append the next record of a delta. Returns its offset."""
+        return self._log.append(PARTITION, _DELTA + record)
 
     def append_control(self, record: ControlRecord) -> int:
         return self._log.append(PARTITION, _CONTROL + encode_control(record))
@@ -112,14 +111,18 @@ class Journal:
 
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen]:
         """The delta whose first record stands at `offset`."""
-        first = self._one(offset)
-        if first[:1] != _DELTA:
-            raise CorruptSnapshot(
-                "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
-            )
-        header = peek_header(first[1:])
-        records = [first[1:]] + [self._one(offset + index)[1:] for index in range(1, header.count)]
-        return decode_delta(records)
+        records: list[bytes] = []
+        while True:
+            record = self._one(offset + len(records))
+            if record[:1] != _DELTA:
+                raise CorruptSnapshot(
+                    "PEN0404",
+                    f"Offset {offset + len(records)} of the journal should hold record {len(records)} of a delta and does "
+                    "not. An older checkpoint is used.",
+                )
+            records.append(record[1:])
+            if peek_header(records[-1]).count:
+                return decode_delta(records)
 
     def chain(self, head: int, first: int) -> list[int]:
         """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back from the head.

@@ -51,11 +51,14 @@ class Cut(NamedTuple):
     egress: dict[str, list[EgressRow]]
 
 
-class Writing(NamedTuple):
+@dataclass
+class Writing:
     """A snapshot on its way into the journal."""
 
     encoder: DeltaEncoder
     frozen: Frozen
+    offset: int = -1
+    """Of its first record; -1 while there is none."""
 
 
 @dataclass
@@ -137,6 +140,7 @@ class TaskUnit:
         if not inputs and not self.core.queued and (due_ms is None or due_ms > clock_ms):
             return None
         effects = self.core.run(Batch(clock_ms, inputs, self._invocations_max))
+        self.overlay.bound_cache()
         self._send(effects)
         self._adapt(self._clock() - began, effects.invocations)
         self.counters.turns += 1
@@ -175,9 +179,9 @@ class TaskUnit:
         identity = DeltaIdentity(application, self.snapshot.attempt, generation, taken.previous)
         return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen)
 
-    def written(self, writing: Writing, offset: int) -> Part:
-        """The delta is in the journal at `offset`. Returns what to acknowledge."""
-        checkpoint = writing.frozen.checkpoint
+    def written(self, writing: Writing) -> Part:
+        """The delta is in the journal. Returns what to acknowledge."""
+        checkpoint, offset = writing.frozen.checkpoint, writing.offset
         self._deltas.append((checkpoint, offset))
         self.counters.delta_bytes += writing.encoder.bytes
         self.counters.deltas += 1

@@ -529,15 +529,16 @@ class Worker:
         began, cpu = time.perf_counter(), time.thread_time()
         writings = [unit.cut(checkpoint, self.app.name, GENERATION) for unit in self._units]
         cost_s = time.thread_time() - cpu
+        sent = self._log.statistics().unflushed_records
         for writing in writings:
-            cost_s += await _encode(writing)
-        if self._log.statistics().unflushed_records:
-            await self._flush()  # Everything sent before the cut, before what refers to it (PROTOCOL 9).
+            cost_s += await self._write(writing)
+        if sent:
+            await self._flush()  # Everything sent before the cut, before the COMPLETE that refers to it (PROTOCOL 9).
         if self._coordinator.current != checkpoint:
             for unit in self._units:
                 unit.abandoned(checkpoint)
             return
-        manifest, offset = self._append(checkpoint, writings)
+        manifest, offset = self._complete(checkpoint, writings)
         await self._flush()
         self._history.apply(offset, Complete(manifest))
         took_ms = (time.perf_counter() - began) * 1000
@@ -547,11 +548,28 @@ class Worker:
         self._perform(self._coordinator.handle(Durable(self._clock() * 1000, cost_s * 1000)))
         self._wake()
 
-    def _append(self, checkpoint: int, writings: list[Writing]) -> tuple[Manifest, int]:
-        """Deltas and COMPLETE, one behind the other: one sync makes them durable, and none without those before it."""
+    async def _write(self, writing: Writing) -> float:
+        """Encode a delta and append it, in slices with turns between them. Returns the CPU seconds it took."""
+        encoder, cost_s = writing.encoder, 0.0
+        while not encoder.done:
+            began = time.thread_time()
+            took = 0.0
+            while not encoder.done and took < ENCODE_S:
+                record = encoder.step()
+                if record is not None:
+                    offset = self._journal.append_delta(record)
+                    writing.offset = offset if writing.offset < 0 else writing.offset
+                took = time.thread_time() - began
+            cost_s += took
+            if not encoder.done:
+                await asyncio.sleep(0)
+        return cost_s
+
+    def _complete(self, checkpoint: int, writings: list[Writing]) -> tuple[Manifest, int]:
+        """COMPLETE behind the deltas: one sync makes them durable, and it can't be durable without them."""
         actions: list[Action] = []
         for unit, writing in zip(self._units, writings, strict=True):
-            part = unit.written(writing, self._journal.append_delta(writing.encoder.records()))
+            part = unit.written(writing)
             actions += self._coordinator.handle(Acknowledged(checkpoint, part, writing.encoder.bytes))
         (decision,) = actions
         assert isinstance(decision, Write)
@@ -852,22 +870,6 @@ class Worker:
     def unit_of(self, id: str) -> TaskUnit:
         """The task that owns an id."""
         return self._units[key_group(id) % self.config.parallelism]
-
-
-async def _encode(writing: Writing) -> float:
-    """Encode a delta in slices, with turns between them. Returns the CPU seconds it took."""
-    cost_s = 0.0
-    more = True
-    while more:
-        began = time.thread_time()
-        took = 0.0
-        while more and took < ENCODE_S:
-            more = writing.encoder.step()
-            took = time.thread_time() - began
-        cost_s += took
-        if more:
-            await asyncio.sleep(0)
-    return cost_s
 
 
 def _empty_part(task: int) -> Part:
