@@ -270,7 +270,7 @@ class PostgresEgress:
 
     def encode(self, value: Any) -> bytes:
         """One JSON object whose members are the columns."""
-        row = _mapping(value, f"table {self.table}", keep=(bytes, bytearray, memoryview))
+        row = _mapping(value, f"table {self.table}", self.columns, keep=(bytes, bytearray, memoryview))
         for name, cell in row.items():
             if isinstance(cell, bytes | bytearray | memoryview):
                 row[name] = "\\x" + bytes(cell).hex()  # How PostgreSQL reads bytea from text.
@@ -397,8 +397,13 @@ def _json(value: Any, destination: str) -> bytes:
         raise _not_writable(value, destination, error) from error
 
 
-def _mapping(value: Any, destination: str, *, keep: Iterable[type] = ()) -> dict[str, Any]:
-    """`value` as a dictionary of its fields, with the types in `keep` left alone."""
+def _mapping(
+    value: Any, destination: str, columns: Sequence[str] | None, *, keep: Iterable[type] = ()
+) -> dict[str, Any]:
+    """`value` as a dictionary of its fields, with the types in `keep` left alone.
+
+    The tag of a message, which is no field of it, is left out unless a column asks for it.
+    """
     try:
         row = msgspec.to_builtins(value, builtin_types=tuple(keep), enc_hook=_builtin, str_keys=True)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -409,11 +414,15 @@ def _mapping(value: Any, destination: str, *, keep: Iterable[type] = ()) -> dict
             f"Value of type {type(value).__name__} can't be written to {destination}: its columns have no "
             "names. Emit a mapping, a struct or a dataclass.",
         )
+    if isinstance(value, msgspec.Struct):
+        tag_field = value.__struct_config__.tag_field
+        if tag_field is not None and tag_field not in (columns or ()):
+            del row[tag_field]
     return row
 
 
 def _cells(value: Any, columns: Sequence[str]) -> list[str]:
-    row = _mapping(value, "a CSV file")
+    row = _mapping(value, "a CSV file", columns)
     _refuse_unknown(row, columns, "a CSV file")
     return [_cell(row.get(name)) for name in columns]
 

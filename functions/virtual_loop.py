@@ -17,8 +17,8 @@ from penstock.errors import FunctionError
 
 T = TypeVar("T")
 
-_ROUNDING_S = 1e-9
-"""Sums of fractions miss whole milliseconds by less than this."""
+_ROUNDING_S = 1e-6
+"""Sums of fractions miss whole milliseconds by less than this, also after a century."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -28,6 +28,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.now_ms = 0
         self._idle_s: float | None = None
         super().__init__(_Still(self._found_nothing_ready))
+        self._clock_resolution = _ROUNDING_S  # That of the real clock is lost in the rounding after a few months.
 
     def time(self) -> float:
         """Seconds since the loop was made."""
@@ -61,7 +62,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 task.cancel()
                 self.run_ready()
                 raise FunctionError(
-                    "PEN0231",
+                    "PEN0230",
                     f"{getattr(work, '__qualname__', work)} waits for something that never happens in virtual time: an "
                     "event nobody sets, a socket or a thread. Give the handler a stand-in for it.",
                 )

@@ -405,9 +405,12 @@ class Harness:
         number, parts = self._checkpoint_id, []
         for unit in self._units:
             writing = unit.cut(number, self.app.name, 1)
-            while writing.encoder.step():
-                pass
-            parts.append(unit.written(writing, self._journal.append_delta(writing.encoder.records())))
+            while not writing.encoder.done:
+                record = writing.encoder.step()
+                if record is not None:
+                    offset = self._journal.append_delta(record)
+                    writing.offset = offset if writing.offset < 0 else writing.offset
+            parts.append(unit.written(writing))
         self._manifest = Manifest(
             FORMAT,
             self.app.name,
@@ -551,8 +554,8 @@ class Harness:
         self._requests += 1
         return envelope._replace(cause=cause_of(f"send {self._requests}"))  # The same in every run of the test.
 
-    def _request(self, envelope: Envelope, task: int | None = None) -> None:
-        owner = key_group(envelope.id) % self._config.parallelism if task is None else task
+    def _request(self, envelope: Envelope) -> None:
+        owner = key_group(envelope.id) % self._config.parallelism
         self._log.append(f"requests-{owner}", encode_request(envelope))
 
     def _wait_reply(self, request_id: str, address: Address) -> Reply:
@@ -582,10 +585,15 @@ class Harness:
                 name, payload = encode_operation(operation(own))
                 self._requests += 1
                 request_id = f"call {self._requests}"
-                address = Address("", "dead letters")
-                self._request(request_envelope(address, payload, request_id=request_id, operation=name), unit.task)
+                address = Address("", self._id_of(unit.task))
+                self._request(request_envelope(address, payload, request_id=request_id, operation=name))
                 done += msgspec.msgpack.decode(self._wait_reply(request_id, address).value, type=int)
         return done
+
+    def _id_of(self, task: int) -> str:
+        """Some id that the task owns: how an operation is addressed to a task and not to an instance."""
+        tasks = self._config.parallelism
+        return next(id for number in range(1 << 16) if key_group(id := f"task-{number}") % tasks == task)
 
     # Details.
 

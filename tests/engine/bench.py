@@ -46,7 +46,8 @@ class Bench:
         self.clock_ms = 1_000
         self.checkpoint = 0
         self.journal = Journal(MemoryLog(), Path())
-        self.head = -1
+        self.first = self.head = -1
+        """Where the oldest and the newest delta stand in the journal."""
         self.effects: list[Effects] = []
         self._build(Restored(Overlay(MemoryBackend())))
 
@@ -115,7 +116,8 @@ class Bench:
         """Cut, and write what was cut. Returns it as it is read back."""
         self.checkpoint += 1
         records = encode_delta(self.core.freeze(self.checkpoint), DeltaIdentity("bench", 1, 1, self.head))
-        self.head = self.journal.append_delta(records)
+        self.head, *_ = [self.journal.append_delta(record) for record in records]
+        self.first = self.head if self.first < 0 else self.first
         return decode_delta(records)[1]
 
     def restart(self, app: App | None = None) -> None:
@@ -124,7 +126,7 @@ class Bench:
         for handler in self.suspended.values():
             handler.close()
         self.app = app or self.app
-        part = Part(self.options.task, "", 0, self.head, 0, 0, 0, 0)
+        part = Part(self.options.task, "", 0, self.head, 0, self.first, 0, 0)
         self._build(
             restore_task(
                 part,

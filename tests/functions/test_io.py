@@ -31,6 +31,10 @@ class Delay(msgspec.Struct):
     minutes: float | None = None
 
 
+class Tagged(msgspec.Struct, tag=True):
+    airport: str
+
+
 @dataclass
 class Flight:
     origin: str
@@ -242,6 +246,15 @@ def test_a_row_of_csv_has_the_columns_in_their_order() -> None:
     assert egress.encode(Delay("JFK", 12.5)) == b"JFK,12.5,\n"
     assert egress.encode({"note": 'a "quote", and more', "minutes": None}) == b',,"a ""quote"", and more"\n'
     assert egress.encode({"note": [1, 2], "minutes": True}) == b',true,"[1,2]"\n'
+
+
+def test_the_tag_of_a_message_is_no_column_unless_one_asks_for_it() -> None:
+    message = Tagged("JFK")
+
+    assert FileEgress("out", format="csv", columns=("airport",)).encode(message) == b"JFK\n"
+    assert FileEgress("out", format="csv", columns=("type", "airport")).encode(message) == b"Tagged,JFK\n"
+    assert PostgresEgress(DSN, "t").encode(message) == b'{"airport":"JFK"}'
+    assert PostgresEgress(DSN, "t", columns=("type", "airport")).encode(message) == b'{"type":"Tagged","airport":"JFK"}'
 
 
 def test_a_row_for_a_table_is_an_object_whose_members_are_the_columns() -> None:
