@@ -79,9 +79,9 @@ class SimulatedDriver(SinkDriver):
                 self._discard(covered)
             self.handle(event)
         elif self._actions:
-            self._perform(self._actions.popleft())
+            self._perform_now(self._actions.popleft())
 
-    def _perform(self, action: Action) -> None:
+    def _perform_now(self, action: Action) -> None:
         match action:
             case ReadMarker():
                 marker = self._database.open(self._task, self)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from penstock.checkpoint.control import Manifest
+from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.engine.effects import Effects
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
@@ -45,6 +45,9 @@ class Invariant:
         self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
     ) -> None:
         """A new attempt has begun."""
+
+    def chosen(self, world: World, attempt: AttemptBegun) -> None:
+        """A replay was decided, and the power failed before anything else of it happened."""
 
     def committed(self, world: World, task: int) -> None:
         """Rows of a task became visible."""
@@ -262,9 +265,7 @@ class RestoreIsTheCut(Invariant):
     def cut(self, world: World, node: Node, frozen: Frozen) -> None:
         image = self._live[node]
         queues = {name: list(entry.queue) for name, entry in node.core.entries.items() if entry.queue}
-        self._cuts[node.task, frozen.checkpoint] = Image(
-            image.values.copy(), image.rows.copy(), queues, frozen.meta
-        )
+        self._cuts[node.task, frozen.checkpoint] = Image(image.values.copy(), image.rows.copy(), queues, frozen.meta)
 
     def restored(
         self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
@@ -334,6 +335,9 @@ class ReplayStands(Invariant):
     def __init__(self) -> None:
         self._chosen: tuple[int, int] | None = None
         """Attempt of the last replay, and the checkpoint it went back to."""
+
+    def chosen(self, world: World, attempt: AttemptBegun) -> None:
+        self._chosen = (attempt.lineage.attempt, attempt.restored)
 
     def restored(
         self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
@@ -411,4 +415,3 @@ def _texts(rows: list[EgressRow]) -> list[Any]:
 
 def _never_start(number: int, handler: Any) -> None:
     raise AssertionError("a standby runs no handler")
-

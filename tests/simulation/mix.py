@@ -72,7 +72,7 @@ USUAL = {
 FAULTS = {
     Move.CRASH: 1.0,
     Move.TAKE_OVER: 1.2,
-    Move.REPLAY: 0.3,
+    Move.REPLAY: 0.6,
     Move.FORGET: 0.5,
     Move.REPEAT: 0.5,
     Move.DISK_FULL: 0.8,
@@ -91,6 +91,8 @@ class Mix:
     """How many tasks a world may have."""
     zombie_share: float = 0.15
     """How often a step is one of a zombie, while there are some."""
+    lazy: float = 0.2
+    """In how many worlds one task falls behind."""
     resend: float = 0.05
     sink_fails: float = 0.1
     slow_sink: float = 0.2

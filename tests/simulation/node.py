@@ -15,7 +15,7 @@ from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.coordinator import Acknowledged, Failed
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Column, Completed, Effects, FrameInput, Input
-from penstock.engine.feeds import Completions, Feed, RequestFeed
+from penstock.engine.feeds import Completions, RequestFeed
 from penstock.engine.journal import PARTITION, Journal
 from penstock.engine.task import Outcome, TaskCore
 from penstock.engine.unit import TaskUnit, Writing
@@ -173,6 +173,7 @@ class Node:
         """Complete checkpoints, on their way here."""
         self._writing: Writing | None = None
         self._stage = Stage.ENCODE
+        self._records: list[bytes] = []
         self._part: Part | None = None
 
     def connect(self, driver: SimulatedDriver) -> None:
@@ -193,6 +194,11 @@ class Node:
             or not self.driver.quiet
         )
 
+    @property
+    def writing(self) -> bool:
+        """Whether a snapshot is on its way."""
+        return self._writing is not None
+
     def turn(self, invocations_max: int, clock_ms: int) -> Effects | None:
         return self.unit.turn_of(invocations_max, clock_ms)
 
@@ -200,7 +206,7 @@ class Node:
         """Begin a snapshot. One that is still being written becomes part of it."""
         self.inbox.cut_due = None
         self._writing = self.unit.cut(checkpoint, WALKS.name, GENERATION)
-        self._stage = Stage.ENCODE
+        self._stage, self._records = Stage.ENCODE, []
         return self._writing
 
     def write(self, *, disk_full: bool) -> Acknowledged | Failed | None:
@@ -211,7 +217,10 @@ class Node:
         checkpoint = writing.frozen.checkpoint
         match self._stage:
             case Stage.ENCODE:
-                if not writing.encoder.step():
+                record = writing.encoder.step()
+                if record is not None:
+                    self._records.append(record)
+                if writing.encoder.done:
                     self._stage = Stage.SEND
             case Stage.SEND:
                 if not self.flush_next():
@@ -221,7 +230,9 @@ class Node:
                 self.unit.abandoned(checkpoint)
                 return Failed(checkpoint, "the disk is full")
             case Stage.APPEND:
-                self._part = self.unit.written(writing, self._journal.append_delta(writing.encoder.records()))
+                offsets = [self._journal.append_delta(record) for record in self._records]
+                writing.offset = offsets[0]
+                self._part = self.unit.written(writing)
                 self._stage = Stage.SYNC
             case Stage.SYNC:
                 assert self._part is not None
@@ -245,7 +256,9 @@ class Node:
         self.handlers.close()
 
 
-def sources_of(task: int, inputs: list[tuple[str, str, bytes]], log: Log, positions: dict[str, Any]) -> list[RequestFeed | Source]:
+def sources_of(
+    task: int, inputs: list[tuple[str, str, bytes]], log: Log, positions: dict[str, Any]
+) -> list[RequestFeed | Source]:
     """Where the inputs of a task come from, set to where its snapshot left them."""
     requests = RequestFeed(log, task)
     requests.seek(positions.get(RequestFeed.SOURCE))

@@ -134,6 +134,8 @@ class World:
         self.database = Database(self._committed)
         self.buffered = dice.chance(0.5)
         self.standby = dice.chance(0.25)
+        self.lazy = dice.below(self.tasks) if dice.chance(mix.lazy) else -1
+        """A task that rarely has a turn, so that its inbox holds messages of several checkpoints."""
         self.sink_fails = 0.95 if dice.chance(mix.slow_sink) else mix.sink_fails
         self.clients: list[Client] = []
         self.inputs: list[list[tuple[str, str, bytes]]] = [[] for _ in range(self.tasks)]
@@ -141,13 +143,15 @@ class World:
         self.runs: list[Run] = []
         self.history = History()
         self.journal: Journal
-        self.trace: list[str] = []
+        self.trace: list[tuple[Move, int, int]] = []
+        """What was done so far: the move, the attempt and the task."""
         self.rolled_back = False
         """Whether a person or a damaged file took back what had been complete: rows may then come again."""
         self.recoveries = self.replays = self.abandoned = self.completed = self.dropped = 0
         self.colour_cuts = self.duplicates = self.bases_made = self.older = 0
         self.invariants = all_invariants()
         self._turned = _hooks(self.invariants, "turned")
+        self._moves = self._prepare_moves()
 
     def _draw_inputs(self) -> None:
         dice = self.dice
@@ -199,61 +203,34 @@ class World:
             self.runs.remove(run)
             return
         node = self.dice.choose(run.nodes)
-        self.trace.append(f"{move.name} {run.attempt.lineage.attempt}/{node.task}")
-        match move:
-            case Move.TURN:
-                self._turn(run, node, 1 + self.dice.below(3))
-            case Move.RESUME:
-                if len(node.handlers):
-                    node.handlers.resume(self.dice.below(len(node.handlers)))
-            case Move.PUMP:
-                node.producer.pump(f"inbox-{self.dice.below(self.tasks)}", 1 + self.dice.below(3))
-            case Move.WRITE:
-                for _ in range(1 + self.dice.below(8)):
-                    self._write(run, node, disk_full=False)
-            case Move.DISK_FULL:
-                self._write(run, node, disk_full=True)
-            case Move.BEGIN:
-                self._begin(node)
-            case Move.ACKNOWLEDGE:
-                if run.mail:
-                    self._deliver(run, run.mail.pop(self.dice.below(len(run.mail))))
-            case Move.DECIDE:
-                self._decide(run)
-            case Move.LEARN:
-                self._learn(node)
-            case Move.TICK:
-                self.clock_ms += 1 + self.dice.below(8)
-                self._tick(run)
-            case Move.SINK:
-                node.driver.step()
-            case Move.FOLD:
-                if not node.unit.overlay.fold_slice(2 + self.dice.below(8)) and not node.unit.overlay.folding:
-                    node.unit.begin_fold()
-            case Move.BASE:
-                self._make_base(run, node)
-            case Move.RETAIN:
-                self._retain()
-            case Move.ASK:
-                if self.clients:
-                    self._ask(self.dice.choose(self.clients))
-            case Move.CRASH:
-                self._crash()
-                self.recover()
-            case Move.TAKE_OVER:
-                self._take_over()
-                self.recover()
-            case Move.REPLAY:
-                self._replay()
-            case Move.FORGET:
-                self._forget(run, node)
-            case Move.REPEAT:
-                if run.mail:
-                    run.mail.append(self.dice.choose(run.mail))
-            case Move.CLOCK:
-                self.clock_ms += self.dice.choose((-20, 50, 2 * TIMEOUT_MS))
-            case Move.DAMAGE:
-                self._damage()
+        self.trace.append((move, run.attempt.lineage.attempt, node.task))
+        self._moves[move](run, node)
+
+    def _prepare_moves(self) -> dict[Move, Callable[[Run, Node], None]]:
+        return {
+            Move.TURN: self._some_turn,
+            Move.RESUME: self._resume,
+            Move.PUMP: self._pump,
+            Move.WRITE: self._write_some,
+            Move.BEGIN: lambda run, node: self._begin(node),
+            Move.ACKNOWLEDGE: self._some_mail,
+            Move.DECIDE: lambda run, node: self._decide(run),
+            Move.LEARN: lambda run, node: self._learn(node),
+            Move.TICK: self._some_tick,
+            Move.SINK: lambda run, node: node.driver.step(),
+            Move.FOLD: self._fold,
+            Move.BASE: self._make_base,
+            Move.RETAIN: lambda run, node: self._retain(),
+            Move.ASK: self._some_request,
+            Move.CRASH: self._crash_and_recover,
+            Move.TAKE_OVER: self._take_over_and_recover,
+            Move.REPLAY: self._replay,
+            Move.FORGET: self._forget,
+            Move.REPEAT: self._repeat,
+            Move.DISK_FULL: self._fill_disk,
+            Move.CLOCK: self._jump,
+            Move.DAMAGE: self._damage,
+        }
 
     def settle_down(self) -> None:
         """No more faults: everything must be done in the end."""
@@ -286,7 +263,7 @@ class World:
                 node.handlers.resume(0)
             for destination in range(self.tasks):
                 node.producer.pump(f"inbox-{destination}", 100)
-            for _ in range(8):
+            while node.writing:
                 self._write(run, node, disk_full=False)
         while run.mail:
             self._deliver(run, run.mail.pop(0))
@@ -295,7 +272,8 @@ class World:
             while node.announced:
                 self._learn(node)
             for _ in range(3):
-                node.driver.step()
+                if not node.driver.quiet:
+                    node.driver.step()
 
     def _busy(self, run: Run) -> bool:
         coordinator = run.coordinator
@@ -313,6 +291,17 @@ class World:
         if len(self.runs) > 1 and self.dice.chance(self.mix.zombie_share):
             return self.dice.choose(self.runs[:-1])
         return self.runs[-1]
+
+    def _some_turn(self, run: Run, node: Node) -> None:
+        if node.task != self.lazy or self.dice.chance(0.15):
+            self._turn(run, node, 1 + self.dice.below(3))
+
+    def _resume(self, run: Run, node: Node) -> None:
+        if len(node.handlers):
+            node.handlers.resume(self.dice.below(len(node.handlers)))
+
+    def _pump(self, run: Run, node: Node) -> None:
+        node.producer.pump(f"inbox-{self.dice.below(self.tasks)}", 1 + self.dice.below(3))
 
     def _turn(self, run: Run, node: Node, invocations_max: int) -> None:
         NATURE.clock_ms = max(NATURE.clock_ms, self.clock_ms)
@@ -344,6 +333,15 @@ class World:
             if node.snapshot.wants(checkpoint):
                 self._cut(node, checkpoint)
 
+    def _write_some(self, run: Run, node: Node) -> None:
+        for _ in range(1 + self.dice.below(8)):
+            if node.writing:
+                self._write(run, node, disk_full=False)
+
+    def _fill_disk(self, run: Run, node: Node) -> None:
+        while node.writing:
+            self._write(run, node, disk_full=True)
+
     def _write(self, run: Run, node: Node, *, disk_full: bool) -> None:
         event = node.write(disk_full=disk_full)
         if event is not None:
@@ -353,6 +351,13 @@ class World:
         if node.announced:
             for reply in node.learn():
                 self._answer(reply)
+
+    def _fold(self, run: Run, node: Node) -> None:
+        overlay = node.unit.overlay
+        if overlay.folding:
+            overlay.fold_slice(2 + self.dice.below(8))
+        else:
+            node.unit.begin_fold()
 
     def _make_base(self, run: Run, node: Node) -> None:
         """As a worker does: a base of what has been folded, once the fold is done."""
@@ -367,6 +372,14 @@ class World:
             node.unit.rebase(name, checkpoint)
 
     # What the coordinator does.
+
+    def _some_tick(self, run: Run, node: Node) -> None:
+        self.clock_ms += 1 + self.dice.below(8)
+        self._tick(run)
+
+    def _some_mail(self, run: Run, node: Node) -> None:
+        if run.mail:
+            self._deliver(run, run.mail.pop(self.dice.below(len(run.mail))))
 
     def _tick(self, run: Run) -> None:
         if run.coordinator is not None:
@@ -391,8 +404,8 @@ class World:
         for action in actions:
             match action:
                 case Write(record):
-                    if run is not self.current:
-                        run.coordinator = None  # Fenced.
+                    if self.fenced(run):
+                        run.coordinator = None
                         return
                     run.unsynced = (self.journal.append_control(record), action)
                 case Begin(checkpoint):
@@ -404,6 +417,10 @@ class World:
                         node.announced.append(manifest)
                 case Abandoned():
                     self.abandoned += 1
+
+    def fenced(self, run: Run) -> bool:
+        """Whether the control log refuses what `run` writes."""
+        return run is not self.current
 
     def _retain(self) -> None:
         """As a worker does, with little patience."""
@@ -433,6 +450,10 @@ class World:
 
     # Clients.
 
+    def _some_request(self, run: Run, node: Node) -> None:
+        if self.clients:
+            self._ask(self.dice.choose(self.clients))
+
     def _ask(self, client: Client) -> None:
         if client.answer is None:
             partition = f"requests-{key_group(client.address.id) % self.tasks}"
@@ -449,6 +470,21 @@ class World:
 
     # Faults.
 
+    def _crash_and_recover(self, run: Run, node: Node) -> None:
+        self._crash()
+        self.recover()
+
+    def _take_over_and_recover(self, run: Run, node: Node) -> None:
+        self._take_over()
+        self.recover()
+
+    def _repeat(self, run: Run, node: Node) -> None:
+        if run.mail:
+            run.mail.append(self.dice.choose(run.mail))
+
+    def _jump(self, run: Run, node: Node) -> None:
+        self.clock_ms += self.dice.choose((-20, 50, 2 * TIMEOUT_MS))
+
     def _crash(self) -> None:
         for run in self.runs:
             _close(run)
@@ -457,7 +493,7 @@ class World:
         self.log.crash(self.dice)
 
     def _take_over(self) -> None:
-        """Some tasks of the present attempt die, with what they had not sent; the others do not know that it is over."""
+        """Some tasks of the present attempt die, with what they had not sent; the others don't know that it is over."""
         old = self.current
         survivors = [node for node in old.nodes if self.dice.chance(0.6)]
         for node in old.nodes:
@@ -475,7 +511,7 @@ class World:
             _close(run)
             self.runs.remove(run)
 
-    def _replay(self) -> None:
+    def _replay(self, run: Run, node: Node) -> None:
         if self.dice.chance(0.5):
             self._crash()
         else:
@@ -492,8 +528,8 @@ class World:
         elif node.begins:
             node.begins.popleft()
 
-    def _damage(self) -> None:
-        """Change a byte of the newest delta of the newest checkpoint, if an older one can do without it, and restart."""
+    def _damage(self, run: Run, node: Node) -> None:
+        """Restart, with a damaged delta in the newest checkpoint, if an older one can do without it."""
         self._crash()
         history = self._open_history()
         candidates = list(history.candidates())
@@ -519,6 +555,8 @@ class World:
         offset = self.journal.append_control(attempt)
         if self.dice.chance(0.05):
             self._crash()
+            if replay is not None and self.log.end(PARTITION) > offset:
+                self._tell("chosen", attempt)
             self.recover()
             return
         self.log.flush_partition(PARTITION)
@@ -577,9 +615,7 @@ class World:
         )
         producer = Producer(self.log, buffered=self.buffered, resend=lambda: self.dice.chance(self.mix.resend))
         sources = sources_of(task, self.inputs[task], self.log, core.meta.ingress_positions)
-        node = Node(
-            task, core, restored.overlay, snapshot, completions, handlers, sources, producer, self.journal
-        )
+        node = Node(task, core, restored.overlay, snapshot, completions, handlers, sources, producer, self.journal)
         driver = SimulatedDriver(
             task, self.database, self.dice, lambda checkpoint: node.unit.committed(EGRESS, checkpoint)
         )

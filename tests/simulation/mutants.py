@@ -1,0 +1,255 @@
+"""Rules of the protocol, each taken away: a world that breaks one must be noticed, or the simulator is blind there.
+
+A mutant replaces one attribute of a class or module while its worlds run. Nothing in the product knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+
+from penstock.checkpoint.control import AttemptBegun
+from penstock.checkpoint.coordinator import Coordinator
+from penstock.checkpoint.lineage import Lineage
+from penstock.checkpoint.recovery import History
+from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.sinks import Action, Staged, TwoPhaseSink
+from penstock.checkpoint.snapshot import Admission, Snapshot, SnapshotTask
+from penstock.engine.delays import Delays
+from penstock.engine.journal import Journal
+from penstock.engine.task import TaskCore
+from penstock.engine.unit import TaskUnit
+from penstock.errors import PenstockError
+from penstock.records import EpochFrame, Frozen
+from penstock.state import keys
+from tests.simulation import world
+from tests.simulation.database import Database
+from tests.simulation.mix import EVERYTHING, Mix, Move
+from tests.simulation.node import Node
+from tests.simulation.world import Run, World
+
+SEEDS_MAX = 3_000
+"""Worlds in which a mutant must be noticed."""
+
+ZOMBIES = EVERYTHING.more({Move.TAKE_OVER: 4.0, Move.CRASH: 0.5, Move.REPLAY: 0.0}, zombie_share=0.4)
+MESSAGES = EVERYTHING.more({Move.TURN: 60.0, Move.PUMP: 30.0, Move.BEGIN: 8.0}, tasks=(3, 4))
+BACKLOG = EVERYTHING.more({Move.CRASH: 3.0, Move.PUMP: 20.0}, tasks=(2, 3), lazy=1.0)
+UPKEEP = EVERYTHING.more({Move.FOLD: 40.0, Move.BASE: 20.0, Move.RETAIN: 15.0, Move.CRASH: 3.0}, tasks=(1, 2))
+PEOPLE = EVERYTHING.more({Move.REPLAY: 2.0})
+DISKS = EVERYTHING.more(
+    {
+        Move.DISK_FULL: 8.0,
+        Move.TURN: 6.0,
+        Move.WRITE: 30.0,
+        Move.BEGIN: 30.0,
+        Move.ACKNOWLEDGE: 30.0,
+        Move.DECIDE: 20.0,
+        Move.LEARN: 20.0,
+        Move.SINK: 30.0,
+        Move.CRASH: 5.0,
+        Move.TAKE_OVER: 0.0,
+        Move.REPLAY: 0.0,
+        Move.DAMAGE: 0.0,
+    },
+    tasks=(1,),
+    slow_sink=0.0,
+)
+DECISIONS = EVERYTHING.more(
+    {
+        Move.DECIDE: 3.0,
+        Move.RETAIN: 4.0,
+        Move.LEARN: 20.0,
+        Move.SINK: 20.0,
+        Move.CRASH: 3.0,
+        Move.TAKE_OVER: 0.0,
+    },
+    tasks=(1,),
+    slow_sink=0.0,
+)
+QUIET_ENDS = EVERYTHING.more(
+    {Move.FORGET: 5.0, Move.DISK_FULL: 3.0, Move.TURN: 60.0, Move.CRASH: 0.2, Move.TAKE_OVER: 0.2, Move.DAMAGE: 0.0},
+    tasks=(1, 2),
+    steps=400,
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One rule taken away. `mix` brings about what the rule is for."""
+
+    name: str
+    owner: Any
+    attribute: str
+    replacement: Any
+    mix: Mix = EVERYTHING
+
+    def caught(self) -> tuple[int, str]:
+        """How many worlds it takes to notice it, and what is noticed. The count is beyond SEEDS_MAX when nothing is."""
+        with patch.object(self.owner, self.attribute, self.replacement):
+            for seed in range(SEEDS_MAX):
+                try:
+                    World(seed, self.mix).run()
+                except (AssertionError, PenstockError, KeyError) as error:  # Some rules are guarded by a core itself.
+                    return seed + 1, f"{type(error).__name__}: {error}"
+        return SEEDS_MAX + 1, "nothing"
+
+
+# What each rule becomes.
+
+_admit = SnapshotTask.admit
+_accepts = Lineage.accepts
+_cut = SnapshotTask.cut
+_failed = SnapshotTask.failed
+_written = SnapshotTask.written
+_freeze = TaskCore.freeze
+_acknowledge = Coordinator._acknowledge
+_next_attempt = History.next_attempt
+_chain = Journal.chain
+_pop_due = Delays.pop_due
+_turn = World._turn
+
+
+def _admit_at_once(self: SnapshotTask, frame: EpochFrame) -> Admission:
+    admission = _admit(self, frame)
+    return Admission.PROCESS if admission is Admission.CUT_FIRST else admission
+
+
+def _accept_any_attempt(self: Lineage, attempt: int, epoch: int) -> bool:
+    return attempt == self.attempt or epoch < max((cut for _, cut in self.ancestors), default=0)
+
+
+def _accept_any_epoch(self: Lineage, attempt: int, epoch: int) -> bool:
+    return attempt in self.attempts
+
+
+def _accept_only_the_predecessor(self: Lineage, attempt: int, epoch: int) -> bool:
+    return attempt == self.attempt or (
+        (attempt, epoch) < (self.ancestors[-1] if self.ancestors else (0, 0)) and (attempt == self.ancestors[-1][0])
+    )
+
+
+def _ids_from_the_restored(
+    self: History, lineage: Lineage | None, restored: int, now_ms: int, reason: str
+) -> AttemptBegun:
+    begun = _next_attempt(self, lineage, restored, now_ms, reason)
+    return msgspec.structs.replace(begun, high=restored + world.IDS_RESERVED)
+
+
+def _latest_overall(self: History) -> Iterator[Retained]:
+    yield from sorted(self.checkpoints.values(), key=lambda each: each.checkpoint, reverse=True)
+
+
+def _stage_as_decided(self: TwoPhaseSink, batch: Staged) -> list[Action]:
+    self._decided.append(batch)
+    return self._proceed()
+
+
+def _decide_as_staged(self: TwoPhaseSink, attempt: int, checkpoint: int) -> list[Action]:
+    self._decided += [batch for batch in self._undecided if batch.checkpoint <= checkpoint]
+    self._undecided = [batch for batch in self._undecided if batch.checkpoint > checkpoint]
+    return self._proceed()
+
+
+def _forget_failed(self: SnapshotTask, checkpoint: int) -> None:
+    _failed(self, checkpoint)
+    self._unwritten = None
+
+
+def _without(kind: int) -> Callable[[TaskCore, int], Frozen]:
+    def freeze(self: TaskCore, checkpoint: int) -> Frozen:
+        frozen = _freeze(self, checkpoint)
+        return frozen._replace(rows={key: row for key, row in frozen.rows.items() if key[0] != kind})
+
+    return freeze
+
+
+def _without_queues(self: TaskCore, checkpoint: int) -> Frozen:
+    frozen = _freeze(self, checkpoint)
+    return frozen._replace(queues={}, meta=msgspec.structs.replace(frozen.meta, queues={}))
+
+
+def _without_positions(self: TaskCore, checkpoint: int) -> Frozen:
+    frozen = _freeze(self, checkpoint)
+    return frozen._replace(meta=msgspec.structs.replace(frozen.meta, ingress_positions={}))
+
+
+def _always_new(self: TaskCore, attempt: int, source: int, sequence: int) -> bool:
+    self._meta.marks[source] = (attempt, sequence)
+    return True
+
+
+def _extend_the_base(self: SnapshotTask, frozen: Frozen) -> Snapshot:
+    return _cut(self, frozen)._replace(previous=-1)
+
+
+def _acknowledge_anything(self: Coordinator, checkpoint: int, part: Any, delta_bytes: int) -> list[Any]:
+    return _acknowledge(self, self._last_id, part, delta_bytes)
+
+
+def _tell_at_once(self: World, run: Run, node: Node, invocations_max: int) -> None:
+    before = len(node.core._replies)
+    _turn(self, run, node, invocations_max)
+    for reply in node.core._replies[before:]:
+        self._answer(reply)
+
+
+def _commit_unfenced(self: Database, task: int, owner: object, rows: Any, marker: dict[int, int]) -> bool:
+    self._owners[task] = owner
+    return _commit(self, task, owner, rows, marker)
+
+
+_commit = Database.commit
+
+
+def _index_to_the_end(self: Journal, history: History) -> None:
+    history.scanned = self.end
+    _write_index(self, history)
+
+
+_write_index = Journal.write_index
+
+
+MUTANTS = [
+    Mutant("Rule F", SnapshotTask, "admit", _admit_at_once, MESSAGES),
+    Mutant("flush before acknowledge", Node, "flush_next", lambda self: False, MESSAGES),
+    Mutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, ZOMBIES),
+    Mutant("lineage: epoch", Lineage, "accepts", _accept_any_epoch, ZOMBIES),
+    Mutant("lineage: all ancestors", Lineage, "accepts", _accept_only_the_predecessor, BACKLOG),
+    Mutant("ids above the highest reserved", History, "next_attempt", _ids_from_the_restored),
+    Mutant("recover the attempt's own base", History, "candidates", _latest_overall, PEOPLE),
+    Mutant("marker check", TwoPhaseSink, "_drop_visible", lambda self: []),
+    Mutant("commit after COMPLETE", TwoPhaseSink, "_stage", _stage_as_decided),
+    Mutant("marker of the deciding checkpoint", TwoPhaseSink, "_decide", _decide_as_staged, DISKS),
+    Mutant("fence before the marker is read", Database, "commit", _commit_unfenced, ZOMBIES),
+    Mutant("fenced control log", World, "fenced", lambda self, run: False, ZOMBIES),
+    Mutant("tell after COMPLETE", World, "_turn", _tell_at_once),
+    Mutant("failed delta in the next", SnapshotTask, "failed", _forget_failed, DISKS),
+    Mutant("pending rows in the snapshot", TaskCore, "freeze", _without(keys.PENDING)),
+    Mutant("timer rows in the snapshot", TaskCore, "freeze", _without(keys.TIMER)),
+    Mutant("queues in the snapshot", TaskCore, "freeze", _without_queues),
+    Mutant("positions in the snapshot", TaskCore, "freeze", _without_positions),
+    Mutant("duplicate frames", TaskCore, "_is_new", _always_new, MESSAGES.more({}, resend=0.3)),
+    Mutant("previous delta", SnapshotTask, "cut", _extend_the_base),
+    Mutant("acknowledgements of this checkpoint", Coordinator, "_acknowledge", _acknowledge_anything, DISKS),
+    Mutant("a checkpoint given up is made up for", Coordinator, "owing", False, QUIET_ENDS),
+    Mutant("timers are not early", Delays, "pop_due", lambda self, now, count: _pop_due(self, now + 9, count)),
+    Mutant("restored rows are folded", TaskUnit, "adopt", lambda self, restored: None, UPKEEP),
+    Mutant("index behind what is durable", Journal, "write_index", _index_to_the_end, DECISIONS),
+    Mutant("chains end at the base", Journal, "chain", lambda self, head, first: _chain(self, head, 0), UPKEEP),
+]
+
+EXEMPT = {
+    "settle after COMPLETE": (
+        "Every rollback reloads the base and the deltas, so what a store got too early is never read again. The rule "
+        "is for survivors that roll back in place; Overlay.rollback asserts it."
+    ),
+    "epoch of the first frames": (
+        "A restored task could as well begin in the epoch it was restored to: until its first cut, what it sends is "
+        "told apart by its attempt, and new ids are above those reserved in any case."
+    ),
+}
+"""Rules that no world can need, because something else holds without them."""

@@ -1,0 +1,50 @@
+"""Runs of many worlds, and what they have covered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.simulation.mix import EVERYTHING, Mix
+from tests.simulation.world import Coverage, World
+
+TAIL = 12
+"""Moves shown of a world that failed."""
+
+
+def simulate(seeds: Iterable[int], mix: Mix = EVERYTHING) -> Coverage:
+    """Play the schedule of each seed. What one raises names the seed, which is all it takes to see it again."""
+    coverage = Coverage()
+    for seed in seeds:
+        world = World(seed, mix)
+        try:
+            coverage = coverage.plus(world.run())
+        except Exception as error:
+            moves = ", ".join(f"{move.name} {attempt}/{task}" for move, attempt, task in world.trace[-TAIL:])
+            error.add_note(
+                f"Seed {seed}, after {len(world.trace)} moves, the last of them {moves}. "
+                f"Again: python -m tests.simulation --first {seed} 1"
+            )
+            raise
+    return coverage
+
+
+PER_THOUSAND_MIN = Coverage(
+    recoveries=2_000,
+    replays=100,
+    completed=2_000,
+    abandoned=200,
+    zombie_records=500,
+    colour_cuts=50,
+    duplicates=20,
+    bases=20,
+)
+"""Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one."""
+
+
+def thin(coverage: Coverage, schedules: int) -> list[str]:
+    """What `schedules` worlds saw too little of."""
+    return [
+        f"{name}: {seen:,} in {schedules:,} schedules, and {floor:,} in each thousand are wanted"
+        for name, seen, floor in zip(Coverage._fields, coverage, PER_THOUSAND_MIN, strict=True)
+        if seen * 1_000 < floor * schedules
+    ]

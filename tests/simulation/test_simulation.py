@@ -1,0 +1,46 @@
+"""Proves the protocol on the real cores: whatever fails and whenever, nothing is lost, doubled or out of order.
+
+PENSTOCK_SEEDS sets how many schedules are played; `python -m tests.simulation 100000` plays many, and says what they
+saw.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.mix import EVERYTHING, Mix, Move
+from tests.simulation.mutants import BACKLOG, DISKS, PEOPLE, UPKEEP, ZOMBIES
+from tests.simulation.schedules import simulate, thin
+from tests.simulation.world import World
+
+SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "1500"))
+CALM = Mix(weights={move: weight for move, weight in EVERYTHING.weights.items() if move.value < Move.CRASH.value})
+
+
+@pytest.mark.slow
+def test_every_invariant_holds_in_every_schedule() -> None:
+    coverage = simulate(range(SEEDS))
+    assert SEEDS < 1_000 or thin(coverage, SEEDS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mix", [ZOMBIES, UPKEEP, PEOPLE, DISKS, BACKLOG], ids=["zombies", "upkeep", "people", "disks", "backlog"]
+)
+def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: Mix) -> None:
+    simulate(range(1_000_000, 1_000_000 + SEEDS // 10), mix)
+
+
+def test_without_faults_one_attempt_does_everything() -> None:
+    coverage = simulate(range(50), CALM)
+    assert coverage.recoveries == 50
+    assert coverage.replays == coverage.older == 0
+
+
+def test_one_seed_is_one_run() -> None:
+    first, second = World(17, EVERYTHING), World(17, EVERYTHING)
+    assert first.run() == second.run()
+    assert first.trace == second.trace
+    assert first.database.rows == second.database.rows
