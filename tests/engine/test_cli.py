@@ -541,6 +541,7 @@ class Process:
             self.said.append(line)
             if line.startswith("  interface"):
                 return
+        self.process.communicate()
         raise AssertionError("".join(self.said))
 
     def end(self, number: int) -> tuple[int, str]:
@@ -633,6 +634,45 @@ def test_sigterm_stops_in_order_and_the_next_run_continues(run: Run, folder: Pat
     assert code == 0
     assert said.splitlines()[0] == "Stopping after a last checkpoint; once more ends at once."
     assert json.loads(run("state", "get", "shop/total", "odd").stdout) == {"total": 5}
+
+
+WAITING = """
+from penstock import App, Context, HttpEgress
+
+app = App("waiting")
+out = app.egress("waiting/out", HttpEgress("http://127.0.0.1:1/nobody"))
+
+
+@app.function("waiting/pass")
+def pass_on(ctx: Context[None], number: int) -> None:
+    ctx.emit(out, number)
+"""
+
+
+def test_a_second_signal_ends_at_once(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(WAITING)
+    process = Process(folder)
+    run("send", "waiting/pass", "a", "1")
+    process.process.send_signal(signal.SIGTERM)
+    assert process.process.stderr is not None
+    while not process.process.stderr.readline().startswith("Stopping after a last checkpoint"):
+        pass
+
+    code, said = process.end(signal.SIGINT)
+
+    assert code == 1
+    assert said.splitlines()[-1] == "Ended at once. Nothing is lost: the next start restores the last checkpoint."
+
+
+def test_a_failure_while_running_is_one_line_and_exit_code_1(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(SHOP.replace("attempts=1", "attempts=1, on_failure='halt'"))
+
+    said = run("run", "--until-done", "--port", "none", exit_code=1).stderr
+
+    assert said.splitlines()[-1] == (
+        "PEN0211 shop/total/odd failed after 1 attempts, and on_failure is 'halt', so the application stops (PEN0210 "
+        "Handler raised ValueError: unlucky) Correct the handler and start again: the message is processed once more."
+    )
 
 
 def test_after_a_kill_nothing_accepted_is_lost(run: Run, folder: Path, running: Process) -> None:

@@ -259,6 +259,23 @@ def test_partition_names_become_harmless_directory_names(tmp_path: Path) -> None
     log.close()
 
 
+def test_reading_only_repairs_nothing(tmp_path: Path) -> None:
+    write_flushes(tmp_path / "log", [[b"a"], [b"b"]])
+    (segment,) = segments(tmp_path / "log")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-1])
+    leftover = segment.with_name(".half.tmp")
+    leftover.write_bytes(b"")
+
+    log = EmbeddedLog(tmp_path / "log", read_only=True)
+
+    assert [record for _, record in log.read("a", Offset(0), 10, 1000)] == [b"a"]
+    assert len(log.recovered) == 1
+    log.close()
+    assert segment.read_bytes() == whole[:-1]
+    assert leftover.exists()
+
+
 def test_a_segment_of_another_format_or_place_is_refused(tmp_path: Path) -> None:
     write_flushes(tmp_path, [[b"x"]])
     path = segments(tmp_path)[0]
