@@ -271,10 +271,8 @@ class TaskCore:
                 context.outputs.clear()
                 self._fail(entry, message, error, 1, None)
                 continue
-            if new != raw:
-                if new == EMPTY_STATE:
-                    new = ABSENT
-                young[id] = dirty[id] = new
+            if new != raw and (raw or new != EMPTY_STATE):
+                young[id] = dirty[id] = ABSENT if new == EMPTY_STATE else new
             if context.outputs:
                 apply(context.outputs, cause, (typename, id))
 
@@ -561,6 +559,12 @@ class TaskCore:
             raise InvalidInput(
                 "PEN0303",
                 f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
+            )
+        if any(running.entry is entry and running.context.id == address.id for running in self._running.values()):
+            raise InvalidInput(
+                "PEN0303",
+                f"State of {address} was not set: a handler that waits holds it, and would overwrite it when it ends. "
+                "Try again then.",
             )
         self._overlay.put_value(entry.cells, address.id, value)
         return True

@@ -114,6 +114,14 @@ def test_a_state_that_is_all_defaults_again_has_no_row() -> None:
     assert list(bench.overlay.ids("t/count")) == []
 
 
+def test_nothing_is_written_for_a_state_that_stays_as_it_was() -> None:
+    bench = Bench(counting_app())
+
+    assert bench.send("t/count", "a", Add(0)).values == {}
+    bench.send("t/count", "a", Add(2))
+    assert bench.send("t/count", "a", Add(0)).values == {}
+
+
 def test_a_column_is_a_fast_form_of_deliveries() -> None:
     bench, other = Bench(counting_app()), Bench(counting_app())
     payload = other.app.functions["t/count"].message_codec.encode(Add(1))
@@ -704,6 +712,21 @@ def test_a_state_is_set_and_compared() -> None:
     assert bench.state(count, "a") == Plain(8)
     assert bench.operate(SetState(b"", expected=eight), address) is True
     assert list(bench.overlay.ids("t/count")) == []
+
+
+def test_a_state_that_a_waiting_handler_holds_cannot_be_set() -> None:
+    bench = Bench(counting_app())
+    slow, address = bench.app.functions["t/slow"], Address("t/slow", "a")
+    fifty = msgspec.msgpack.encode({"total": 50})
+    bench.send(slow, "a", Add(1))
+
+    assert bench.operate(SetState(fifty), address) == (
+        "PEN0303 State of t/slow/a was not set: a handler that waits holds it, and would overwrite it when it ends. "
+        "Try again then."
+    )
+    bench.resume()
+    assert bench.operate(SetState(fifty), address) is True
+    assert bench.state(slow, "a") == Plain(50)
 
 
 def test_the_state_of_an_unknown_function_cannot_be_set() -> None:
