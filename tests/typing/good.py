@@ -8,6 +8,7 @@ from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.function import Function
 from penstock.functions.state import Expire, Log, Message, State, Table, Value
+from penstock.testing import Harness, Trial
 
 app = App("flights")
 
@@ -91,3 +92,9 @@ def notify(targets: list[Function[Ask, Any]], ctx: Context[None]) -> None:
 
 def notify_all(ctx: Context[None]) -> None:
     notify([carrier, slow], ctx)
+
+
+def test_kit(h: Harness) -> None:
+    h.send(airport, "JFK", Departure("AA"))
+    assert_type(h.call(carrier, "AA", Ask()), float)
+    assert_type(carrier.test(Delay(1.5), id="AA"), Trial)
