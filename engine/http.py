@@ -31,6 +31,7 @@ from penstock.engine.metrics import CONTENT_TYPE, Metrics
 from penstock.engine.settings import Setting
 from penstock.engine.worker import Worker
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
+from penstock.functions.codecs import BytesCodec
 from penstock.functions.function import Function
 from penstock.ids import Address
 
@@ -48,9 +49,7 @@ CHECKPOINT_OVERDUE_MS: Final = 30_000
 CLOSE_S: Final = 2.0
 """Answers under way may take so long to be written when the server closes."""
 
-ENCODED: Final = frozenset(
-    {"application/msgpack", "application/x-msgpack", "application/octet-stream", "application/x-protobuf"}
-)
+ENCODED: Final = frozenset({"application/msgpack", "application/x-msgpack", "application/x-protobuf"})
 """Types of a body that is the encoded message itself. Any other body is JSON, also what curl calls a form."""
 
 _STATUS: Final[Mapping[str, int]] = {
@@ -243,8 +242,11 @@ class HttpServer:
             raise InvalidInput(
                 "PEN0610", f"The body did not arrive within {BODY_S:g} s. Send it in one go, or make it smaller."
             ) from None
-        encoded = request.content_type in ENCODED and bool(body)
-        payload = encode_message(self._worker.app.functions[address.typename], address.id, body, encoded=encoded)
+        function = self._worker.app.functions[address.typename]
+        # Clients call every body they know nothing of an octet-stream: it is one if the function takes bytes.
+        raw = request.content_type == "application/octet-stream" and isinstance(function.message_codec, BytesCodec)
+        encoded = bool(body) and (raw or request.content_type in ENCODED)
+        payload = encode_message(function, address.id, body, encoded=encoded)
         bytes_max = self._worker.config.message_bytes_max
         if len(payload) > bytes_max:
             raise InvalidInput(

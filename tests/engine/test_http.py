@@ -160,6 +160,15 @@ def test_an_encoded_message_and_answer_may_be_exchanged(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_a_body_whose_type_the_client_does_not_know_is_json(tmp_path: Path) -> None:
+    async def scenario(client: Client) -> None:
+        for content_type in ("application/octet-stream", "application/x-www-form-urlencoded", "text/plain"):
+            answer = await client.post("/call/shop/cart/7", b'{"count": 0}', Content_Type=content_type)
+            assert answer.json == 0
+
+    run(tmp_path, scenario)
+
+
 def test_a_body_that_does_not_fit_says_where_and_why(tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
         answer = await client.post("/send/shop/cart/7", '{"count": "two"}')
