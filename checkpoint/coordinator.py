@@ -157,8 +157,8 @@ class Coordinator:
 
     @property
     def owing(self) -> bool:
-        """Whether a checkpoint has begun since the last complete one. If it was given up, tasks hold changes that they no
-        longer report as dirty, and rows and replies wait for the next."""
+        """Whether a checkpoint has begun since the last complete one. If it was given up, tasks hold changes that they
+        no longer report as dirty, and rows and replies wait for the next."""
         return self.trying_since_ms is not None
 
     @property

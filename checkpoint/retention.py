@@ -80,3 +80,13 @@ def truncation_point(kept: Sequence[Retained]) -> int | None:
     if not kept:
         return None
     return min(min((each.first for each in kept if each.first >= 0), default=kept[0].offset), kept[0].offset)
+
+
+def oldest_of_attempts(kept: Sequence[Retained]) -> list[Retained]:
+    """The first of `kept` that each attempt took. Positions of inputs grow within an attempt, but an attempt that goes
+    back by a person's decision begins below those of the attempts it abandons: only together do these say how far back
+    an input may still be read."""
+    oldest: dict[int, Retained] = {}
+    for each in kept:
+        oldest.setdefault(each.attempt, each)
+    return list(oldest.values())

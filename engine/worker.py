@@ -41,7 +41,7 @@ from penstock.checkpoint.coordinator import (
     Write,
 )
 from penstock.checkpoint.lineage import Lineage
-from penstock.checkpoint.retention import Retained, decide, truncation_point
+from penstock.checkpoint.retention import Retained, decide, oldest_of_attempts, truncation_point
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.checkpoint.store import DirectoryStore
@@ -748,19 +748,24 @@ class Worker:
         self._truncate_inputs(verdict.kept)
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
-        """Requests and frames before the positions of the oldest retained checkpoint are needed by nobody."""
-        if not kept:
-            return
-        try:
-            oldest = self._journal.manifest(kept[0])
-        except CorruptSnapshot as error:
-            logger.error("%s", error)
-            return
-        for part in oldest.parts:
-            self._log.truncate(f"inbox-{part.task}", Offset(part.inbox_position))
-            requests = part.ingress_positions.get(RequestFeed.SOURCE)
-            if isinstance(requests, int):
-                self._log.truncate(f"requests-{part.task}", Offset(requests))
+        """Requests and frames before the positions of every retained checkpoint are needed by nobody."""
+        floors: dict[str, int] = {}
+        for each in oldest_of_attempts(kept):
+            try:
+                manifest = self._journal.manifest(each)
+            except CorruptSnapshot as error:
+                logger.error("%s", error)
+                return
+            for part in manifest.parts:
+                requests = part.ingress_positions.get(RequestFeed.SOURCE)
+                positions = {
+                    f"inbox-{part.task}": part.inbox_position,
+                    f"requests-{part.task}": requests if isinstance(requests, int) else 0,
+                }
+                for partition, position in positions.items():
+                    floors[partition] = min(position, floors.get(partition, position))
+        for partition, floor in floors.items():
+            self._log.truncate(partition, Offset(floor))
 
     # The end.
 

@@ -10,6 +10,8 @@ import msgspec
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.engine.effects import Effects
+from penstock.engine.feeds import RequestFeed
+from penstock.engine.journal import PARTITION
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
 from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
@@ -48,6 +50,9 @@ class Invariant:
 
     def chosen(self, world: World, attempt: AttemptBegun) -> None:
         """A replay was decided, and the power failed before anything else of it happened."""
+
+    def retained(self, world: World) -> None:
+        """What no retained checkpoint needs was deleted."""
 
     def committed(self, world: World, task: int) -> None:
         """Rows of a task became visible."""
@@ -352,6 +357,26 @@ class ReplayStands(Invariant):
                 raise self.fail(f"attempt {attempt} replayed from {chosen}; a recovery went to {checkpoint}")
 
 
+class RetainedIsWhole(Invariant):
+    """Whatever a retained checkpoint refers to is still there."""
+
+    def retained(self, world: World) -> None:
+        for each in world.history.checkpoints.values():
+            for part in world.journal.manifest(each).parts:
+                requests = part.ingress_positions.get(RequestFeed.SOURCE, 0)
+                assert isinstance(requests, int)
+                needed = {
+                    PARTITION: part.first,
+                    f"inbox-{part.task}": part.inbox_position,
+                    f"requests-{part.task}": requests,
+                }
+                for partition, offset in needed.items():
+                    if 0 <= offset < world.log.start(partition):
+                        raise self.fail(f"checkpoint {each.checkpoint} needs offset {offset} of {partition}")
+                if part.base and part.base not in world.bases:
+                    raise self.fail(f"checkpoint {each.checkpoint} needs base {part.base}")
+
+
 def all_invariants() -> list[Invariant]:
     return [
         EachHopOnce(),
@@ -364,6 +389,7 @@ def all_invariants() -> list[Invariant]:
         RestoreIsTheCut(),
         RedoIsRun(),
         ReplayStands(),
+        RetainedIsWhole(),
     ]
 
 

@@ -30,7 +30,7 @@ from penstock.checkpoint.coordinator import (
     Write,
 )
 from penstock.checkpoint.recovery import History
-from penstock.checkpoint.retention import Retained, Retention, decide, truncation_point
+from penstock.checkpoint.retention import Retained, Retention, decide, oldest_of_attempts, truncation_point
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.engine import journal as journal_module
@@ -439,14 +439,21 @@ class World:
         unreferenced_ms = self.clock_ms - UNREFERENCED_MS
         self.bases = {n: base for n, base in self.bases.items() if n in used or base.made_ms > unreferenced_ms}
         self._truncate_inputs(verdict.kept)
+        self._tell("retained")
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
-        if kept:
-            for part in self.journal.manifest(kept[0]).parts:
-                self.log.truncate(f"inbox-{part.task}", Offset(part.inbox_position))
-                position = part.ingress_positions.get(RequestFeed.SOURCE)
-                if isinstance(position, int):
-                    self.log.truncate(f"requests-{part.task}", Offset(position))
+        floors: dict[str, int] = {}
+        for each in oldest_of_attempts(kept):
+            for part in self.journal.manifest(each).parts:
+                requests = part.ingress_positions.get(RequestFeed.SOURCE, 0)
+                assert isinstance(requests, int)
+                for partition, position in (
+                    (f"inbox-{part.task}", part.inbox_position),
+                    (f"requests-{part.task}", requests),
+                ):
+                    floors[partition] = min(position, floors.get(partition, position))
+        for partition, floor in floors.items():
+            self.log.truncate(partition, Offset(floor))
 
     # Clients.
 
@@ -551,6 +558,7 @@ class World:
         manifest, restored = self._restore(history, replay)
         lineage = None if manifest is None else manifest.lineage
         number = 0 if manifest is None else manifest.checkpoint
+        replay = replay if replay == number else None
         attempt = history.next_attempt(lineage, number, self.clock_ms, "replay" if replay is not None else "start")
         offset = self.journal.append_control(attempt)
         if self.dice.chance(0.05):
@@ -582,6 +590,8 @@ class World:
                 if not self.log.damaged:
                     raise
                 history.checkpoints.pop(candidate.checkpoint)
+        if replay is not None:
+            return self._restore(history, None)  # The person is told that it is damaged, and starts without a wish.
         assert not candidates, "the world leaves one checkpoint whole"
         return None, [self.restore_part(Part(task, "", 0, -1, 0, -1, 0, 0)) for task in range(self.tasks)]
 
