@@ -30,8 +30,10 @@ from penstock.state import keys
 from penstock.state.backend import Backend
 
 ABSENT = b""
-FOLD_ROWS_MAX = 1_000
-"""Rows written between two turns: a write holds the interpreter for about 2 us a row, and a pause must stay below 5 ms."""
+FOLD_ROWS_MAX = 250
+"""Rows written between two turns: a write holds the interpreter for 2 to 5 us a row, and the pause must stay at a ms."""
+FORGET_ROWS = 2_000
+"""Forgotten values freed after each turn: freeing a whole generation at once takes 10 ms."""
 MERGED_ROWS_MAX = 50_000
 """A larger layer is not merged into the settled one before it: merging costs 40 ns a row, in one go."""
 SETTLED_ROWS_MAX = 150_000
@@ -46,7 +48,7 @@ class Cells:
     """The cached values of one function type, in two generations: when the young one is full it becomes the old one,
     and what was only in the old one is forgotten. Unsettled values are also in a layer, so forgetting loses nothing."""
 
-    __slots__ = ("dirty", "old", "typename", "young")
+    __slots__ = ("_forgotten", "dirty", "old", "typename", "young")
 
     def __init__(self, typename: str) -> None:
         self.typename = typename
@@ -54,12 +56,22 @@ class Cells:
         self.old: dict[str, bytes] = {}
         self.dirty: dict[str, bytes] = {}
         """Values written by the running batch."""
+        self._forgotten: dict[str, bytes] = {}
 
     def forget(self) -> None:
         self.young, self.old = {}, {}
 
     def rotate(self) -> None:
-        self.young, self.old = {}, self.young
+        self.young, self.old, self._forgotten = {}, self.young, self.old
+
+    def free_some(self) -> None:
+        """Give back memory of forgotten values, a bounded number at a time."""
+        forgotten = self._forgotten
+        if forgotten:
+            for _ in range(min(FORGET_ROWS, len(forgotten))):
+                forgotten.popitem()
+            if not forgotten:
+                self._forgotten = {}
 
 
 class Layer:
@@ -333,6 +345,7 @@ class Overlay:
         """Forget the older half of the cache of any type that outgrew its share. Called between batches."""
         share = self._cache_bytes_max // max(1, len(self._cells))
         for cells in self._cells.values():
+            cells.free_some()
             if len(cells.young) * CELL_OVERHEAD_BYTES > share // 2 or self._cached_bytes(cells) > share // 2:
                 cells.rotate()
 
