@@ -39,9 +39,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree, links as links: a build leaves files beside its sources, and reuses those."""
-    return shutil.copytree(
-        ROOT, tmp_path_factory.mktemp("checkout") / "penstock", symlinks=True, ignore=NOT_SOURCE
-    )
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("checkout") / "penstock", symlinks=True, ignore=NOT_SOURCE)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +64,7 @@ def files_to_ship(checkout: Path) -> set[str]:
 
 def runnable_examples() -> list[Path]:
     """The examples of one file that run to their end by themselves."""
-    return sorted(
-        path for path in ROOT.glob("examples/*.py") if "__main__" in path.read_text(encoding="utf-8")
-    )
+    return sorted(path for path in ROOT.glob("examples/*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("origin", ["tree", "sdist"])
