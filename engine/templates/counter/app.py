@@ -1,7 +1,7 @@
 """Counts visits. Run it with `penstock run`, then in another terminal:
 
-    penstock call counter/page home '{"visitor": "ada"}'
-    penstock state get counter/page home
+penstock call counter/page home '{"visitor": "ada"}'
+penstock state get counter/page home
 """
 
 from penstock import App, Context, Message, State

@@ -1,0 +1,408 @@
+"""Proves the whole worker on a real directory: what it does after bad stops, with bad disks and bad clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock import (
+    App,
+    Context,
+    Fenced,
+    FileEgress,
+    GeneratorIngress,
+    MemoryEgress,
+    MemoryIngress,
+    Message,
+    Refused,
+    State,
+)
+from penstock.engine.config import Config
+from penstock.engine.worker import Worker
+from penstock.ids import Address
+from tests.small_disk import small_disk
+
+RECORDS = 2_000
+
+
+class Add(Message):
+    id: str
+    amount: int
+
+
+class Sum(State):
+    total: int = 0
+    count: int = 0
+
+
+def adding(records: int = RECORDS, *, output: Path | None = None, ids: int = 50) -> App:
+    """Sums `records` numbers over some addresses; with `output`, writes every intermediate sum to files."""
+    app = App("adding")
+
+    @app.function("test/sum")
+    def sum_(ctx: Context[Sum], add: Add) -> int:
+        ctx.state.total += add.amount
+        ctx.state.count += 1
+        if output is not None:
+            ctx.emit("test/out", {"id": ctx.id, "count": ctx.state.count, "total": ctx.state.total})
+        return ctx.state.total
+
+    def numbers(start: int) -> Iterator[Add]:
+        return (Add(f"id-{n % ids}", n) for n in range(start, records))
+
+    app.ingress(GeneratorIngress(numbers), to=sum_, key="id", name="numbers")
+    if output is not None:
+        app.egress("test/out", FileEgress(str(output)))
+    return app
+
+
+def run(app: App, directory: Path, **options: Any) -> Worker:
+    """Run to the end of the input, and stop in an orderly way."""
+    worker = Worker(app, Config(directory=directory, port=None, until_done=True, **{"interval_ms": 10, **options}))
+    asyncio.run(worker.run())
+    return worker
+
+
+def sums(app: App, directory: Path, **options: Any) -> dict[str, int]:
+    """What the addresses hold after a start that has nothing more to read."""
+
+    async def read() -> dict[str, int]:
+        worker = Worker(app, Config(directory=directory, port=None, until_done=True, **options))
+        await worker.start()
+        await worker.serve()
+        found: dict[str, int] = {}
+        for unit in worker.units:
+            entry = unit.core.entries["test/sum"]
+            for id in unit.overlay.ids("test/sum"):
+                found[id] = entry.state_codec.decode(entry.raw(id)).total if entry.state_codec else 0
+        await worker.finish()
+        return found
+
+    return asyncio.run(read())
+
+
+def expected(records: int = RECORDS, ids: int = 50) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for n in range(records):
+        totals[f"id-{n % ids}"] = totals.get(f"id-{n % ids}", 0) + n
+    return totals
+
+
+def lines(output: Path) -> list[str]:
+    return sorted(line for part in output.glob("part*") for line in part.read_text().splitlines())
+
+
+def newest(directory: Path, pattern: str) -> Path:
+    return max(directory.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x40
+    path.write_bytes(data)
+
+
+# Checkpoints and starts.
+
+
+@pytest.mark.parametrize("parallelism", [1, 4])
+def test_a_second_start_continues_behind_the_first(tmp_path: Path, parallelism: int) -> None:
+    output = tmp_path / "out"
+    run(adding(500, output=output), tmp_path / "data", parallelism=parallelism)
+    run(adding(2_000, output=output), tmp_path / "data", parallelism=parallelism)
+    run(adding(2_000, output=tmp_path / "once"), tmp_path / "other")
+
+    assert sums(adding(), tmp_path / "data", parallelism=parallelism) == expected()
+    assert lines(output) == lines(tmp_path / "once")
+
+
+def test_a_directory_is_used_by_one_worker_at_a_time(tmp_path: Path) -> None:
+    async def twice() -> None:
+        first = Worker(adding(), Config(directory=tmp_path, port=None))
+        await first.start()
+        second = Worker(adding(), Config(directory=tmp_path, port=None))
+        with pytest.raises(Fenced, match=r"^PEN0601 .* is in use by process \d+ \(penstock run, started "):
+            await second.start()
+        first.stop()
+        await first.serve()
+        await first.finish()
+
+    asyncio.run(twice())
+
+
+def test_another_application_is_refused(tmp_path: Path) -> None:
+    run(adding(), tmp_path)
+    with pytest.raises(Refused, match="PEN0304 .* holds the state of application 'adding', not of 'other'"):
+        run(App("other"), tmp_path)
+
+
+def test_another_parallelism_is_refused(tmp_path: Path) -> None:
+    run(adding(), tmp_path)
+    with pytest.raises(Refused, match="PEN0305 .* was made with parallelism 1, and 2 was asked for"):
+        run(adding(), tmp_path, parallelism=2)
+
+
+def test_a_replay_goes_back_to_the_checkpoint_and_does_the_rest_again(tmp_path: Path) -> None:
+    async def in_two_steps() -> int:
+        ingress = MemoryIngress(type=Add)
+        worker = Worker(memory_app(ingress), Config(directory=tmp_path, port=None))
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        ingress.feed(Add("a", 1))
+        first = await worker.wait_checkpoint("test")
+        ingress.feed(Add("a", 10))
+        await worker.wait_checkpoint("test")
+        worker.stop()
+        await serving
+        await worker.finish()
+        return first
+
+    def memory_app(ingress: MemoryIngress) -> App:
+        app = App("adding")
+
+        @app.function("test/sum")
+        def sum_(ctx: Context[Sum], add: Add) -> None:
+            ctx.state.total += add.amount
+
+        app.ingress(ingress, to=sum_, key="id")
+        return app
+
+    first = asyncio.run(in_two_steps())
+    again = MemoryIngress(type=Add)
+    again.feed(Add("a", 1), Add("a", 100))
+    again.finish()
+    assert sums(memory_app(again), tmp_path, from_checkpoint=first) == {"a": 101}
+
+
+def test_a_replay_from_a_checkpoint_that_is_gone_is_refused(tmp_path: Path) -> None:
+    run(adding(), tmp_path)
+    with pytest.raises(Refused, match="PEN0403 Checkpoint 77 can't be replayed: it is not retained"):
+        run(adding(), tmp_path, from_checkpoint=77)
+
+
+def test_starting_fresh_forgets_the_state_and_repeats_the_output_once(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(adding(100, output=output), tmp_path / "data")
+    worker = run(adding(100, output=output), tmp_path / "data", fresh=True)
+
+    assert worker.recovery.attempt == 2
+    assert sums(adding(100), tmp_path / "data") == expected(100)
+    assert len(lines(output)) == 200
+
+
+# Damage.
+
+
+def test_a_flipped_byte_in_the_newest_checkpoint_falls_back_loudly(tmp_path: Path) -> None:
+    run(adding(1_000), tmp_path)
+    run(adding(2_000), tmp_path)
+    segment = newest(tmp_path, "log/journal/*.log")
+    flip(segment, segment.stat().st_size - 200)
+    (tmp_path / "index").unlink()
+
+    worker = run(adding(2_000), tmp_path)
+
+    assert worker.recovery.notes, "going back must be said"
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
+
+
+def test_a_damaged_index_is_rebuilt_from_the_journal(tmp_path: Path) -> None:
+    run(adding(), tmp_path)
+    flip(tmp_path / "index", 60)
+
+    worker = run(adding(), tmp_path)
+
+    assert "The whole journal is read instead." in worker.recovery.notes[0]
+    assert worker.recovery.restored > 0
+    assert sums(adding(), tmp_path) == expected()
+
+
+def test_a_truncated_journal_falls_back(tmp_path: Path) -> None:
+    run(adding(1_000), tmp_path)
+    run(adding(2_000), tmp_path)
+    segment = newest(tmp_path, "log/journal/*.log")
+    data = segment.read_bytes()
+    segment.write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / "index").unlink()
+
+    run(adding(2_000), tmp_path)
+
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
+
+
+# Bases.
+
+
+@pytest.fixture
+def many_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a base behind every few deltas."""
+    monkeypatch.setattr("penstock.engine.worker.BASE_DELTAS", 3)
+
+
+@pytest.mark.usefixtures("many_bases")
+def test_a_start_from_a_base_knows_what_it_contains(tmp_path: Path) -> None:
+    run(slow(600), tmp_path)
+    worker = run(slow(600), tmp_path)
+
+    assert list((tmp_path / "store" / "bases").iterdir()), "the run is long enough for a base"
+    assert worker.recovery.deltas <= 6
+    assert sums(adding(600), tmp_path) == expected(600)
+
+
+@pytest.mark.usefixtures("many_bases")
+def test_a_missing_base_file_falls_back_or_refuses_and_never_invents(tmp_path: Path) -> None:
+    run(slow(600), tmp_path)
+    for path in (tmp_path / "store" / "files").iterdir():
+        path.unlink()
+
+    worker = run(slow(600), tmp_path)
+
+    assert any("missing" in note for note in worker.recovery.notes)
+    assert sums(adding(600), tmp_path) == expected(600)
+
+
+def slow(records: int) -> App:
+    """The same sums, with input that takes its time, so that there are many checkpoints."""
+    app = App("adding")
+
+    @app.function("test/sum")
+    def sum_(ctx: Context[Sum], add: Add) -> None:
+        ctx.state.total += add.amount
+
+    async def numbers(start: int) -> Any:
+        for n in range(start, records):
+            if n % 10 == 0:
+                await asyncio.sleep(0.005)
+            yield Add(f"id-{n % 50}", n)
+
+    app.ingress(GeneratorIngress(numbers), to=sum_, key="id", name="numbers")
+    return app
+
+
+# The disk.
+
+
+def test_a_full_disk_loses_nothing_and_ends_when_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        asyncio.run(_through_a_full_disk(disk))
+        assert sums(adding(0), disk / "data") == {"a": 5}
+
+
+async def _through_a_full_disk(disk: Path) -> None:
+    app = adding(0)
+    worker = Worker(app, Config(directory=disk / "data", port=None, memory_bytes=64 << 20))
+    await worker.start()
+    serving = asyncio.ensure_future(worker.serve())
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(_free(disk)))
+    sending = asyncio.ensure_future(
+        worker.send(Address("test/sum", "a"), app.functions["test/sum"].message_codec.encode(Add("a", 5)))
+    )
+    await _until(lambda: bool(worker.storage_error))
+
+    assert worker.storage_error.startswith("PEN0405 ")
+    assert not sending.done()
+
+    ballast.unlink()
+    await asyncio.wait_for(sending, 10)
+    worker.stop()
+    await serving
+    await worker.finish()
+
+
+def _free(disk: Path) -> int:
+    import os
+
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# The clock.
+
+
+def test_a_clock_that_goes_back_is_never_shown_to_handlers(tmp_path: Path) -> None:
+    times: list[int] = []
+    app = App("clock")
+
+    @app.function("test/look")
+    def look(ctx: Context[None], add: Add) -> None:
+        times.append(ctx.now_ms)
+
+    ingress = MemoryIngress(type=Add)
+    app.ingress(ingress, to=look, key="id")
+    offset_s = 0.0
+    worker = Worker(app, Config(directory=tmp_path, port=None), clock=lambda: time.time() + offset_s)
+
+    async def step_back() -> None:
+        nonlocal offset_s
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        for _ in range(3):
+            ingress.feed(Add("a", 1))
+            await _until(lambda: len(times) == len(ingress.records))
+            offset_s -= 3_600
+        worker.stop()
+        await serving
+        await worker.finish()
+
+    asyncio.run(step_back())
+    assert times == sorted(times)
+    assert len(times) == 3
+
+
+# Stopping.
+
+
+def test_a_handler_that_waits_for_ever_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    app = App("waiting")
+    started: list[str] = []
+
+    @app.function("test/wait")
+    async def wait(ctx: Context[Sum], add: Add) -> None:
+        started.append(ctx.id)
+        await asyncio.Event().wait()
+
+    async def stop_it(worker: Worker) -> None:
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        if worker.recovery.attempt == 1:
+            await worker.send(Address("test/wait", "a"), app.functions["test/wait"].message_codec.encode(Add("a", 1)))
+        await _until(lambda: len(started) == worker.recovery.attempt)
+        worker.stop()
+        await asyncio.wait_for(serving, 5)
+        await asyncio.wait_for(worker.finish(), 5)
+
+    for _ in range(2):
+        asyncio.run(stop_it(Worker(app, Config(directory=tmp_path, port=None))))
+    assert started == ["a", "a"], "a message in flight is part of the snapshot, and runs again"
+
+
+def test_a_handler_that_halts_ends_the_worker_and_keeps_the_message(tmp_path: Path) -> None:
+    broken = True
+    app = App("halting")
+    out = app.egress("test/out", MemoryEgress())
+
+    @app.function("test/halt", attempts=1, on_failure="halt")
+    def halt(ctx: Context[None], add: Add) -> None:
+        if broken:
+            raise ValueError("not today")
+        ctx.emit(out, add.amount)
+
+    app.ingress(GeneratorIngress(lambda start: iter([Add("a", 7)][start:])), to=halt, key="id", name="one")
+    with pytest.raises(Exception, match="PEN0211 test/halt/a failed after 1 attempts"):
+        run(app, tmp_path)
+    broken = False
+    run(app, tmp_path)
+
+    assert app.egresses["test/out"].spec.values() == [7]  # type: ignore[attr-defined]
