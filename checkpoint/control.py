@@ -98,7 +98,7 @@ def decode_control(data: bytes) -> ControlRecord:
     """Raises ProtocolError for bytes that are no control record of this format."""
     try:
         record: ControlRecord = _decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError("PEN0505", f"A control record can't be read: {error}.") from error
     if isinstance(record, Complete) and record.manifest.format > FORMAT:
         raise ProtocolError(

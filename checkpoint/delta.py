@@ -192,7 +192,7 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
 def _split(record: bytes) -> tuple[DeltaHeader, bytes]:
     try:
         return _decode_record(record)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptSnapshot(
             "PEN0404", f"A record of a delta can't be read: {error}. An older checkpoint is used."
         ) from error

@@ -177,6 +177,6 @@ class Journal:
             return msgspec.msgpack.decode(read_bytes_checked(self._index), type=_Index)
         except FileNotFoundError:
             return None
-        except (CorruptSnapshot, msgspec.DecodeError) as error:
+        except (CorruptSnapshot, msgspec.DecodeError, UnicodeDecodeError) as error:
             self.notes.append(f"{error} The whole journal is read instead.")
             return None

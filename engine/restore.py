@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from penstock.checkpoint.control import Part
+from penstock.checkpoint.delta import DeltaHeader
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef
 from penstock.engine.journal import Journal
+from penstock.errors import CorruptSnapshot
 from penstock.records import EgressRow, QueuedRow, TaskMeta
 from penstock.state import keys
 from penstock.state.backend import Backend
@@ -58,7 +60,15 @@ def restore_task(
     (empty for the name ""). Raises CorruptSnapshot when anything it needs is damaged or missing.
     """
     backend = open_base(part.base)
-    overlay = Overlay(backend, cache_bytes_max=cache_bytes_max)
+    try:
+        return _restore(part, journal, Overlay(backend, cache_bytes_max=cache_bytes_max), progress)
+    except BaseException:
+        backend.close()  # The next candidate is restored in the same place.
+        raise
+
+
+def _restore(part: Part, journal: Journal, overlay: Overlay, progress: Callable[[int, int], None]) -> Restored:
+    backend = overlay.backend
     restored = Restored(overlay, base=BaseRef(part.base, part.base_checkpoint), head=part.head, checksum=part.checksum)
     queues: dict[str, dict[int, QueuedRow]] = {}
     staged: dict[str, dict[int, Staged]] = {}
@@ -74,6 +84,8 @@ def restore_task(
             queues.setdefault(typename, {}).update(enumerate(queue.rows, queue.first))
         for egress, rows in frozen.egress.items():
             staged.setdefault(egress, {})[frozen.checkpoint] = Staged(header.attempt, frozen.checkpoint, rows)
+        if offset == part.head:
+            _check_head(part, header)
         progress(number, len(chain))
     if chain:
         restored.base = restored.base._replace(first=chain[0])
@@ -81,6 +93,17 @@ def restore_task(
     restored.queues = _queues(queues, restored.meta.queues)
     restored.staged = _undecided(staged, restored.meta.committed)
     return restored
+
+
+def _check_head(part: Part, header: DeltaHeader) -> None:
+    """The manifest and the delta must mean one another."""
+    if (header.task, header.checksum) != (part.task, part.checksum):
+        raise CorruptSnapshot(
+            "PEN0404",
+            f"Offset {part.head} of the journal holds a delta of task {header.task} with checksum "
+            f"{header.checksum:08x}; the checkpoint names one of task {part.task} with {part.checksum:08x}. An older "
+            "checkpoint is used.",
+        )
 
 
 def _read_base(

@@ -28,7 +28,7 @@ def decode_frames(record: bytes, *, place: str) -> list[EpochFrame]:
     """The frames of a record. `place` names it in the error."""
     try:
         version, frames = _decode(record)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(
             "PEN0507", f"{place} holds no frames: {error}. Only Penstock may write to an inbox; find out who does."
         ) from error

@@ -21,7 +21,7 @@ def decode_request(record: bytes, *, place: str) -> Envelope:
     """The message of a record. `place` names it in the error."""
     try:
         version, envelope = _decode(record)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError("PEN0509", f"{place} holds no request: {error}. Find out who writes there.") from error
     if version != FORMAT:
         raise ProtocolError("PEN0510", f"{place} has request format {version}; this version reads {FORMAT}.")
