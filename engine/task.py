@@ -131,6 +131,9 @@ class TaskCore:
         self._running: dict[int, _Running] = {}
         self._n = 0
 
+        self.origin_of: Callable[[int], str] = lambda cause: ""
+        """Where the record with this cause stands, for people: set by whoever knows the ingresses."""
+
         # The batch being run.
         self._invocations = 0
         self._batch_egress: list[tuple[str, EgressRow]] = []
@@ -491,11 +494,20 @@ class TaskCore:
         """Make a dead letter of a message, and tell whoever waits for its answer."""
         entry = self._entries.get(envelope.typename)
         state = entry.raw(envelope.id) if entry is not None and envelope.id else b""
+        envelope = self._with_origin(envelope)
         letter = self._letters.write(envelope, error, attempts=attempts, clock_ms=self._meta.clock_ms, state=state)
         meta = envelope.meta
         if meta is not None and meta.request_id:
             text = f"{letter.code} {letter.reason} It is dead letter {letter.number}."
             self._batch_replies.append(Reply(meta.request_id, b"", text))
+
+    def _with_origin(self, envelope: Envelope) -> Envelope:
+        """Say where a message entered. Those of an ingress don't carry it: their cause tells."""
+        meta = envelope.meta or Meta()
+        if meta.origin or envelope.caller is not None:
+            return envelope
+        origin = self.origin_of(envelope.cause)
+        return envelope._replace(meta=msgspec.structs.replace(meta, origin=origin)) if origin else envelope
 
     # Requests from outside.
 
