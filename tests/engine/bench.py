@@ -126,7 +126,8 @@ class Bench:
         for handler in self.suspended.values():
             handler.close()
         self.app = app or self.app
-        part = Part(self.options.task, "", 0, self.head, 0, self.first, 0, 0)
+        checksum = self.journal.delta(self.head)[0].checksum
+        part = Part(self.options.task, "", 0, self.head, checksum, self.first, 0, 0)
         self._build(
             restore_task(
                 part,
