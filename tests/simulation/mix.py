@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from functools import cached_property
+from typing import Any
 
 from tests.simulation.dice import Weights
 
@@ -98,15 +100,13 @@ class Mix:
     slow_sink: float = 0.2
     """In how many worlds the sink does not answer for long times."""
 
-    @property
+    @cached_property
     def prepared(self) -> Weights[Move]:
         return Weights(self.weights)
 
-    def more(self, weights: dict[Move, float], **changes: object) -> Mix:
-        """The same with other weights for some moves."""
-        from dataclasses import replace
-
-        return replace(self, weights={**self.weights, **weights}, **changes)  # type: ignore[arg-type]
+    def more(self, weights: dict[Move, float], **changes: Any) -> Mix:
+        """The same with other weights for some moves, and other fields."""
+        return replace(self, weights={**self.weights, **weights}, **changes)
 
 
 EVERYTHING = Mix()

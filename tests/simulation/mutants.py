@@ -101,16 +101,16 @@ class Mutant:
 # What each rule becomes.
 
 _admit = SnapshotTask.admit
-_accepts = Lineage.accepts
 _cut = SnapshotTask.cut
 _failed = SnapshotTask.failed
-_written = SnapshotTask.written
 _freeze = TaskCore.freeze
 _acknowledge = Coordinator._acknowledge
 _next_attempt = History.next_attempt
 _chain = Journal.chain
 _pop_due = Delays.pop_due
 _turn = World._turn
+_commit = Database.commit
+_write_index = Journal.write_index
 
 
 def _admit_at_once(self: SnapshotTask, frame: EpochFrame) -> Admission:
@@ -202,15 +202,9 @@ def _commit_unfenced(self: Database, task: int, owner: object, rows: Any, marker
     return _commit(self, task, owner, rows, marker)
 
 
-_commit = Database.commit
-
-
 def _index_to_the_end(self: Journal, history: History) -> None:
     history.scanned = self.end
     _write_index(self, history)
-
-
-_write_index = Journal.write_index
 
 
 MUTANTS = [
