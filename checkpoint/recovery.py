@@ -32,6 +32,7 @@ class History:
         self.high = high
         """The highest reserved checkpoint id: no epoch has ever been above it."""
         self._attempts_skipped = 0
+        self._attempt_seen = 0
         self.checkpoints: dict[int, Retained] = {each.checkpoint: each for each in checkpoints or ()}
         """Complete and restorable, oldest first."""
         self.scanned = scanned
@@ -63,6 +64,11 @@ class History:
         self.high += count
         self._attempts_skipped = count
 
+    def pass_attempt(self, number: int) -> None:
+        """An attempt that this log may know nothing of has left its traces: begin only later ones. It happens when the
+        log is a backup, and the original ran on."""
+        self._attempt_seen = max(self._attempt_seen, number)
+
     def candidates(self) -> Iterator[Retained]:
         """What a recovery may restore, best first. Nothing left means: the empty state, if nothing was ever complete."""
         if self.attempt is None:
@@ -88,8 +94,9 @@ class History:
     def next_attempt(self, lineage: Lineage | None, restored: int, now_ms: int, reason: str) -> AttemptBegun:
         """The record that begins an attempt which continues `restored`, a checkpoint of `lineage` (None and 0: nothing).
 
-        Its ids are above every id that was ever issued, on whichever branch.
+        Its ids are above every id that was ever issued, on whichever branch, and its number above every attempt seen.
         """
-        number = (self.attempt.lineage.attempt if self.attempt is not None else 0) + self._attempts_skipped + 1
+        known = (self.attempt.lineage.attempt if self.attempt is not None else 0) + self._attempts_skipped
+        number = max(known, self._attempt_seen) + 1
         descended = Lineage(number) if lineage is None else lineage.descend(number, restored)
         return AttemptBegun(descended, restored, self.high + RESERVED_IDS, now_ms, reason)

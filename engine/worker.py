@@ -1,6 +1,6 @@
 """The application at work in one process: opens a data directory, restores, runs turns, takes checkpoints, stops.
 
-    start   lock -> log -> history -> restore tasks -> begin an attempt -> sinks, feeds
+    start   lock -> log -> history -> restore tasks -> open sinks -> begin an attempt -> build tasks and feeds
     turns   every task in turn; yield to the event loop; wait when there is nothing to do
     cut     freeze all tasks -> encode in slices -> what was sent is durable -> deltas and COMPLETE in one sync
     upkeep  fold settled changes, make bases, drop old checkpoints, truncate
@@ -174,8 +174,7 @@ class Worker:
         started = datetime.fromtimestamp(self._clock(), UTC).astimezone()
         self.lock = DirectoryLock(directory, command="penstock run", started=started)
         try:
-            self._open(directory)
-            await self._open_sinks()
+            await self._open(directory)
         except BaseException:
             await self._abort()
             raise
@@ -188,7 +187,7 @@ class Worker:
         self._stopping = True
         self._wake()
 
-    def _open(self, directory: Path) -> None:
+    async def _open(self, directory: Path) -> None:
         began = time.monotonic()
         self._log = EmbeddedLog(directory / "log")
         self._journal = Journal(self._log, directory / "index")
@@ -197,8 +196,15 @@ class Worker:
         self._history = self._journal.read_history()
         notes = [*self._log.recovered, *self._journal.notes]
         manifest, restored = self._restore(directory, notes)
+        try:
+            # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
+            self._history.pass_attempt(await self._open_sinks())
+        except BaseException:
+            _close_all(restored)
+            raise
         attempt = self._begin_attempt(manifest)
         self._build(attempt, restored)
+        self._restore_rows(restored)
         self._journal.write_index(self._history)
         took = time.monotonic() - began
         self.recovery = Recovery(
@@ -255,8 +261,7 @@ class Worker:
             for part in parts:
                 restored.append(self._restore_part(part, directory))
         except BaseException:
-            for each in restored:
-                each.overlay.backend.close()
+            _close_all(restored)
             raise
         return restored
 
@@ -303,12 +308,7 @@ class Worker:
             outlet = Outlet(egress.name, egress.spec.encode, config.message_bytes_max)
             outlets[egress.name] = outlets[egress] = outlet
         self._eager = frozenset(e.name for e in app.egresses.values() if e.spec.delivery == "eager")
-        self._sinks = {
-            egress.name: sink_for(egress.spec, config.directory, application=app.name, egress=egress.name)
-            for egress in app.egresses.values()
-        }
         epoch = attempt.high - RESERVED_IDS  # The highest id reserved before: nothing was ever sent in a later epoch.
-        self._staged = [each.staged for each in restored]
         for task, each in enumerate(restored):
             self._units.append(self._build_unit(task, each, outlets, epoch))
         self._coordinator = Coordinator(
@@ -401,14 +401,23 @@ class Worker:
             failed=self._fail,
         )
 
-    async def _open_sinks(self) -> None:
-        for sink in self._sinks.values():
+    async def _open_sinks(self) -> int:
+        """Open every sink. Returns the highest attempt that a marker names; 0 when there is none."""
+        for egress in self.app.egresses.values():
+            sink = sink_for(egress.spec, self.config.directory, application=self.app.name, egress=egress.name)
+            self._sinks[egress.name] = sink
             await sink.open()
-        for unit, staged in zip(self._units, self._staged, strict=True):
+        tasks = range(self.config.parallelism)
+        markers = [await sink.read_marker(task) for sink in self._sinks.values() for task in tasks]
+        return max((attempt for marker in markers for attempt in marker), default=0)
+
+    def _restore_rows(self, restored: list[Restored]) -> None:
+        """Hand over the rows that the checkpoint decided and whose fate is not known."""
+        for unit, each in zip(self._units, restored, strict=True):
             for name, driver in unit.sinks.items():
                 if isinstance(driver, SinkDriver):
                     driver.retain(self._lineage.attempts)
-                    driver.handle(RowsRestored(staged.get(name, ())))
+                    driver.handle(RowsRestored(each.staged.get(name, ())))
         self._spawn(self._tick_sinks())
 
     async def _tick_sinks(self) -> None:
@@ -875,6 +884,11 @@ class Worker:
     def unit_of(self, id: str) -> TaskUnit:
         """The task that owns an id."""
         return self._units[key_group(id) % self.config.parallelism]
+
+
+def _close_all(restored: Sequence[Restored]) -> None:
+    for each in restored:
+        each.overlay.backend.close()
 
 
 def _empty_part(task: int) -> Part:

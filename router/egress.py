@@ -70,7 +70,9 @@ def instance_of(data_directory: Path) -> str:
     """The name of the history that `data_directory` holds: random, made with the directory, copied by a backup.
 
     Attempts and checkpoints count from one in every new data directory. Without this name in it, a marker that an
-    earlier history left at the same destination would pass for ours, and our first rows for committed.
+    earlier history left at the same destination would pass for ours, and our first rows for committed. A backup is
+    the same history up to a point; what the original wrote after it is told apart by its attempts
+    (`History.pass_attempt`).
     """
     path = data_directory / "instance"
     try:
