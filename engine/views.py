@@ -129,7 +129,7 @@ class View:
     def _encode_storage(self, entry: Entry, data: bytes, place: str) -> bytes:
         try:
             values = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidInput("PEN0307", f"{place} is no JSON object of named values: {error}.") from error
         storage = Storage(entry.storage)
         for name, text in values.items():

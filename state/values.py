@@ -28,7 +28,7 @@ def decode_expiring(raw: bytes) -> tuple[bytes, dict[str, int]]:
     """The encoded state and the deadlines that `encode_expiring` was given."""
     try:
         return _DECODER.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(
             "PEN0421",
             f"A stored value is not the envelope of a state with expiring fields ({error}). If the state "
