@@ -251,7 +251,7 @@ class Context(Generic[S]):
         self.outputs.append(Cancel(token))
 
     def reply(self, value: Any) -> None:
-        """Answer the caller who waits for this message (`POST /call/...`, `Client.call`).
+        """Answer the caller who waits for this message (`POST /call/...`, `penstock call`).
 
         When nobody waits, nothing happens. The caller is told only once the answer can no longer be rolled back.
         Raises InvalidInput when the message was answered before.
