@@ -160,12 +160,10 @@ class RocksBackend:
         if start >= end:
             return iter(())
         with self._errors:
-            if reverse:
-                rows = self._backward(self._iterator_below(end), start)
-            else:
-                rows = self._forward(self._iterator_below(end), start)
-        self._scans.add(rows)
-        return rows
+            rows = self._database.iter(ReadOptions())  # It sees what is written now, whenever it is moved.
+            scan = self._backward(rows, start, end) if reverse else self._forward(rows, start, end)
+        self._scans.add(scan)
+        return scan
 
     def flush(self) -> None:
         with self._errors:
@@ -201,29 +199,30 @@ class RocksBackend:
         if self._view is not None:
             shutil.rmtree(self._view, ignore_errors=True)
 
-    def _iterator_below(self, end: bytes) -> RdictIter:
-        """It sees what is written now, wherever and whenever it is moved."""
-        options = ReadOptions()
-        options.set_iterate_upper_bound(end)
-        return self._database.iter(options)
+    # The bounds of a scan are compared here, and not given to RocksDB: `set_iterate_upper_bound` keeps a pointer to
+    # bytes that Python may have freed, and a scan then ends wherever that memory says.
 
-    def _forward(self, rows: RdictIter, start: bytes) -> _Scan:
-        valid, key, value, step = rows.valid, rows.key, rows.value, rows.next
+    def _forward(self, rows: RdictIter, start: bytes, end: bytes) -> _Scan:
         with self._errors:
+            valid, key, value, step = rows.valid, rows.key, rows.value, rows.next
             rows.seek(start)
             while valid():
-                yield key(), value()
+                found: bytes = key()
+                if found >= end:
+                    return
+                yield found, value()
                 step()
             rows.status()
 
-    def _backward(self, rows: RdictIter, start: bytes) -> _Scan:
+    def _backward(self, rows: RdictIter, start: bytes, end: bytes) -> _Scan:
         with self._errors:
-            rows.seek_to_last()
+            rows.seek_for_prev(end)
             while rows.valid():
-                key: bytes = rows.key()
-                if key < start:
+                found: bytes = rows.key()
+                if found < start:
                     return
-                yield key, rows.value()
+                if found < end:
+                    yield found, rows.value()
                 rows.prev()
             rows.status()
 

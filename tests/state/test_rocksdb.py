@@ -314,3 +314,16 @@ def test_databases_share_one_amount_of_memory(tmp_path: Path) -> None:
     assert 0 < memory.used_bytes < 2 * memory.memory_bytes
     for backend in backends:
         backend.close()
+
+
+def test_a_scan_does_not_depend_on_who_else_keeps_its_bounds(tmp_path: Path) -> None:
+    """RocksDB's own upper bound points to bytes that Python frees: the scan then ended anywhere, without an error."""
+    database = RocksBackend.open(tmp_path / "db", RocksMemory(64 << 20))
+    database.write([(b"\xf6" + number.to_bytes(8), b"x" * 300) for number in range(1_000)])
+
+    for reverse in (False, True):
+        rows = database.scan(bytes((0xF6,)), bytes((0xF7,)), reverse=reverse)
+        reused = [(0x10).to_bytes(1) for _ in range(2_000)]
+        assert sum(1 for _ in rows) == 1_000
+        assert len(reused) == 2_000
+    database.close()
