@@ -1,8 +1,9 @@
 """What one process reaches, against a bare loop of the same run: `python -m benchmarks.embedded [NAME ...]`.
 
-The bare loop is what no framework can undercut in Python: decode the message, decode the state, call the handler, encode
-the state, store it in a dictionary. Every scenario runs in a process of its own and prints one JSON object; the ratios in
-it compare figures taken on the same machine minutes apart at most, so they travel better than the rates do.
+The bare loop is what no framework can undercut in Python: decode the message, decode the state, call the handler,
+encode the state, store it in a dictionary. Every scenario runs in a process of its own and prints one JSON object;
+the ratios in it compare figures taken on the same machine minutes apart at most, so they travel better than the rates
+do.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def endless(ids: list[str], messages: int) -> Callable[[int], Iterator[tuple[str
 
     def records(start: int) -> Iterator[tuple[str, bytes]]:
         cycle = itertools.islice(itertools.cycle(ids), start, messages)
-        return zip(cycle, itertools.repeat(PAYLOAD))  # noqa: B905  # `repeat` has no end.
+        return zip(cycle, itertools.repeat(PAYLOAD))  # `repeat` has no end.
 
     return records
 
@@ -137,7 +138,7 @@ def keyed_count(ids: list[str], messages: int) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         worker, took = run_app(counting_app(ids, messages), Path(directory))
     floor = (floor + bare_rate(ids, messages)) / 2
-    durations = worker.checkpoint_durations_ms
+    durations = worker.checkpoint_driver.durations_ms
     return {
         "invocations_per_s": round(messages / took),
         "bare_loop_per_s": round(floor),
@@ -301,10 +302,10 @@ async def _measure_pause(
         )
         await asyncio.sleep(3)
         gaps.clear()
-        first_cut, began = worker.completed, time.perf_counter()
-        while worker.completed - first_cut < checkpoints:
+        first_cut, began = worker.coordinator.completed, time.perf_counter()
+        while worker.coordinator.completed - first_cut < checkpoints:
             await asyncio.sleep(0.05)
-        taken, cuts, took = list(gaps), worker.completed - first_cut, time.perf_counter() - began
+        taken, cuts, took = list(gaps), worker.coordinator.completed - first_cut, time.perf_counter() - began
         feeding.cancel()
         worker.stop()
         await serving

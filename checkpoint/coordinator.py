@@ -6,9 +6,9 @@
       └──> RESERVING ── Durable ───┼──────────────────────────────────────────────┘
                                    └── (the absence of COMPLETE is the abort)
 
-What always holds: one checkpoint is in flight at a time; ids are unique, grow, and are durable before use; a COMPLETE is
-written only when every task has acknowledged that checkpoint in this attempt; nothing is announced before its COMPLETE is
-durable. Takes no snapshot and touches no sink: tasks do.
+What always holds: one checkpoint is in flight at a time; ids are unique, grow, and are durable before use; a COMPLETE
+is written only when every task has acknowledged that checkpoint in this attempt; nothing is announced before its
+COMPLETE is durable. Takes no snapshot and touches no sink: tasks do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ RESERVED_IDS = 1_000
 """Ids reserved by one durable record. More would cost nothing but larger gaps after a restart."""
 PAUSE_MIN_MS = 5
 COST_SHARE = 10
-"""Checkpoints may take a tenth of the time: the next one starts after ten times what the last one cost (PROTOCOL 15)."""
+"""Checkpoints may take a tenth of the time: the next one starts after ten times what the last one cost (PROTOCOL
+15)."""
 
 
 class Phase(Enum):
@@ -56,7 +57,8 @@ class Tick(NamedTuple):
 
 
 class Acknowledged(NamedTuple):
-    """A task's delta, and everything it sent before its cut, will be durable before any COMPLETE written from now on."""
+    """A task's delta, and everything it sent before its cut, will be durable before any COMPLETE written from now
+    on."""
 
     checkpoint: int
     part: Part
@@ -244,7 +246,8 @@ class Coordinator:
         return [Announce(manifest)]
 
     def _give_up(self, reason: str) -> list[Action]:
-        """The driver may also report Failed while COMPLETE is being written: only if it is certain not to be durable."""
+        """The driver may also report Failed while COMPLETE is being written: only if it is certain not to be
+        durable."""
         self.abandoned += 1
         self._manifest = None
         self._last_end_ms = self._began_ms + self._options.interval_ms

@@ -2,8 +2,9 @@
 
 A delta is a few records in a row, each a header and a body. The header says whose delta it is, which one it extends
 (`previous`), and which record this is; the last one also says how many there are, and the checksum of all bodies
-together. Bodies are lists of sections. Each record is complete when it is made, so a large delta is encoded and appended
-in slices, and never holds up a task for long. Reading a delta checks every header against the first. Format version 1.
+together. Bodies are lists of sections. Each record is complete when it is made, so a large delta is encoded and
+appended in slices, and never holds up a task for long. Reading a delta checks every header against the first. Format
+version 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ FORMAT = 1
 SLICE_ROWS = 1_000
 """Rows encoded between two turns: about 0.3 ms for rows of 1 KB."""
 BODY_BYTES = 256 << 10
-"""A body is closed when it has grown beyond this: the copies made on its way to the disk then stay in the CPU's cache."""
+"""A body is closed when it has grown beyond this: the copies made on its way to the disk then stay in the CPU's
+cache."""
 
 
 _K = TypeVar("_K")
@@ -91,7 +93,8 @@ class DeltaIdentity(NamedTuple):
 
 
 class DeltaEncoder:
-    """Encodes one delta slice by slice: call `step` until `done`, and append every record it gives, with nothing between."""
+    """Encodes one delta slice by slice: call `step` until `done`, and append every record it gives, with nothing
+    between."""
 
     def __init__(self, frozen: Frozen, identity: DeltaIdentity) -> None:
         self._frozen = frozen
@@ -175,8 +178,8 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
         ):
             raise CorruptSnapshot(
                 "PEN0404",
-                f"Delta of checkpoint {first.checkpoint}, task {first.task}: record {index} is record {header.index} of "
-                f"checkpoint {header.checkpoint}. An older checkpoint is used.",
+                f"Delta of checkpoint {first.checkpoint}, task {first.task}: record {index} is record {header.index} "
+                f"of checkpoint {header.checkpoint}. An older checkpoint is used.",
             )
         checksum = zlib.crc32(body, checksum)
     last = parts[-1][0]

@@ -4,9 +4,9 @@
                      attempt 2 ──k=12──┐
                                        attempt 3 ──>
 
-A frame of attempt 2 counts only if it was sent before cut 12: everything after it was rolled back. A frame of an attempt
-that is not in the lineage belongs to a zombie, or to a branch a person has abandoned. Invariant: attempts and cuts in a
-lineage both grow.
+A frame of attempt 2 counts only if it was sent before cut 12: everything after it was rolled back. A frame of an
+attempt that is not in the lineage belongs to a zombie, or to a branch a person has abandoned. Invariant: attempts and
+cuts in a lineage both grow.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which checkpoint a new attempt continues from, according to what the control log says.
 
 Newest COMPLETE of the current attempt; else the checkpoint that attempt began from (never "the latest overall", which
-would silently undo a person's replay); else, when the files of a candidate turn out to be damaged, the next older one on
-the lineage (PROTOCOL 16). Pure: the caller reads the log, tries the candidates in order, and says loudly when it had to
-go back.
+would silently undo a person's replay); else, when the files of a candidate turn out to be damaged, the next older one
+on the lineage (PROTOCOL 16). Pure: the caller reads the log, tries the candidates in order, and says loudly when it
+had to go back.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class History:
         self._attempt_seen = max(self._attempt_seen, number)
 
     def candidates(self) -> Iterator[Retained]:
-        """What a recovery may restore, best first. Nothing left means: the empty state, if nothing was ever complete."""
+        """What a recovery may restore, best first. Nothing left means: the empty state, if nothing was ever
+        complete."""
         if self.attempt is None:
             return
         lineage, restored = self.attempt.lineage, self.attempt.restored
@@ -92,7 +93,8 @@ class History:
         return found
 
     def next_attempt(self, lineage: Lineage | None, restored: int, now_ms: int, reason: str) -> AttemptBegun:
-        """The record that begins an attempt which continues `restored`, a checkpoint of `lineage` (None and 0: nothing).
+        """The record that begins an attempt which continues `restored`, a checkpoint of `lineage`
+        (None and 0: nothing).
 
         Its ids are above every id that was ever issued, on whichever branch, and its number above every attempt seen.
         """

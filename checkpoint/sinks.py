@@ -255,8 +255,8 @@ class TwoPhaseSink:
         undecided: list[Staged] = []
         for batch in self._undecided:
             if batch.attempt == attempt and batch.checkpoint <= checkpoint:
-                # The deciding checkpoint, not the one it was staged for: if that was given up, the durable snapshot holds
-                # the rows under a later number, and a marker below it would not cover them (PROTOCOL 21).
+                # The deciding checkpoint, not the one it was staged for: if that was given up, the durable
+                # snapshot holds the rows under a later number, and a marker below it would not cover them (rule 21).
                 self._decided.append(Staged(attempt, checkpoint, batch.rows))
             else:
                 undecided.append(batch)

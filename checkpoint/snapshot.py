@@ -99,7 +99,8 @@ class SnapshotTask:
         return checkpoint > self._epoch
 
     def cut(self, frozen: Frozen) -> Snapshot:
-        """The core was frozen at `frozen.checkpoint`, between two batches. What is sent from now on is of that epoch."""
+        """The core was frozen at `frozen.checkpoint`, between two batches. What is sent from now on is of that
+        epoch."""
         assert frozen.checkpoint > self._epoch
         self._epoch = frozen.checkpoint
         if self._unwritten is not None:

@@ -64,7 +64,8 @@ class DirectoryStore:
         return new_bytes
 
     def open(self, name: str) -> list[StoredFile]:
-        """What the base consists of. Raises CorruptSnapshot when it is not there, or a file of it is missing or short."""
+        """What the base consists of. Raises CorruptSnapshot when it is not there, or a file of it is missing or
+        short."""
         path = self._bases / name
         if not path.exists():
             raise CorruptSnapshot(

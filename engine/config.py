@@ -70,8 +70,8 @@ class Config:
         if self.port is not None and self.host not in LOOPBACK and not self.token:
             raise ConfigurationError(
                 "PEN0602",
-                f"Refused to listen on {self.host} without a token: everyone who reaches it could read and change state. "
-                "Set PENSTOCK_TOKEN (or token in the configuration), or listen on 127.0.0.1.",
+                f"Refused to listen on {self.host} without a token: everyone who reaches it could read and change "
+                "state. Set PENSTOCK_TOKEN (or token in the configuration), or listen on 127.0.0.1.",
             )
         if self.from_checkpoint is not None and self.fresh:
             raise ConfigurationError("PEN0130", "--from N and --from none exclude one another. Keep one.")

@@ -1,8 +1,8 @@
 """What a task shall do later: deliver a delayed message, look at an expiring state, forget a kept result.
 
-Each is a timer row of the task that asked for it (PROTOCOL 24), ordered by due time. A token is one more row that points
-at the timer it names. Invariants: a timer's row, its token's row and its effect change in the same batch; a token names
-at most one live timer. Delivers nothing itself: the task core does what `pop_due` returns.
+Each is a timer row of the task that asked for it (PROTOCOL 24), ordered by due time. A token is one more row that
+points at the timer it names. Invariants: a timer's row, its token's row and its effect change in the same batch; a
+token names at most one live timer. Delivers nothing itself: the task core does what `pop_due` returns.
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ class Journal:
             if record[:1] != _DELTA:
                 raise CorruptSnapshot(
                     "PEN0404",
-                    f"Offset {offset + len(records)} of the journal should hold record {len(records)} of a delta and does "
-                    "not. An older checkpoint is used.",
+                    f"Offset {offset + len(records)} of the journal should hold record {len(records)} of a delta and "
+                    "does not. An older checkpoint is used.",
                 )
             records.append(record[1:])
             if peek_header(records[-1]).count:

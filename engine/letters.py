@@ -1,8 +1,8 @@
 """Dead letters: messages a task gave up, kept as rows of that task.
 
 A letter is written in the batch that gave its message up, and deleted in the batch that sends it again or drops it, so
-each exists exactly once and is redriven exactly once, whatever crashes. Numbers are unique in the application (task t of
-P uses t, P + t, 2P + t, ...) and never reused. Decides nothing: the task core says what becomes a letter.
+each exists exactly once and is redriven exactly once, whatever crashes. Numbers are unique in the application (task t
+of P uses t, P + t, 2P + t, ...) and never reused. Decides nothing: the task core says what becomes a letter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Messages that were admitted and can't be finished yet: those of a suspended or failing address, and those behind them.
+"""Messages that were admitted and can't be finished yet: those of a suspended or failing address, and those behind
+them.
 
 An address is *held* from the moment its handler suspends, or fails and waits to be tried again, until that message is
 done; everything else for the address waits behind it, in arrival order. Each such message is a row, so that a snapshot

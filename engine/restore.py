@@ -40,7 +40,7 @@ class Restored:
     """Rows that the checkpoint decided and that may not be visible yet, by egress, oldest first."""
     stored: list[tuple[str, int, bytes]] = field(default_factory=list)
     """Egress, checkpoint and key of the rows among them that are in the store, because the base holds them."""
-    base: BaseRef = BaseRef()
+    base: BaseRef = field(default_factory=BaseRef)
     head: int = -1
     checksum: int = 0
     deltas: int = 0

@@ -147,8 +147,9 @@ class TaskCore:
     # One turn.
 
     def run(self, batch: Batch) -> Effects:
-        """Process `batch` and as much of the local queues as its bound allows. Raises FunctionError when a handler whose
-        policy is to halt has failed: this core must not be used any further then."""
+        """Process `batch` and as much of the local queues as its bound allows. Raises FunctionError when a
+        handler whose policy is to halt has failed: this core must not be used any further then.
+        """
         self._meta.clock_ms = max(self._meta.clock_ms, batch.clock_ms)
         self._invocations = 0
         positions: dict[str, Any] = {}
@@ -189,7 +190,7 @@ class TaskCore:
             return
         if entry.has_state and self._misses_often(entry.cells, ids):
             self._overlay.prefetch(entry.cells, ids)
-        messages = zip(ids, payloads, causes, repeat(None), repeat(None))  # noqa: B905  # `repeat` has no end.
+        messages = zip(ids, payloads, causes, repeat(None), repeat(None))  # `repeat` has no end.
         if entry.plain and not entry.queue:
             self._count(entry, count)
             self._run_plain_or_stateless(entry, messages)
@@ -324,7 +325,7 @@ class TaskCore:
 
     def _attempt(self, entry: Entry, message: QueuedRow, attempt: int, number: int | None) -> None:
         """Run one message once. `number` is its pending row, when it has one already."""
-        id, payload, cause, caller, meta = message
+        id, payload, _, caller, meta = message
         context = entry.new_context()
         context.id, context._caller, context._meta = id, caller, meta
         context._clock_ms, context._attempt = self._meta.clock_ms, attempt
@@ -711,7 +712,8 @@ class TaskCore:
     def restore(
         self, meta: TaskMeta, queues: Mapping[str, tuple[int, int, list[QueuedRow]]], *, attempt_starts: bool = True
     ) -> None:
-        """Continue where a snapshot was taken. The overlay holds its rows already; `queues` are head, tail and messages."""
+        """Continue where a snapshot was taken. The overlay holds its rows already; `queues` are head, tail and
+        messages."""
         self._meta = meta
         self._meta.schedule = []
         if attempt_starts:
@@ -778,8 +780,9 @@ class TaskCore:
 
     @property
     def holds_delayed_messages(self) -> bool:
-        """Whether a message that was sent with a delay is still to be delivered. What only tidies up does not count: state
-        that expires, results of requests that are forgotten."""
+        """Whether a message that was sent with a delay is still to be delivered. What only tidies up does not count:
+        state that expires, results of requests that are forgotten.
+        """
         return self._delays.holds_messages
 
     def next_retry_ms(self) -> int | None:
@@ -820,7 +823,8 @@ def _is_awaited(meta: Meta) -> bool:
 
 
 def _encode_answer(context: Context[Any], returned: Any) -> bytes:
-    """What the caller gets: the value of `ctx.reply`, else what the handler returned. Encoded while it can still fail."""
+    """What the caller gets: the value of `ctx.reply`, else what the handler returned. Encoded while it can still
+    fail."""
     value = next((output.value for output in context.outputs if type(output) is Replied), returned)
     return encode_answer(context.address, value)
 
@@ -833,7 +837,7 @@ def _halted(address: Address, error: BaseException, attempts: int) -> FunctionEr
     code, reason = describe(error)
     return FunctionError(
         "PEN0211",
-        f"{address} failed after {attempts} attempts, and on_failure is 'halt', so the application stops ({code} {reason}) "
-        "Correct the handler and start again: the message is processed once more.",
+        f"{address} failed after {attempts} attempts, and on_failure is 'halt', so the application stops. "
+        f"{code} {reason} Correct the handler and start again: the message is processed once more.",
         address=str(address),
     )

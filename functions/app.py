@@ -167,7 +167,8 @@ class App:
                 )
 
     def fingerprints(self) -> dict[str, dict[str, object]]:
-        """Function -> code fingerprint, shape of its state, and whether fields of it expire: what checkpoints record."""
+        """Function -> code fingerprint, shape of its state, and whether fields of it expire: what checkpoints
+        record."""
         return {
             typename: {
                 "code": function.fingerprint,

@@ -102,7 +102,8 @@ class Cancel(NamedTuple):
 
 
 Send = tuple[Target, str, bytes]
-"""A message sent: to whom, under which id, and its bytes. A bare tuple, because it is by far the most frequent output."""
+"""A message sent: to whom, under which id, and its bytes. A bare tuple, because it is by far the most frequent
+output."""
 Output = Send | Delayed | Cancel | Emitted | Replied
 
 
@@ -145,7 +146,8 @@ class Context(Generic[S]):
     )
 
     state: S
-    """The state of this address: change it in place. It is stored when the handler returns, and left alone when it raises."""
+    """The state of this address: change it in place. It is stored when the handler returns, and left alone when it
+    raises."""
 
     def __init__(self, typename: str, targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]) -> None:
         self._typename = typename

@@ -6,10 +6,11 @@
     settle  COMPLETE(k) was read: frozen layers up to k become settled (PROTOCOL 12)
     fold    settled layers are merged and written to the backend, a slice at a time between turns
 
-What always holds: a layer never changes between its freezing and its settling; the backend holds only settled changes; a read sees the newest
-write; `rollback(k)` leaves exactly what the cuts up to k contain, without touching the backend. Values of addresses
-(typename, id) have dictionaries of their own, because their look-up is the hot path; all other rows go by explicit
-key. Empty bytes stand for "no value", so that a cached miss and a deletion cost no second look-up.
+What always holds: a layer never changes between its freezing and its settling; the backend holds only settled
+changes; a read sees the newest write; `rollback(k)` leaves exactly what the cuts up to k contain, without touching
+the backend. Values of addresses (typename, id) have dictionaries of their own, because their look-up is the hot path;
+all other rows go by explicit key. Empty bytes stand for "no value", so that a cached miss and a deletion cost no
+second look-up.
 
 Takes no snapshots, knows no checkpoints beyond their numbers, and never decides when to fold.
 """
@@ -31,7 +32,8 @@ from penstock.state.backend import Backend
 
 ABSENT = b""
 FOLD_ROWS_MAX = 250
-"""Rows written between two turns: a write holds the interpreter for 2 to 5 us a row, and the pause must stay at a ms."""
+"""Rows written between two turns: a write holds the interpreter for 2 to 5 us a row, and the pause must stay at a
+ms."""
 FORGET_ROWS = 2_000
 """Forgotten values freed after each turn: freeing a whole generation at once takes 10 ms."""
 MERGED_ROWS_MAX = 50_000
@@ -132,7 +134,8 @@ class Overlay:
     # Reading and writing, within a batch.
 
     def cells(self, typename: str) -> Cells:
-        """The cache of one function type. The caller may read `young` itself, and writes `young` and `dirty` together."""
+        """The cache of one function type. The caller may read `young` itself, and writes `young` and `dirty`
+        together."""
         found = self._cells.get(typename)
         if found is None:
             found = self._cells[typename] = Cells(typename)
@@ -254,7 +257,8 @@ class Overlay:
         return layer
 
     def settle(self, checkpoint: int) -> None:
-        """The cuts up to `checkpoint` can't be rolled back any more. Repeating it, or an older number, changes nothing."""
+        """The cuts up to `checkpoint` can't be rolled back any more. Repeating it, or an older number, changes
+        nothing."""
         while self._frozen and self._frozen[0].checkpoint <= checkpoint:
             layer = self._frozen.popleft()
             self.settled_checkpoint = layer.checkpoint

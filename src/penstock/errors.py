@@ -47,7 +47,8 @@ class InvalidInput(PenstockError):
 
 
 class DecodeError(InvalidInput):
-    """Bytes do not fit the declared type. `path` is where in the value (`$.dep_delay`), then what was expected and got."""
+    """Bytes do not fit the declared type. `path` is where in the value (`$.dep_delay`), then what was expected and
+    got."""
 
     def __init__(self, code: str, message: str, *, path: str = "$", expected: str = "", got: str = "") -> None:
         super().__init__(code, message)

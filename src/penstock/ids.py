@@ -59,8 +59,8 @@ def murmur2(data: bytes) -> int:
     length = len(data)
     h = 0x9747B28C ^ length
     whole = length & ~3
-    for k in unpack(f"<{length >> 2}I", data[:whole]):
-        k = k * 0x5BD1E995 & 0xFFFFFFFF
+    for word in unpack(f"<{length >> 2}I", data[:whole]):
+        k = word * 0x5BD1E995 & 0xFFFFFFFF
         h = h * 0x5BD1E995 & 0xFFFFFFFF ^ (k ^ k >> 24) * 0x5BD1E995 & 0xFFFFFFFF
     if length != whole:
         h = (h ^ int.from_bytes(data[whole:], "little")) * 0x5BD1E995 & 0xFFFFFFFF

@@ -48,7 +48,8 @@ class EgressRow(NamedTuple):
 
 
 class StagedRow(NamedTuple):
-    """A row and the decision it waits for: it is committed exactly when COMPLETE(checkpoint) of `attempt` is (PROTOCOL 21)."""
+    """A row and the decision it waits for: it is committed exactly when COMPLETE(checkpoint) of `attempt` is
+    (PROTOCOL 21)."""
 
     attempt: int
     checkpoint: int
