@@ -28,6 +28,8 @@ from penstock.engine.config import Config
 from penstock.engine.loading import Loaded, load_app
 from penstock.engine.logs import configure_logging, logger
 from penstock.engine.offline import Directory
+from penstock.engine.progress import show_progress
+from penstock.engine.run import Watch, watched
 from penstock.engine.settings import Settings, load_settings
 from penstock.engine.worker import Progress, Worker
 from penstock.errors import Refused
@@ -48,6 +50,7 @@ def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--interval", metavar="TIME", help="Between checkpoints, such as 200ms."),
         click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
         click.option("--log-json", is_flag=True, default=None, help="Log JSON, one object a line."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
         click.option("--until-done", is_flag=True, help="Stop when every ingress has ended and its work is done."),
     ]
     for option in reversed(options):
@@ -73,7 +76,7 @@ class _From(click.ParamType[Any]):
 @click.option("--from", "from_", type=_From(), help="Continue from this checkpoint, or from nothing.")
 @click.option("--ephemeral", is_flag=True, help="Keep nothing: state lives in a temporary directory.")
 @_run_options
-def run(target: str | None, from_: Any, ephemeral: bool, until_done: bool, **flags: Any) -> None:
+def run(target: str | None, from_: Any, ephemeral: bool, quiet: bool, until_done: bool, **flags: Any) -> None:
     """Run an application until it is told to stop.
 
     APP is a module and a variable (shop.main:app), or a file. Without one, app.py.
@@ -87,17 +90,17 @@ def run(target: str | None, from_: Any, ephemeral: bool, until_done: bool, **fla
         fresh=from_ == "none",
     )
     if not ephemeral:
-        _run_worker(loaded, config, settings)
+        _run_worker(loaded, config, settings, quiet=quiet)
         return
     with TemporaryDirectory(prefix=f"penstock-{loaded.app.name}-") as directory:
-        _run_worker(loaded, replace(config, directory=Path(directory)), settings)
+        _run_worker(loaded, replace(config, directory=Path(directory)), settings, quiet=quiet)
 
 
 @click.command()
 @click.option("--from", "number", type=int, required=True, metavar="N", help="The checkpoint to continue from.")
 @yes_option
 @_run_options
-def replay(number: int, yes: bool, until_done: bool, **flags: Any) -> None:
+def replay(number: int, yes: bool, quiet: bool, until_done: bool, **flags: Any) -> None:
     """Run a stopped application again from an earlier checkpoint.
 
     State and positions become those of checkpoint N, and what followed it is processed once more, with the present
@@ -126,7 +129,7 @@ def replay(number: int, yes: bool, until_done: bool, **flags: Any) -> None:
         click.echo("Add --yes to do it.")
         return
     config = settings.to_config(until_done=until_done, from_checkpoint=number)
-    _run_worker(loaded, config, settings)
+    _run_worker(loaded, config, settings, quiet=quiet)
 
 
 def _prepare(flags: Mapping[str, Any], target: str | None) -> tuple[Settings, Loaded]:
@@ -140,9 +143,10 @@ def _prepare(flags: Mapping[str, Any], target: str | None) -> tuple[Settings, Lo
     return settings, load_app(settings["app"], Path.cwd())
 
 
-def _run_worker(loaded: Loaded, config: Config, settings: Settings) -> None:
+def _run_worker(loaded: Loaded, config: Config, settings: Settings, *, quiet: bool) -> None:
+    watch = None if quiet or settings["log_json"] else show_progress
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(loaded, config, settings))
+        runner.run(_serve(loaded, config, settings, watch))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -155,9 +159,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return None
 
 
-async def _serve(loaded: Loaded, config: Config, settings: Settings) -> None:
-    """Run the worker, and its HTTP interface while it takes turns."""
-    with _restore_bar() as progress:
+async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watch | None) -> None:
+    """Run the worker, and its HTTP interface while it takes turns. Without `watch` no progress is shown at all."""
+    with _restore_bar(shown=watch is not None) as progress:
         worker = Worker(loaded.app, config, progress=progress)
         if config.port is None:
             server = None
@@ -175,7 +179,8 @@ async def _serve(loaded: Loaded, config: Config, settings: Settings) -> None:
 
         with _stopped_by_signals(worker):
             try:
-                await worker.run(started)
+                async with watched(worker, watch):
+                    await worker.run(started)
             finally:
                 if server is not None:
                     await server.close()
@@ -203,9 +208,9 @@ def _stopped_by_signals(worker: Worker) -> Iterator[None]:
 
 
 @contextmanager
-def _restore_bar() -> Iterator[Callable[[Progress], None]]:
+def _restore_bar(*, shown: bool) -> Iterator[Callable[[Progress], None]]:
     """A progress bar of the restore, for whoever watches a terminal. It goes away with the last task."""
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield lambda progress: None
         return
     from rich.console import Console
@@ -219,13 +224,13 @@ def _restore_bar() -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(),
     )
     bars = Bars(*columns, console=Console(stderr=True), transient=True)
-    shown: dict[int, Any] = {}
+    tasks: dict[int, Any] = {}
 
     def show(progress: Progress) -> None:
-        if progress.task not in shown:
+        if progress.task not in tasks:
             bars.start()
-            shown[progress.task] = bars.add_task(str(progress.task), total=progress.total)
-        bars.update(shown[progress.task], completed=progress.done)
+            tasks[progress.task] = bars.add_task(str(progress.task), total=progress.total)
+        bars.update(tasks[progress.task], completed=progress.done)
         if bars.finished:
             bars.stop()
 

@@ -18,7 +18,7 @@ from penstock.functions.app import Ingress
 from penstock.ids import Address, Offset, cause_of
 from penstock.records import Envelope, Meta
 from penstock.router.frames import decode_frames
-from penstock.router.ingress import Chunk, Reader
+from penstock.router.ingress import Chunk, Progress, Reader
 from penstock.router.log import Log
 from penstock.router.requests import decode_request
 from penstock.router.routing import IngressRouter, RoutedChunk
@@ -79,6 +79,10 @@ class IngressFeed:
         """Where the record with this cause stands; empty when it is none of this ingress."""
         number = cause - self._cause
         return self._reader.locate(number) if 0 <= number < 1 << 48 else ""
+
+    def progress(self) -> Progress | None:
+        """How far the input has been read, for people; None where nobody knows its end, and once it is closed."""
+        return self._reader.progress()
 
     async def close(self) -> None:
         if self._waiting is not None:
@@ -203,8 +207,7 @@ class Completions:
         self._ended.append(completed)
 
     def take(self, count_max: int) -> list[Input]:
-        taken = [self._ended.popleft() for _ in range(min(count_max, len(self._ended)))]
-        return taken
+        return [self._ended.popleft() for _ in range(min(count_max, len(self._ended)))]
 
 
 def request_envelope(

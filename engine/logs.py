@@ -28,9 +28,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
+class _StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at the moment: while progress is drawn, that keeps lines apart from the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None) -> None:
     """Send the lines of Penstock, and of handlers' `ctx.log`, to `stream` (standard error). Called by the CLI alone."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream) if stream is not None else _StandardErrorHandler()
     handler.setFormatter(
         JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     )

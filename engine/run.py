@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,17 +33,26 @@ def run(app: App, config: Config | None = None, *, watch: Watch | None = None) -
         return asyncio.run(_run(Worker(app, Config(directory=Path(directory), until_done=True, port=None)), watch))
 
 
+@asynccontextmanager
+async def watched(worker: Worker, watch: Watch | None) -> AsyncIterator[None]:
+    """Run `watch`, if there is one, beside what the block does, and cancel it at the end of the block."""
+    if watch is None:
+        yield
+        return
+    watching = asyncio.create_task(watch(worker))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
 async def _run(worker: Worker, watch: Watch | None) -> Worker:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError, ValueError):  # No signals outside the main thread, nor on Windows.
             loop.add_signal_handler(number, worker.stop)
-    watching = asyncio.create_task(watch(worker)) if watch is not None else None
-    try:
+    async with watched(worker, watch):
         await worker.run()
-    finally:
-        if watching is not None:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
     return worker

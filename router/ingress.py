@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
@@ -51,6 +51,21 @@ class Chunk(NamedTuple):
     """Whether no record will follow."""
 
 
+class Progress(NamedTuple):
+    """How far an input that has an end has been read, in the bytes of its files.
+
+    Those of a gzip file count as they lie on the disk, since nothing tells how many they become; those of a member of
+    a zip archive count unpacked.
+    """
+
+    done: int
+    total: int
+
+    @property
+    def percent(self) -> int:
+        return 100 * self.done // self.total if self.total else 100
+
+
 class Reader(Protocol):
     """One partition of one ingress. Used from one thread, by one owner."""
 
@@ -71,6 +86,10 @@ class Reader(Protocol):
 
     def locate(self, record: int) -> str:
         """Where record number `record` stands, for people: `departures.csv line 12`."""
+        ...
+
+    def progress(self) -> Progress | None:
+        """How far it has come, for people; None where nobody knows the end, and while nothing is open."""
         ...
 
     async def close(self) -> None:
@@ -108,6 +127,8 @@ class _Input(NamedTuple):
     path: Path
     member: str | None
     """The member of a zip archive; None for any other file."""
+    size_bytes: int
+    """When the files were listed: unpacked for a member of an archive, as it lies on the disk for any other file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +163,7 @@ class _OpenFile:
         self.source = source
         self._spec = spec
         self._archive: zipfile.ZipFile | None = None
+        self._compressed: BinaryIO | None = None
         self._stream = self._open()
         try:
             self.head, self.head_bytes = self._fingerprint()
@@ -159,7 +181,8 @@ class _OpenFile:
             self._archive = zipfile.ZipFile(path)
             return cast(BinaryIO, self._archive.open(member))
         if path.name.lower().endswith(".gz"):
-            return cast(BinaryIO, gzip.open(path, "rb"))
+            self._compressed = path.open("rb")
+            return cast(BinaryIO, gzip.GzipFile(fileobj=self._compressed))
         return path.open("rb")
 
     def _fingerprint(self) -> tuple[int, int]:
@@ -222,6 +245,12 @@ class _OpenFile:
             return os.fstat(self._stream.fileno()).st_size >= offset
         return self._stream.seek(offset) >= offset
 
+    @property
+    def done_bytes(self) -> int:
+        """How much of `source.size_bytes` is behind: up to the last record taken, or what was read to unpack it."""
+        done = self.offset if self._compressed is None else self._compressed.tell()
+        return min(done, self.source.size_bytes)  # The file may have grown since.
+
     def start_at(self, offset: int, line: int) -> None:
         """Continue at a record of this file that begins at `offset`, after `line` lines."""
         self.offset, self.line = offset, line
@@ -246,8 +275,9 @@ class _OpenFile:
 
     def close(self) -> None:
         self._stream.close()
-        if self._archive is not None:
-            self._archive.close()
+        for below in (self._archive, self._compressed):
+            if below is not None:
+                below.close()
 
 
 class FileReader:
@@ -256,6 +286,8 @@ class FileReader:
     def __init__(self, spec: FileIngress) -> None:
         self._spec = spec
         self._inputs: list[_Input] = []
+        self._sizes = [0]
+        """For each input, how many bytes the inputs before it have; behind them, how many all have."""
         self._index = 0
         self._file: _OpenFile | None = None
         self._batch: Batch | None = None
@@ -267,6 +299,7 @@ class FileReader:
     def seek(self, position: Position | None) -> None:
         self._close_file()
         self._inputs = _inputs(self._spec.path)
+        self._sizes = [0, *accumulate(source.size_bytes for source in self._inputs)]
         self._index = 0
         self._record = 0
         self._lines = _LineIndex()
@@ -281,7 +314,7 @@ class FileReader:
         file = self._open_file()
         try:
             self._check_same_file(file, at)
-            with _damage_refused(file.source):
+            with _damage_refused(file.source.name):
                 file.start_at(at.offset, at.line)
         except BaseException:
             self._close_file()
@@ -295,7 +328,7 @@ class FileReader:
             file = self._file
             assert file is not None
         while self._batch is None:
-            with _damage_refused(file.source):
+            with _damage_refused(file.source.name):
                 self._batch = file.next_batch()
             if self._batch is not None:
                 self._lines.add(self._record, file.source.name, file.line, self._batch.starts)
@@ -312,6 +345,11 @@ class FileReader:
 
     def locate(self, record: int) -> str:
         return self._lines.locate(record) or f"{self._spec.path} record {record + 1}"
+
+    def progress(self) -> Progress | None:
+        if self._file is None:
+            return None
+        return Progress(self._sizes[self._index] + self._file.done_bytes, self._sizes[-1])
 
     async def close(self) -> None:
         self._close_file()
@@ -344,7 +382,7 @@ class FileReader:
 
     def _open_file(self) -> _OpenFile:
         source = self._inputs[self._index]
-        with _damage_refused(source):
+        with _damage_refused(source.name):
             self._file = _OpenFile(self._spec, source)
         return self._file
 
@@ -375,7 +413,7 @@ class FileReader:
 
     def _check_same_file(self, file: _OpenFile, at: _FilePosition) -> None:
         remedy = "Put the old file back, or start fresh with --from none. Nothing was skipped."
-        with _damage_refused(file.source):
+        with _damage_refused(file.source.name):
             if file.head_of(at.head_bytes) != (at.head, at.head_bytes):
                 raise Refused(
                     "PEN0221",
@@ -467,13 +505,15 @@ def _input(name: str, path: Path, member: str | None) -> _Input:
                 f"{name} is no zip archive, so it has no member {member!r}. "
                 f"Remove '{MEMBER_SEPARATOR}{member}' from the path.",
             )
-        return _Input(name, path, None)
-    with _damage_refused(_Input(name, path, member)), zipfile.ZipFile(path) as archive:
-        members = [info.filename for info in archive.infolist() if not info.is_dir()]
+        with _damage_refused(name):
+            return _Input(name, path, None, path.stat().st_size)
+    with _damage_refused(name), zipfile.ZipFile(path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
+    members = list(sizes)
     if member is None and len(members) == 1:
-        return _Input(name, path, members[0])
-    if member in members:
-        return _Input(f"{name}{MEMBER_SEPARATOR}{member}", path, member)
+        return _Input(name, path, members[0], sizes[members[0]])
+    if member in sizes:
+        return _Input(f"{name}{MEMBER_SEPARATOR}{member}", path, member, sizes[member])
     raise ConfigurationError(
         "PEN0220",
         f"{name} has {len(members)} members: {', '.join(members)}. Name the one to read: "
@@ -486,23 +526,21 @@ def _checksum_of_names(inputs: Sequence[_Input]) -> int:
 
 
 @contextmanager
-def _damage_refused(source: _Input) -> Iterator[None]:
+def _damage_refused(name: str) -> Iterator[None]:
     """Turn what the operating system or a decompressor says about a file into a `Refused` that names it."""
     again = "start again: reading goes on where the last checkpoint stands. Nothing was skipped."
     try:
         yield
     except (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise Refused(
-            "PEN0223", f"{source.name} is damaged: {error}. Put an intact copy in its place and {again}"
-        ) from error
+        raise Refused("PEN0223", f"{name} is damaged: {error}. Put an intact copy in its place and {again}") from error
     except OSError as error:
         raise Refused(
-            "PEN0223", f"{source.name} can't be read: {error.strerror or error}. Correct that and {again}"
+            "PEN0223", f"{name} can't be read: {error.strerror or error}. Correct that and {again}"
         ) from error
     except (RuntimeError, NotImplementedError) as error:  # How zipfile speaks of encryption and rare methods.
         raise Refused(
             "PEN0223",
-            f"{source.name} can't be unpacked: {error}. Store it without encryption, deflated, and {again}",
+            f"{name} can't be unpacked: {error}. Store it without encryption, deflated, and {again}",
         ) from error
 
 
@@ -559,6 +597,9 @@ class GeneratorReader:
 
     def locate(self, record: int) -> str:
         return f"{self._name} record {record + 1}"
+
+    def progress(self) -> None:
+        """A generator may go on for ever."""
 
     async def close(self) -> None:
         if self._pump is not None:
@@ -676,6 +717,9 @@ class MemoryReader:
     def locate(self, record: int) -> str:
         return f"memory record {record + 1}"
 
+    def progress(self) -> None:
+        """More may be fed at any time."""
+
     async def close(self) -> None:
         with suppress(ValueError):
             self._spec.listeners.remove(self._changed.set)
@@ -732,6 +776,9 @@ class ThrottledReader:
 
     def locate(self, record: int) -> str:
         return self._reader.locate(record)
+
+    def progress(self) -> Progress | None:
+        return self._reader.progress()
 
     async def close(self) -> None:
         await self._reader.close()

@@ -5,7 +5,6 @@ Run it: `python -m examples.flights [--dir D] [--rate R] [--limit N]`.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from argparse import ArgumentParser
 from contextlib import nullcontext
@@ -13,14 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from examples.flights.app import connect
 from examples.flights.feed import prepare
 from examples.flights.report import show_figures, show_results
 from penstock.engine.config import Config
+from penstock.engine.progress import show_progress
 from penstock.engine.run import run
-from penstock.engine.worker import Worker
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def follow(directory: Path, *, rate: float | None, limit: int | None) -> None:
     app = connect(departures, results, rate=rate)
     config = Config(directory=directory / "state", until_done=True, port=None)
     began = time.monotonic()
-    worker = run(app, config, watch=lambda worker: show_progress(worker, departures, console))
+    worker = run(app, config, watch=show_progress)
     took_s = time.monotonic() - began
     if not sum(feed.records for feed in worker.ingresses):
         console.print(
@@ -49,18 +47,6 @@ def follow(directory: Path, *, rate: float | None, limit: int | None) -> None:
         )
     show_results(results, console)
     show_figures(worker, took_s, console)
-
-
-async def show_progress(worker: Worker, departures: Path, console: Console) -> None:
-    """A bar of the records read, if anybody looks."""
-    with departures.open("rb") as lines:
-        records = sum(1 for _ in lines)
-    columns = (TextColumn("Flights"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("flights", total=records)
-        while True:
-            progress.update(bar, completed=sum(feed.records_total for feed in worker.ingresses))
-            await asyncio.sleep(0.1)
 
 
 if __name__ == "__main__":

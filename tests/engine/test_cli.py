@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import pty
 import re
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import penstock
+from penstock.engine import cli_run
 from penstock.engine.cli import VERBS, Verbs, cli, exit_code
 from penstock.engine.cli_common import aligned
 from penstock.engine.logs import logger
+from penstock.engine.progress import show_progress
 from penstock.errors import (
     ConfigurationError,
     CorruptSnapshot,
@@ -289,6 +295,40 @@ def test_logs_may_be_json(run: Run, folder: Path) -> None:
     said = run("run", "--until-done", "--port", "none", "--log-json").stderr
 
     assert {json.loads(line)["logger"] for line in said.splitlines()} == {"penstock"}
+
+
+READING = """
+from penstock import App, Context, FileIngress
+
+app = App("reading")
+
+
+@app.function("reading/row")
+def row(ctx: Context[None], value: dict[str, str]) -> None:
+    if value["n"] == "500":
+        ctx.log.warning("seen %s", value["n"])
+
+
+app.ingress(FileIngress("rows.csv", type=dict[str, str], rate=RATE), to=row, key="n", name="rows")
+"""
+
+
+def write_reading(folder: Path, *, rows: int, rate: int | None = None) -> None:
+    (folder / "app.py").write_text(READING.replace("RATE", repr(rate)))
+    (folder / "rows.csv").write_text("n\n" + "".join(f"{number}\n" for number in range(rows)))
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [((), True), (("--quiet",), False), (("--log-json",), False)])
+def test_how_far_a_file_is_read_is_logged(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], shown: bool
+) -> None:
+    write_reading(folder, rows=5_000)
+    monkeypatch.setattr(cli_run, "show_progress", partial(show_progress, sleep=lambda seconds: asyncio.sleep(0)))
+
+    said = run("run", "--until-done", "--port", "none", *arguments).stderr
+
+    assert bool(re.search(r"INFO +rows: \d+% read, [\d,]+ records$", said, re.MULTILINE)) == shown
+    assert ("% read" in said) == shown
 
 
 @pytest.mark.parametrize(
@@ -634,6 +674,38 @@ def test_sigterm_stops_in_order_and_the_next_run_continues(run: Run, folder: Pat
     assert code == 0
     assert said.splitlines()[0] == "Stopping after a last checkpoint; once more ends at once."
     assert json.loads(run("state", "get", "shop/total", "odd").stdout) == {"total": 5}
+
+
+def run_on_terminal(folder: Path, *arguments: str) -> str:
+    """What a person sees of `penstock run`, control sequences included."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            [*PENSTOCK, "run", "--until-done", "--port", "none", *arguments],
+            cwd=folder,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+            stderr=theirs,
+        )
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # How Linux says that nobody has the terminal open any more.
+            while piece := screen.read(65_536):
+                seen += piece
+        assert process.wait(timeout=30) == 0
+    return seen.decode()
+
+
+def test_on_a_terminal_a_bar_is_shown_and_goes_away(folder: Path) -> None:
+    write_reading(folder, rows=600, rate=1_000)
+
+    seen = run_on_terminal(folder)
+
+    assert re.search(r"rows .*%.* \d+ records", seen)
+    # A line that is logged meanwhile has a line of its own, above the bar.
+    assert re.search(r"\x1b\[2K\d\d:\d\d:\d\d WARNING seen 500 \[reading/row/500\]\r\n", seen)
+    assert "records" not in seen.rpartition("\x1b[2K")[2]
+    assert "\x1b[?25h" in seen  # The cursor is back.
+    assert "\x1b" not in run_on_terminal(folder, "--from", "none", "--quiet")
 
 
 WAITING = """

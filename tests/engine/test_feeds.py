@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from penstock.checkpoint.lineage import Lineage
@@ -12,7 +13,7 @@ from penstock.engine.effects import Column, Completed, Deliveries, FrameInput
 from penstock.engine.feeds import Completions, InboxFeed, IngressFeed, RequestFeed, request_envelope
 from penstock.functions.app import App
 from penstock.functions.context import Context
-from penstock.functions.io import MemoryIngress
+from penstock.functions.io import FileIngress, MemoryIngress
 from penstock.functions.state import Message
 from penstock.functions.types import codec_for
 from penstock.ids import Address, cause_of
@@ -29,7 +30,7 @@ class Seen(Message):
     count: int = 0
 
 
-def ingress_feed(spec: MemoryIngress, wake: Any = lambda: None, router: Any = None) -> IngressFeed:
+def ingress_feed(spec: MemoryIngress | FileIngress, wake: Any = lambda: None, router: Any = None) -> IngressFeed:
     app = App("bench")
 
     @app.function("t/seen")
@@ -85,6 +86,19 @@ def test_a_feed_continues_at_a_position_with_the_same_causes() -> None:
     assert (list(again.ids), again.cause) == (["id3", "id4"], first.cause + 3)
     assert feed.origin_of(again.cause) == "memory record 4"
     assert feed.origin_of(17) == ""
+
+
+def test_a_feed_is_as_far_as_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "seen.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n')
+    feed = ingress_feed(FileIngress(str(tmp_path / "seen.jsonl"), type=Seen))
+    assert feed.progress() is None
+    feed.seek(None)
+
+    feed.take(1)
+
+    assert feed.progress() == (12, 24)
+    asyncio.run(feed.close())
+    assert feed.progress() is None
 
 
 def test_a_record_that_cannot_be_routed_comes_along_as_rejected() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from penstock.errors import ConfigurationError, FunctionError, Refused
 from penstock.functions.io import FileIngress, GeneratorIngress, IngressSpec, MemoryIngress
-from penstock.router.ingress import Chunk, FileReader, Position, Reader, ThrottledReader, reader_for
+from penstock.router.ingress import Chunk, FileReader, Position, Progress, Reader, ThrottledReader, reader_for
 from penstock.router.lines import BLOCK_BYTES, BadRecord
 
 
@@ -591,6 +592,100 @@ def test_memory_gives_what_was_fed_and_again_from_a_position() -> None:
         assert again.locate(1) == "memory record 2"
 
     asyncio.run(run())
+
+
+# How far it has come.
+
+
+@contextmanager
+def opened(spec: IngressSpec, position: Position | None = None) -> Iterator[Reader]:
+    reader = reader_for(spec)
+    reader.seek(position)
+    yield reader
+    asyncio.run(reader.close())
+    assert reader.progress() is None
+
+
+def progress_of(reader: Reader) -> Progress:
+    progress = reader.progress()
+    assert progress is not None
+    return progress
+
+
+@pytest.mark.parametrize("name", ["n.csv", "n.csv.gz", "n.csv.zip"])
+def test_a_file_is_read_from_nothing_to_its_end(tmp_path: Path, name: str) -> None:
+    # As many random digits as it takes for all three to be read in several pieces.
+    rows = "".join(f"{number * 2654435761 % 2**32:032b}\n" for number in range(20_000))
+    path = Path(write(tmp_path / name, "n\n" + rows))
+
+    with opened(FileIngress(str(path))) as reader:
+        seen = [progress_of(reader)]
+        while (chunk := reader.read(1_000)) is not None and not chunk.done:
+            seen.append(progress_of(reader))
+        seen.append(progress_of(reader))
+
+    total = path.stat().st_size if name.endswith(".gz") else len("n\n" + rows)
+    assert {progress.total for progress in seen} == {total}
+    assert seen[0].percent <= 20
+    assert seen == sorted(seen)
+    assert len({progress.done for progress in seen}) > 5
+    assert seen[-1] == (total, total)
+
+
+def test_the_files_of_a_pattern_add_up(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", "1\n2\n"), ("b.jsonl.zip", "3\n4\n"), ("c.jsonl", ""), ("d.jsonl", "5")):
+        write(tmp_path / name, content)
+
+    with opened(FileIngress(str(tmp_path / "*"), format="jsonl")) as reader:
+        seen = [(reader.read(1), progress_of(reader))[1] for _ in range(6)]
+
+    assert seen == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9), (9, 9)]
+    assert seen[0].percent == 22
+
+
+@pytest.mark.parametrize("name", ["n.jsonl", "n.jsonl.gz", "n.jsonl.zip"])
+def test_a_reader_that_continues_is_as_far_as_the_one_before(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a.jsonl", "0\n" * 100)
+    write(tmp_path / name, "1\n" * 100)
+    spec = FileIngress(str(tmp_path / "*"), format="jsonl")
+    with opened(spec) as reader:
+        reader.read(100)
+        chunk = reader.read(50)
+        before = progress_of(reader)
+    assert chunk is not None
+
+    with opened(spec, chunk.position) as again:
+        assert progress_of(again) == before
+    assert before.done > 200
+
+
+def test_a_file_that_grows_is_never_more_than_read(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "n.jsonl", "1\n"))
+
+    with opened(FileIngress(str(path))) as reader:
+        path.write_text("1\n2\n")
+        chunk = reader.read(10)
+
+        assert progress_of(reader) == (2, 2)
+    assert chunk is not None
+    assert chunk.records == [b"1", b"2"]
+
+
+def test_an_empty_file_is_read_at_once(tmp_path: Path) -> None:
+    spec = FileIngress(write(tmp_path / "n.jsonl", ""), rate=5)
+    assert reader_for(spec).progress() is None
+
+    with opened(spec) as reader:
+        assert progress_of(reader) == (0, 0)
+        assert progress_of(reader).percent == 100
+
+
+@pytest.mark.parametrize("spec", [GeneratorIngress(lambda start: iter(range(start, 9))), MemoryIngress()])
+def test_where_nobody_knows_the_end_there_is_no_progress(spec: IngressSpec) -> None:
+    with opened(spec) as reader:
+        reader.read(3)
+
+        assert reader.progress() is None
 
 
 # A limit on the rate.
