@@ -25,13 +25,14 @@ import penstock
 from penstock.durations import format_duration
 from penstock.engine.cli_common import debug_option, note, yes_option
 from penstock.engine.config import Config
+from penstock.engine.data import Progress
 from penstock.engine.loading import Loaded, load_app
 from penstock.engine.logs import configure_logging, logger
 from penstock.engine.offline import Directory
 from penstock.engine.progress import show_progress
 from penstock.engine.run import Watch, watched
 from penstock.engine.settings import Settings, load_settings
-from penstock.engine.worker import Progress, Worker
+from penstock.engine.worker import Worker
 from penstock.errors import Refused
 from penstock.files import read_owner
 
@@ -174,7 +175,7 @@ async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watc
             url = None
             if server is not None:
                 url = await server.start()
-                worker.lock.announce(url)
+                worker.data.lock.announce(url)
             _say_started(loaded, worker, url, settings)
 
         with _stopped_by_signals(worker):

@@ -184,7 +184,7 @@ class HttpServer:
 
     async def _send(self, request: web.Request) -> web.Response:
         message = await self._read_message(request)
-        await self._worker.send(
+        await self._worker.requests.send(
             message.address,
             message.payload,
             idempotency_key=message.idempotency_key,
@@ -198,7 +198,7 @@ class HttpServer:
         message = await self._read_message(request)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                reply = await self._worker.call(
+                reply = await self._worker.requests.call(
                     message.address,
                     message.payload,
                     idempotency_key=message.idempotency_key,
@@ -369,8 +369,8 @@ def why_not_ready(worker: Worker, now_ms: float) -> str:
         return "stopping"
     if not worker.ready:
         return "starting"
-    if worker.storage_error:
-        return worker.storage_error
+    if worker.data.storage_error:
+        return worker.data.storage_error
     since_ms = worker.coordinator.trying_since_ms
     if since_ms is not None and now_ms - since_ms > CHECKPOINT_OVERDUE_MS:
         return f"no checkpoint has completed for {format_duration(int(now_ms - since_ms))}"

@@ -78,7 +78,7 @@ def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
     """Is it healthy, and what is it doing?"""
     statistics_ = [unit.core.statistics() for unit in worker.units]
     last = worker.last_checkpoint
-    durations = worker.checkpoint_durations_ms
+    durations = worker.checkpoint_driver.durations_ms
     return {
         "app": worker.app.name,
         "version": penstock.__version__,
@@ -86,7 +86,7 @@ def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
         "started": timestamp(worker.started_at * 1000),
         "uptime_s": round(now_ms / 1000 - worker.started_at, 3),
         "parallelism": worker.config.parallelism,
-        "problem": worker.storage_error,
+        "problem": worker.data.storage_error,
         "attempt": worker.recovery.attempt,
         "restored": {
             "checkpoint": worker.recovery.restored,
@@ -110,7 +110,7 @@ def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
         "held": sum(each.pending for each in statistics_),
         "retries": sum(each.retries for each in statistics_),
         "dead_letters": view_of(worker).count_letters(),
-        "calls_in_flight": worker.calls_in_flight,
+        "calls_in_flight": worker.requests.in_flight,
     }
 
 
@@ -185,7 +185,7 @@ class _Admin:
                     "PEN0303",
                     f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
                 )
-        await self._worker.operate(address, SetState(value, expected))
+        await self._worker.requests.operate(address, SetState(value, expected))
         return _json(view_of(self._worker).state(address))
 
     # Dead letters.
@@ -214,7 +214,7 @@ class _Admin:
             by_task[number % tasks].append(number)
         done = 0
         for task, numbers in by_task.items():
-            done += await self._worker.operate(Address("", id_of_task(task, tasks)), operation(numbers))
+            done += await self._worker.requests.operate(Address("", id_of_task(task, tasks)), operation(numbers))
         return done
 
     # Checkpoints.
@@ -226,11 +226,11 @@ class _Admin:
         number = int(request.match_info["number"])
         for retained in self._worker.checkpoints:
             if retained.checkpoint == number:
-                return _json(show_checkpoint(retained, self._worker.journal.manifest(retained)))
+                return _json(show_checkpoint(retained, self._worker.data.journal.manifest(retained)))
         raise not_retained(number, [retained.checkpoint for retained in self._worker.checkpoints])
 
     async def take_checkpoint(self, request: web.Request) -> web.Response:
-        return _json({"checkpoint": await self._worker.wait_checkpoint("request")})
+        return _json({"checkpoint": await self._worker.checkpoint_driver.wait_checkpoint("request")})
 
 
 def id_of_task(task: int, tasks: int) -> str:

@@ -78,7 +78,7 @@ class Metrics(Collector):
             messages.add_metric([typename], count)
         yield from (messages, retries, dead, queue)
         yield GaugeMetricFamily(
-            "penstock_calls_in_flight", "Callers who wait for an answer.", value=self._worker.calls_in_flight
+            "penstock_calls_in_flight", "Callers who wait for an answer.", value=self._worker.requests.in_flight
         )
 
     def _edges(self) -> Iterator[Metric]:
@@ -104,7 +104,7 @@ class Metrics(Collector):
             "penstock_checkpoint_duration_seconds",
             "From the freeze of the tasks until the checkpoint is durable.",
             count_value=worker.coordinator.completed,
-            sum_value=worker.checkpoint_duration_ms_sum / 1000,
+            sum_value=worker.checkpoint_driver.duration_ms_sum / 1000,
         )
         if worker.last_checkpoint is not None:
             yield GaugeMetricFamily(

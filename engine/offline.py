@@ -7,17 +7,17 @@ happened after it is not there.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from penstock.checkpoint.control import Manifest
+from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.store import DirectoryStore
+from penstock.engine.data import close_stores, open_base, restore_newest, restore_parts
 from penstock.engine.entry import Entry
 from penstock.engine.journal import Journal
 from penstock.engine.letters import DeadLetters
@@ -38,8 +38,7 @@ from penstock.router.embedded import EmbeddedLog
 from penstock.state.backend import Backend
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import Overlay
-from penstock.state.rocksdb import RocksBackend, RocksMemory
-from penstock.state.rocksdb import restore as restore_base
+from penstock.state.rocksdb import RocksMemory
 
 MEMORY_BYTES: Final = 64 << 20
 CACHE_BYTES: Final = 16 << 20
@@ -167,46 +166,37 @@ def open_stopped(
         try:
             yield StoppedApplication(app, View(app, tasks, max(each.meta.clock_ms for each in restored)), number)
         finally:
-            for each in restored:
-                each.overlay.backend.close()
+            close_stores(restored)
 
 
 def _restore_first(
     directory: Directory, candidates: list[Retained], scratch: Path, note: Callable[[str], None]
 ) -> tuple[list[Restored], int]:
-    for retained in candidates:
-        try:
-            manifest = directory.journal.manifest(retained)
-            return _restore(directory, manifest, scratch / str(retained.checkpoint)), retained.checkpoint
-        except CorruptSnapshot as error:
-            note(f"Checkpoint {retained.checkpoint} can't be read. {error}")
-            if len(candidates) == 1:
-                raise
-    return [Restored(Overlay(MemoryBackend()))], 0
+    def pass_over(damaged: Retained, error: CorruptSnapshot) -> None:
+        note(f"Checkpoint {damaged.checkpoint} can't be read. {error}")
+        if len(candidates) == 1:
+            raise error
+
+    def restore(manifest: Manifest) -> list[Restored]:
+        return _restore(directory, manifest, scratch / str(manifest.checkpoint))
+
+    found = restore_newest(directory.journal, candidates, restore, pass_over)
+    if found is None:
+        return [Restored(Overlay(MemoryBackend()))], 0
+    manifest, restored = found
+    return restored, manifest.checkpoint
 
 
 def _restore(directory: Directory, manifest: Manifest, scratch: Path) -> list[Restored]:
-    memory = RocksMemory(MEMORY_BYTES)
-    restored: list[Restored] = []
+    memory, store = RocksMemory(MEMORY_BYTES), DirectoryStore(directory.path / "store")
 
-    def open_base(name: str) -> Backend:
-        if not name:
-            return MemoryBackend()
-        files, path = scratch / f"{name}.files", scratch / name
-        DirectoryStore(directory.path / "store").fetch(name, files)
-        restore_base(files, path)
-        shutil.rmtree(files)
-        return RocksBackend.open(path, memory)
+    def open_store(base: str) -> Backend:
+        return open_base(store, base, scratch / base, memory) if base else MemoryBackend()
 
-    try:
-        for part in manifest.parts:
-            task = restore_task(part, directory.journal, open_base, cache_bytes_max=CACHE_BYTES, progress=_no_bar)
-            restored.append(task)
-    except BaseException:
-        for each in restored:
-            each.overlay.backend.close()
-        raise
-    return restored
+    def restore(part: Part) -> Restored:
+        return restore_task(part, directory.journal, open_store, cache_bytes_max=CACHE_BYTES, progress=_no_bar)
+
+    return restore_parts(manifest.parts, restore)
 
 
 def _no_bar(done: int, total: int) -> None:

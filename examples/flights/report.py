@@ -81,8 +81,8 @@ def show_figures(worker: Worker, took_s: float, console: Console) -> None:
     table.add_row("invocations", f"{invocations:,}, {invocations / took_s:,.0f} a second")
     table.add_row("dead letters", number(sum(task.dead_letters for task in tasks)))
     table.add_row("delayed messages", number(sum(task.timers_fired for task in tasks)))
-    if len(worker.checkpoint_durations_ms) > 1:
-        percentiles = quantiles(worker.checkpoint_durations_ms, n=100, method="inclusive")
+    if len(worker.checkpoint_driver.durations_ms) > 1:
+        percentiles = quantiles(worker.checkpoint_driver.durations_ms, n=100, method="inclusive")
         megabytes = sum(each.delta_bytes for each in checkpoints) / 1e6
         duration = f"p50 {percentiles[49]:.1f} ms, p99 {percentiles[98]:.1f} ms"
         table.add_row("checkpoints", f"{len(checkpoints):,}, {duration}, {megabytes:.1f} MB in all")

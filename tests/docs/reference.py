@@ -356,12 +356,12 @@ def collected_metrics(directory: Path) -> list[Metric]:
         worker = Worker(app, Config(directory=directory, port=None))
 
         async def watch() -> None:
-            await worker.wait_checkpoint("metrics")
+            await worker.checkpoint_driver.wait_checkpoint("metrics")
             found.extend(Metrics(worker).collect())
             worker.stop()
 
         async def started() -> None:
-            worker._spawn(watch())
+            worker._background.spawn(watch())
 
         await worker.run(started)
 

@@ -293,11 +293,11 @@ def test_a_call_that_takes_too_long_is_504_and_goes_on(tmp_path: Path) -> None:
 def test_a_caller_who_hangs_up_is_forgotten_and_the_message_is_not(tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
         calling = asyncio.ensure_future(client.post("/call/shop/never/7"))
-        await until(lambda: client.worker.calls_in_flight)
+        await until(lambda: client.worker.requests.in_flight)
         calling.cancel()
         with suppress(asyncio.CancelledError):
             await calling
-        await until(lambda: not client.worker.calls_in_flight)
+        await until(lambda: not client.worker.requests.in_flight)
         await until(lambda: client.worker.units[0].core.statistics().pending)
 
     run(tmp_path, scenario)
@@ -359,10 +359,10 @@ def test_readiness_follows_the_worker(tmp_path: Path) -> None:
         assert (await client.get("/readyz")).json == {"ready": True, "reason": ""}
         assert (await client.get("/livez")).json == {"alive": True}
         worker = client.worker
-        worker.storage_error = "PEN0405 There is no space left."
+        worker.data.storage_error = "PEN0405 There is no space left."
         answer = await client.get("/readyz")
         assert (answer.status, answer.json["reason"]) == (503, "PEN0405 There is no space left.")
-        worker.storage_error = ""
+        worker.data.storage_error = ""
         worker.coordinator.trying_since_ms = 1_000.0
         assert why_not_ready(worker, 32_000) == "no checkpoint has completed for 31s"
         assert why_not_ready(worker, 31_000) == ""
@@ -383,7 +383,7 @@ def test_a_worker_that_has_not_started_or_stops_is_not_ready(tmp_path: Path) -> 
 def test_a_request_while_the_worker_stops_is_503(tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
         calling = asyncio.ensure_future(client.post("/call/shop/never/7"))
-        await until(lambda: client.worker.calls_in_flight)
+        await until(lambda: client.worker.requests.in_flight)
         client.worker.stop()
         answer = await client.post("/send/shop/cart/7", '{"count": 1}')
         assert (answer.status, answer.json["code"], answer.headers["Retry-After"]) == (503, "PEN0603", "1")

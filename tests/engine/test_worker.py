@@ -137,13 +137,13 @@ def test_a_directory_is_used_by_one_worker_at_a_time(tmp_path: Path) -> None:
 
 def test_another_application_is_refused(tmp_path: Path) -> None:
     run(adding(), tmp_path)
-    with pytest.raises(Refused, match="PEN0304 .* holds the state of application 'adding', not of 'other'"):
+    with pytest.raises(Refused, match=r"PEN0304 .* holds the state of application 'adding', not of 'other'"):
         run(App("other"), tmp_path)
 
 
 def test_another_parallelism_is_refused(tmp_path: Path) -> None:
     run(adding(), tmp_path)
-    with pytest.raises(Refused, match="PEN0305 .* was made with parallelism 1, and 2 was asked for"):
+    with pytest.raises(Refused, match=r"PEN0305 .* was made with parallelism 1, and 2 was asked for"):
         run(adding(), tmp_path, parallelism=2)
 
 
@@ -154,9 +154,9 @@ def test_a_replay_goes_back_to_the_checkpoint_and_does_the_rest_again(tmp_path: 
         await worker.start()
         serving = asyncio.ensure_future(worker.serve())
         ingress.feed(Add("a", 1))
-        first = await worker.wait_checkpoint("test")
+        first = await worker.checkpoint_driver.wait_checkpoint("test")
         ingress.feed(Add("a", 10))
-        await worker.wait_checkpoint("test")
+        await worker.checkpoint_driver.wait_checkpoint("test")
         worker.stop()
         await serving
         await worker.finish()
@@ -241,7 +241,7 @@ def test_a_truncated_journal_falls_back(tmp_path: Path) -> None:
 @pytest.fixture
 def many_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a base behind every few deltas."""
-    monkeypatch.setattr("penstock.engine.worker.BASE_DELTAS", 3)
+    monkeypatch.setattr("penstock.engine.upkeep.BASE_DELTAS", 3)
 
 
 @pytest.mark.usefixtures("many_bases")
@@ -301,11 +301,11 @@ async def _through_a_full_disk(disk: Path) -> None:
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(_free(disk)))
     sending = asyncio.ensure_future(
-        worker.send(Address("test/sum", "a"), app.functions["test/sum"].message_codec.encode(Add("a", 5)))
+        worker.requests.send(Address("test/sum", "a"), app.functions["test/sum"].message_codec.encode(Add("a", 5)))
     )
-    await _until(lambda: bool(worker.storage_error))
+    await _until(lambda: bool(worker.data.storage_error))
 
-    assert worker.storage_error.startswith("PEN0405 ")
+    assert worker.data.storage_error.startswith("PEN0405 ")
     assert not sending.done()
 
     ballast.unlink()
@@ -324,7 +324,7 @@ def _free(disk: Path) -> int:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # The worker offers no event for every condition of a test.
             await asyncio.sleep(0.01)
 
 
@@ -377,7 +377,9 @@ def test_a_handler_that_waits_for_ever_does_not_hold_up_a_stop(tmp_path: Path) -
         await worker.start()
         serving = asyncio.ensure_future(worker.serve())
         if worker.recovery.attempt == 1:
-            await worker.send(Address("test/wait", "a"), app.functions["test/wait"].message_codec.encode(Add("a", 1)))
+            await worker.requests.send(
+                Address("test/wait", "a"), app.functions["test/wait"].message_codec.encode(Add("a", 1))
+            )
         await _until(lambda: len(started) == worker.recovery.attempt)
         worker.stop()
         await asyncio.wait_for(serving, 5)

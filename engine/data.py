@@ -1,0 +1,220 @@
+"""The data directory of an application that runs here: its lock, its log, and the checkpoint that a start continues.
+
+    lock -> log -> journal -> history -> the newest checkpoint that is whole -> an attempt of its own
+
+What always holds: one process at a time has the directory; an attempt is durable before anything happens in it;
+going back further than wished is noted for people; while the disk refuses, `flush` waits and nothing is lost. What it
+shares with `offline`, which looks at the same files and changes none, are the functions at the end. Leaves what a task
+finds in its part of a checkpoint to `restore`, and what is to be forgotten to `upkeep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock.checkpoint.control import AttemptBegun, Manifest, Part
+from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.store import DirectoryStore
+from penstock.engine.config import Config
+from penstock.engine.journal import Journal
+from penstock.engine.logs import logger
+from penstock.engine.migrate import check_shapes
+from penstock.engine.restore import Restored, restore_task
+from penstock.errors import CorruptSnapshot, Refused, Unavailable
+from penstock.files import DirectoryLock, make_directory
+from penstock.functions.app import App
+from penstock.router.embedded import EmbeddedLog
+from penstock.state.backend import Backend
+from penstock.state.rocksdb import RocksBackend, RocksMemory
+from penstock.state.rocksdb import restore as restore_base
+
+STORAGE_RETRY_S = 1.0
+
+
+class Progress(NamedTuple):
+    """How far a restore has come, for people."""
+
+    task: int
+    done: int
+    total: int
+
+
+class DataDirectory:
+    """See the module. Opening takes the lock, and raises Fenced when somebody has it; `close` gives it back."""
+
+    def __init__(self, config: Config, *, command: str, started: datetime) -> None:
+        self._config = config
+        self.path = config.directory
+        make_directory(self.path)
+        with ExitStack() as opened:
+            self.lock = DirectoryLock(self.path, command=command, started=started)
+            opened.callback(self.lock.release)
+            self.log = EmbeddedLog(self.path / "log")
+            opened.callback(self.log.close)
+            self.journal = Journal(self.log, self.path / "index")
+            self.history = self.journal.read_history()
+            self._opened = opened.pop_all()
+        self.store = DirectoryStore(self.path / "store")
+        self.notes = [*self.log.recovered, *self.journal.notes]
+        """What a person should be told about the start."""
+        self.storage_error = ""
+        """Why nothing can be made durable at present; empty when all is well."""
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def task_path(self, task: int) -> Path:
+        """Where the store of a task lies while it runs. What is needed again is never only there."""
+        return self.path / "tasks" / str(task)
+
+    async def flush(self) -> None:
+        """Make everything appended durable. While the disk refuses, nothing is lost: it waits, and is not ready."""
+        while True:
+            try:
+                await self.log.flush()
+            except Unavailable as error:
+                if not self.storage_error:
+                    logger.error("%s", error)
+                self.storage_error = str(error)
+                await asyncio.sleep(STORAGE_RETRY_S)
+            else:
+                if self.storage_error:
+                    logger.warning("storage answers again")
+                self.storage_error = ""
+                return
+
+    # What a start continues from.
+
+    def restore(self, app: App, progress: Callable[[Progress], None]) -> tuple[Manifest | None, list[Restored]]:
+        """The tasks as the newest whole checkpoint left them, and its manifest; empty ones when there was never any.
+
+        Raises Refused when the checkpoint is not one of `app` and this configuration.
+        """
+        memory = RocksMemory(self._config.store_bytes)
+
+        def restore_all(parts: Sequence[Part]) -> list[Restored]:
+            return restore_parts(parts, lambda part: self._restore_part(part, memory, progress))
+
+        def restore_checkpoint(manifest: Manifest) -> list[Restored]:
+            self._check(manifest, app)
+            return restore_all(manifest.parts)
+
+        found = restore_newest(self.journal, self._candidates(), restore_checkpoint, self._pass_over)
+        if found is not None:
+            return found
+        if self.notes and self.history.attempt is not None and not self._config.fresh:
+            raise CorruptSnapshot(
+                "PEN0404",
+                f"No checkpoint of {self.path} can be restored: {self.notes[-1]} Restore the directory from a backup, "
+                "or start from nothing with --from none.",
+            )
+        return None, restore_all([_empty_part(task) for task in range(self._config.parallelism)])
+
+    def begin_attempt(self, manifest: Manifest | None, now_ms: int) -> AttemptBegun:
+        """Begin to continue what was restored. It is durable when this returns."""
+        lineage = manifest.lineage if manifest is not None else None
+        restored = manifest.checkpoint if manifest is not None else 0
+        reason = "replay" if self._config.from_checkpoint is not None else "start"
+        attempt = self.history.next_attempt(lineage, restored, now_ms, reason)
+        offset = self.journal.append_control(attempt)
+        self.log.flush_nowait()
+        self.history.apply(offset, attempt)
+        return attempt
+
+    def _candidates(self) -> Iterator[Retained]:
+        if self._config.fresh:
+            return iter(())
+        if self._config.from_checkpoint is not None:
+            return iter([self.history.chosen(self._config.from_checkpoint)])
+        return iter(list(self.history.candidates()))
+
+    def _pass_over(self, damaged: Retained, error: CorruptSnapshot) -> None:
+        self.notes.append(f"Checkpoint {damaged.checkpoint} can't be restored. {error}")
+        self.history.checkpoints.pop(damaged.checkpoint)
+
+    def _check(self, manifest: Manifest, app: App) -> None:
+        if manifest.application != app.name:
+            raise Refused(
+                "PEN0304",
+                f"{self.path} holds the state of application {manifest.application!r}, not of {app.name!r}. Choose "
+                "another directory with --dir.",
+            )
+        if manifest.parallelism != self._config.parallelism:
+            raise Refused(
+                "PEN0305",
+                f"{self.path} was made with parallelism {manifest.parallelism}, and {self._config.parallelism} was "
+                f"asked for. Start with --parallelism {manifest.parallelism}.",
+            )
+        check_shapes(app, manifest)
+
+    def _restore_part(self, part: Part, memory: RocksMemory, progress: Callable[[Progress], None]) -> Restored:
+        path = self.task_path(part.task)
+        shutil.rmtree(path, ignore_errors=True)  # Of an earlier attempt: bases and deltas are the truth.
+        make_directory(path.parent)
+        return restore_task(
+            part,
+            self.journal,
+            lambda base: open_base(self.store, base, path, memory),
+            cache_bytes_max=self._config.cache_bytes // self._config.parallelism,
+            progress=lambda done, total: progress(Progress(part.task, done, total)),
+        )
+
+
+def _empty_part(task: int) -> Part:
+    return Part(task, "", 0, -1, 0, -1, 0, 0)
+
+
+# What every restore has in common, also one to look at.
+
+
+def restore_newest(
+    journal: Journal,
+    candidates: Iterable[Retained],
+    restore: Callable[[Manifest], list[Restored]],
+    pass_over: Callable[[Retained, CorruptSnapshot], None],
+) -> tuple[Manifest, list[Restored]] | None:
+    """Restore the first candidate whose files are whole. None when there is none.
+
+    `pass_over` learns of each that is damaged, before the next is tried, and may raise to end the search.
+    """
+    for candidate in candidates:
+        try:
+            manifest = journal.manifest(candidate)
+            return manifest, restore(manifest)
+        except CorruptSnapshot as error:
+            pass_over(candidate, error)
+    return None
+
+
+def restore_parts(parts: Iterable[Part], restore: Callable[[Part], Restored]) -> list[Restored]:
+    """Restore every task, or none: when one can't be, the stores of those before it are closed again."""
+    restored: list[Restored] = []
+    with ExitStack() as opened:
+        for part in parts:
+            each = restore(part)
+            opened.callback(each.overlay.backend.close)
+            restored.append(each)
+        opened.pop_all()
+    return restored
+
+
+def open_base(store: DirectoryStore, name: str, path: Path, memory: RocksMemory) -> Backend:
+    """A store of its own at `path` with the content of the base `name`; empty for the name ""."""
+    if name:
+        files = path.with_name(f"{path.name}.base")
+        shutil.rmtree(files, ignore_errors=True)
+        store.fetch(name, files)
+        restore_base(files, path)
+        shutil.rmtree(files)
+    return RocksBackend.open(path, memory)
+
+
+def close_stores(restored: Iterable[Restored]) -> None:
+    for each in restored:
+        each.overlay.backend.close()

@@ -1,0 +1,141 @@
+"""What is asked of a running application from outside: messages, calls that wait for an answer, operations of people.
+
+    envelope -> partition `requests-<task>` of the log -> the task that owns the address;  reply -> whoever waits
+
+What always holds: a request that was accepted is durable or unanswered, so a caller who got no answer may ask again; an
+answer is told only once nothing can roll it back. Requests go the way of all messages, so they are ordered and exactly
+once like those. Knows no transport: `http` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.engine.feeds import request_envelope
+from penstock.engine.operations import BuryRows, Operation, encode_operation
+from penstock.errors import InvalidInput, Refused
+from penstock.ids import Address, key_group
+from penstock.records import EgressRow, Envelope, Reply
+from penstock.router.log import Log
+from penstock.router.requests import encode_request
+
+
+class Requests:
+    """See the module. `flush` makes durable what was appended to `log`; while `accepting` says no, all are refused."""
+
+    def __init__(
+        self,
+        application: str,
+        tasks: int,
+        log: Log,
+        *,
+        flush: Callable[[], Awaitable[None]],
+        accepting: Callable[[], bool],
+        wake: Callable[[], None],
+    ) -> None:
+        self._application = application
+        self._tasks = tasks
+        self._log = log
+        self._flush = flush
+        self._accepting = accepting
+        self._wake = wake
+        self._waiting: dict[str, asyncio.Future[Reply]] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Callers who wait for an answer."""
+        return len(self._waiting)
+
+    async def send(
+        self,
+        address: Address,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        headers: dict[str, str] | None = None,
+        origin: str = "",
+    ) -> None:
+        """Give a message to an address. It is durable when this returns. Raises Refused while the worker stops."""
+        self._append(
+            request_envelope(
+                address,
+                payload,
+                request_id="",
+                idempotency_key=idempotency_key,
+                headers=headers,
+                origin=origin,
+            )
+        )
+        await self._flush()
+
+    async def call(
+        self,
+        address: Address,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        headers: dict[str, str] | None = None,
+        origin: str = "",
+        operation: str = "",
+    ) -> Reply:
+        """The same, and wait for the answer, which can't be rolled back any more when this returns."""
+        request_id = uuid.uuid4().hex
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        try:
+            self._append(
+                request_envelope(
+                    address,
+                    payload,
+                    request_id=request_id,
+                    idempotency_key=idempotency_key,
+                    headers=headers,
+                    origin=origin,
+                    operation=operation,
+                )
+            )
+            return await future
+        finally:
+            del self._waiting[request_id]
+
+    async def operate(self, address: Address, operation: Operation) -> Any:
+        """Carry out an operation at the task that owns the address, and return its answer. Raises InvalidInput."""
+        name, payload = encode_operation(operation)
+        reply = await self.call(address, payload, operation=name, origin="operator")
+        if reply.error:
+            code, _, message = reply.error.partition(" ")
+            raise InvalidInput(code, message)
+        return msgspec.msgpack.decode(reply.value)
+
+    def bury(self, egress: str, rows: Sequence[tuple[EgressRow, str]]) -> asyncio.Future[None]:
+        """Keep rows that a sink refuses as dead letters; done when a complete checkpoint holds them."""
+        operation = BuryRows(egress, [(row.value, row.cause, reason) for row, reason in rows])
+
+        async def bury() -> None:
+            await self.operate(Address("", f"egress/{egress}"), operation)
+
+        return asyncio.ensure_future(bury())
+
+    def tell(self, reply: Reply) -> None:
+        """Answer whoever waits. A caller from before a restart, or that went away, is not there any more."""
+        future = self._waiting.get(reply.request_id)
+        if future is not None and not future.done():
+            future.set_result(reply)
+
+    def close(self) -> None:
+        """No answer will come any more."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Refused("PEN0603", f"{self._application} stopped before the answer was there."))
+
+    def _append(self, envelope: Envelope) -> None:
+        if not self._accepting():
+            raise Refused("PEN0603", f"{self._application} is stopping and takes no requests. Try again when it runs.")
+        owner = key_group(envelope.id) % self._tasks
+        self._log.append(f"requests-{owner}", encode_request(envelope))
+        self._wake()
