@@ -9,6 +9,7 @@ error codes, and the HTTP interface is described by hand: neither is made here.
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,12 @@ from prometheus_client.metrics_core import Metric
 import penstock
 from penstock.engine import settings
 from penstock.engine.cli import VERBS, cli
+from penstock.engine.config import Config
+from penstock.engine.metrics import Metrics
+from penstock.engine.worker import Worker
 from penstock.functions.function import DEFAULT_OPTIONS
 from tests.docs.pages import DOCS
+from tests.engine.serving import until
 
 REFERENCE: Final = DOCS / "reference"
 
@@ -131,7 +136,8 @@ def _entry(module: str, name: str) -> Iterator[str]:
     else:
         assert isinstance(node, ast.FunctionDef)
         yield _signature(node)
-    yield from ("```", "", _docstring(node), "")
+    module_text = inspect.getdoc(import_module(module)) or ""
+    yield from ("```", "", _docstring(node).replace("See the module. ", f"{module_text}\n\n"), "")
     if isinstance(node, ast.ClassDef):
         members = [*BOUND.get(node.name, ()), *_members(node)]
         yield from (f"- `{shown}`{f': {_in_one_line(text)}' if text else ''}" for shown, text in members)
@@ -334,12 +340,6 @@ def _labels(metric: Metric) -> Sequence[str]:
 
 def collected_metrics(directory: Path) -> list[Metric]:
     """Those of an application that has everything that can be measured."""
-    import asyncio
-
-    from penstock.engine.config import Config
-    from penstock.engine.metrics import Metrics
-    from penstock.engine.worker import Worker
-
     app = penstock.App("metrics")
     entry = penstock.MemoryIngress()
 
@@ -352,18 +352,16 @@ def collected_metrics(directory: Path) -> list[Metric]:
     entry.feed(1)
     found: list[Metric] = []
 
+    async def watch(worker: Worker) -> None:
+        await until(lambda: worker.last_checkpoint is not None)
+        found.extend(Metrics(worker).collect())
+        worker.stop()
+
     async def run() -> None:
         worker = Worker(app, Config(directory=directory, port=None))
-
-        async def watch() -> None:
-            await worker.checkpoint_driver.wait_checkpoint("metrics")
-            found.extend(Metrics(worker).collect())
-            worker.stop()
-
-        async def started() -> None:
-            worker._background.spawn(watch())
-
-        await worker.run(started)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(watch(worker))
+            both.create_task(worker.run())
 
     asyncio.run(run())
     return found

@@ -36,7 +36,7 @@ class Background:
 
     def __init__(self, command: str, directory: Path, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
-            ["bash", "-c", f"exec {command}"],
+            ["sh", "-c", f"exec {command}"],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -153,7 +153,7 @@ class PageRun:
 
     def _command(self, command: Command) -> None:
         done = subprocess.run(
-            ["bash", "-c", command.command],
+            ["sh", "-c", command.command],
             cwd=self._directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
