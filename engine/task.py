@@ -838,6 +838,6 @@ def _halted(address: Address, error: BaseException, attempts: int) -> FunctionEr
     return FunctionError(
         "PEN0211",
         f"{address} failed after {attempts} attempts, and on_failure is 'halt', so the application stops. "
-        f"{code} {reason} Correct the handler and start again: the message is processed once more.",
+        f"{code} {reason.rstrip('.')}. Correct the handler and start again: the message is processed once more.",
         address=str(address),
     )

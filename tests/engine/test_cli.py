@@ -742,8 +742,8 @@ def test_a_failure_while_running_is_one_line_and_exit_code_1(run: Run, folder: P
     said = run("run", "--until-done", "--port", "none", exit_code=1).stderr
 
     assert said.splitlines()[-1] == (
-        "PEN0211 shop/total/odd failed after 1 attempts, and on_failure is 'halt', so the application stops (PEN0210 "
-        "Handler raised ValueError: unlucky) Correct the handler and start again: the message is processed once more."
+        "PEN0211 shop/total/odd failed after 1 attempts, and on_failure is 'halt', so the application stops. PEN0210 "
+        "Handler raised ValueError: unlucky. Correct the handler and start again: the message is processed once more."
     )
 
 

@@ -307,8 +307,8 @@ def test_a_function_that_shall_halt_stops_the_core() -> None:
         Bench(app).send("t/flaky", "a", Add(-1))
 
     assert str(caught.value) == (
-        "PEN0211 t/flaky/a failed after 1 attempts, and on_failure is 'halt', so the application stops (PEN0210 "
-        "Handler raised ValueError: never below zero) Correct the handler and start again: the message is processed "
+        "PEN0211 t/flaky/a failed after 1 attempts, and on_failure is 'halt', so the application stops. PEN0210 "
+        "Handler raised ValueError: never below zero. Correct the handler and start again: the message is processed "
         "once more."
     )
 
