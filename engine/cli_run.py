@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any
 
 import click
@@ -32,6 +30,7 @@ from penstock.engine.offline import Directory
 from penstock.engine.progress import show_progress
 from penstock.engine.run import Watch, watched
 from penstock.engine.settings import Settings, load_settings
+from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
 from penstock.errors import Refused
 from penstock.files import read_owner
@@ -178,7 +177,7 @@ async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watc
                 worker.data.lock.announce(url)
             _say_started(loaded, worker, url, settings)
 
-        with _stopped_by_signals(worker):
+        with stopped_by_signals(worker.stop, noticed=_say_stopping, again=_end_at_once):
             try:
                 async with watched(worker, watch):
                     await worker.run(started)
@@ -188,24 +187,13 @@ async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watc
     _say_stopped(worker)
 
 
-@contextmanager
-def _stopped_by_signals(worker: Worker) -> Iterator[None]:
-    """Handlers of the process, not of the event loop: they work while a restore keeps the loop busy, too."""
-    loop = asyncio.get_running_loop()
+def _say_stopping() -> None:
+    note("Stopping after a last checkpoint; once more ends at once.")
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if worker.stopping:
-            note("Ended at once. Nothing is lost: the next start restores the last checkpoint.")
-            os._exit(EXIT_AT_ONCE)
-        loop.call_soon_threadsafe(worker.stop)
-        note("Stopping after a last checkpoint; once more ends at once.")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _end_at_once() -> None:
+    note("Ended at once. Nothing is lost: the next start restores the last checkpoint.")
+    os._exit(EXIT_AT_ONCE)
 
 
 @contextmanager

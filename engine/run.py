@@ -7,7 +7,6 @@ output is committed. Leaves everything else to the worker.
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from penstock.engine.config import Config
+from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
 from penstock.functions.app import App
 
@@ -49,10 +49,7 @@ async def watched(worker: Worker, watch: Watch | None) -> AsyncIterator[None]:
 
 
 async def _run(worker: Worker, watch: Watch | None) -> Worker:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError, ValueError):  # No signals outside the main thread, nor on Windows.
-            loop.add_signal_handler(number, worker.stop)
-    async with watched(worker, watch):
-        await worker.run()
+    with stopped_by_signals(worker.stop):
+        async with watched(worker, watch):
+            await worker.run()
     return worker
