@@ -121,10 +121,15 @@ class Assembly:
         snapshot = SnapshotTask(
             task, attempt.lineage, epoch, base=restored.base, head=restored.head, checksum=restored.checksum
         )
+        core.origin_of = self._origin_of
         feeds = self._feeds(task, core, snapshot, log)
         unit = TaskUnit(task, core, restored.overlay, snapshot, completions, feeds, {}, log, time.perf_counter)
         unit.adopt(restored)
         return unit
+
+    def _origin_of(self, cause: int) -> str:
+        """Where the record that caused something stands, for people; empty when no ingress knows it."""
+        return next((origin for feed in self.ingresses if (origin := feed.origin_of(cause))), "")
 
     def _feeds(self, task: int, core: TaskCore, snapshot: SnapshotTask, log: Log) -> list[Feed]:
         meta = core.meta

@@ -73,7 +73,7 @@ class Upkeep:
             counters = unit.counters
             wants_base = counters.delta_bytes > BASE_BYTES or counters.deltas > BASE_DELTAS
             settled = unit.overlay.settled_rows
-            full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE > self._config.pending_bytes
+            full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE * len(self._units) > self._config.pending_bytes
             idle = settled > 0 and idle_s > IDLE_FOLD_S
             if wants_base or full or idle:
                 self._running = self._spawn(self._fold(unit, with_base=wants_base))

@@ -26,6 +26,7 @@ from penstock.checkpoint.retention import Retained
 from penstock.engine.background import Background
 from penstock.engine.build import Assembly
 from penstock.engine.checkpoints import CheckpointDriver
+from penstock.engine.clock import SteadyClock
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import IngressFeed
@@ -68,14 +69,14 @@ class Worker:
     ) -> None:
         self.app = app
         self.config = config
-        self.started_at = clock()
+        self._clock = SteadyClock(clock)
+        self.started_at = self._clock()
         self.ready = False
         self.stopping = False
         """Whether `stop` was called."""
         self.recovery = Recovery(0, 0, 0, 0.0, ())
         self.last_checkpoint: Manifest | None = None
         self.last_checkpoint_ms = 0.0
-        self._clock = clock
         self._progress = progress
         self._wake_event = asyncio.Event()
         self._fatal: BaseException | None = None
@@ -131,6 +132,7 @@ class Worker:
         data = self.data
         manifest, restored = data.restore(self.app, self._progress)
         self._stores = [each.overlay.backend for each in restored]
+        self._clock.not_before(max(each.meta.clock_ms for each in restored) / 1000)
         # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
         data.history.pass_attempt(await self._assembly.open_sinks())
         attempt = data.begin_attempt(manifest, int(self._clock() * 1000))

@@ -15,6 +15,7 @@ from penstock import (
     Context,
     Fenced,
     FileEgress,
+    FileIngress,
     GeneratorIngress,
     MemoryEgress,
     MemoryIngress,
@@ -354,11 +355,36 @@ def test_a_clock_that_goes_back_is_never_shown_to_handlers(tmp_path: Path) -> No
             offset_s -= 3_600
         worker.stop()
         await serving
-        await worker.finish()
+        async with asyncio.timeout(5):  # Checkpoints are due as ever, the last one too.
+            await worker.finish()
 
     asyncio.run(step_back())
     assert times == sorted(times)
     assert len(times) == 3
+
+
+def test_a_message_that_fails_in_its_handler_says_which_record_it_was(tmp_path: Path) -> None:
+    app = App("origin")
+
+    @app.function("test/fail", attempts=1)
+    def fail(ctx: Context[None], add: Add) -> None:
+        if add.amount == 2:
+            raise ValueError("unlucky")
+
+    lines = ["id,amount", "a,1", "b,2", "c,3", ""]
+    (tmp_path / "input.csv").write_text("\n".join(lines))
+    app.ingress(FileIngress(str(tmp_path / "input.csv")), to=fail, key="id")
+    letters: list[str] = []
+
+    async def read() -> None:
+        worker = Worker(app, Config(directory=tmp_path / "data", port=None, until_done=True))
+        await worker.start()
+        await worker.serve()
+        letters.extend(letter.origin for letter in worker.units[0].core.letters.all())
+        await worker.finish()
+
+    asyncio.run(read())
+    assert letters == ["input.csv line 3"]
 
 
 # Stopping.
