@@ -26,7 +26,7 @@ from penstock.checkpoint.sinks import (
     TwoPhaseSink,
 )
 from penstock.engine.logs import logger
-from penstock.errors import PenstockError, Unavailable
+from penstock.errors import FunctionError, PenstockError, Unavailable
 from penstock.records import EgressRow
 from penstock.router.sink import RowsRefused, Sink
 
@@ -92,8 +92,8 @@ class SinkDriver:
                 event = await self._perform(self._actions.popleft())
                 if event is not None:
                     self._actions.extend(self._core.handle(event))
-        except PenstockError as error:
-            self._failed(error)
+        except Exception as error:  # noqa: BLE001  # Whatever it is, rows no longer go out: the application must not go on.
+            self._failed(_coded(self._name, error))
         finally:
             self._running = None
 
@@ -192,8 +192,8 @@ class EagerDriver:
                 else:
                     self.written += len(rows)
                     delay_s = EAGER_RETRY_S
-        except PenstockError as error:
-            self._failed(error)
+        except Exception as error:  # noqa: BLE001  # As above.
+            self._failed(_coded(self._name, error))
         finally:
             self._running = None
 
@@ -203,3 +203,16 @@ class EagerDriver:
         self.refused += len(refused)
         logger.error("egress %s dropped %d rows: %s", self._name, len(refused), error)
         self._rows.extendleft(row for index, row in reversed(list(enumerate(rows))) if index not in refused)
+
+
+def _coded(egress: str, error: Exception) -> PenstockError:
+    """The error that ends the application when a sink raises `error`."""
+    if isinstance(error, PenstockError):
+        return error
+    failure = FunctionError(
+        "PEN0529",
+        f"Egress {egress} failed with {type(error).__name__}: {error}. Correct what it names and start again: "
+        "rows that are not visible are written then.",
+    )
+    failure.__cause__ = error
+    return failure

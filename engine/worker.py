@@ -162,7 +162,10 @@ class Worker:
         self._wake()
 
     async def finish(self) -> None:
-        """Stop in an orderly way: what is done is checkpointed and committed, what is not stays in the snapshot."""
+        """Stop in an orderly way: what is done is checkpointed and committed, what is not stays in the snapshot.
+
+        Raises what failed for good meanwhile.
+        """
         try:
             async with asyncio.timeout(self.config.stop_timeout_ms / 1000):
                 await self._last_checkpoint()
@@ -174,11 +177,14 @@ class Worker:
                 self.config.stop_timeout_ms / 1000,
                 self.last_checkpoint.checkpoint if self.last_checkpoint else "none",
             )
+        if self._fatal is not None:
+            await self._abort()
+            raise self._fatal
         await self._close(final=True)
 
     async def _last_checkpoint(self) -> None:
         """Checkpoint until nothing has changed since the last one. Nothing new is admitted meanwhile."""
-        while not self.checkpoint_driver.quiet:
+        while self._fatal is None and not self.checkpoint_driver.quiet:
             self.checkpoint_driver.hurry("stop")
             self.checkpoint_driver.tick(self._clock() * 1000)
             await asyncio.sleep(0.001)

@@ -16,6 +16,7 @@ from penstock import (
     Fenced,
     FileEgress,
     FileIngress,
+    FunctionError,
     GeneratorIngress,
     MemoryEgress,
     MemoryIngress,
@@ -434,3 +435,50 @@ def test_a_handler_that_halts_ends_the_worker_and_keeps_the_message(tmp_path: Pa
     run(app, tmp_path)
 
     assert app.egresses["test/out"].spec.values() == [7]  # type: ignore[attr-defined]
+
+
+# Egresses that fail.
+
+
+def emitting(count: int, commit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, **egress: Any) -> App:
+    """Emits the numbers up to `count`, to an egress whose sink commits by `commit`."""
+    monkeypatch.setattr("penstock.router.egress.MemorySink.commit", commit)
+    app = App("emitting")
+    out = app.egress("test/out", MemoryEgress(**egress))
+
+    @app.function("test/emit")
+    def emit(ctx: Context[None], add: Add) -> None:
+        ctx.emit(out, add.amount)
+
+    numbers = GeneratorIngress(lambda start: (Add("a", n) for n in range(start, count)))
+    app.ingress(numbers, to=emit, key="id", name="numbers")
+    return app
+
+
+def rows_of(app: App) -> MemoryEgress:
+    spec = app.egresses["test/out"].spec
+    assert isinstance(spec, MemoryEgress)
+    return spec
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "eager"])
+def test_a_sink_that_raises_anything_ends_the_worker_with_a_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    async def commit(*args: Any) -> None:
+        raise OSError("no such device")
+
+    app = emitting(5, commit, monkeypatch, delivery=delivery)
+    with pytest.raises(FunctionError, match="PEN0529 Egress test/out failed with OSError: no such device"):
+        run(app, tmp_path)
+
+
+def test_a_sink_that_is_fenced_in_the_last_commit_ends_the_run_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def commit(*args: Any) -> None:
+        raise Fenced("PEN0525", "somebody else writes there")
+
+    app = emitting(5, commit, monkeypatch)
+    with pytest.raises(Fenced, match="PEN0525"):
+        run(app, tmp_path, interval_ms=10_000)
