@@ -84,10 +84,18 @@ class Assembly:
             outlets[egress.name] = outlets[egress] = outlet
         for task, each in enumerate(restored):
             self.units.append(self._build_unit(task, each, attempt, manifest, log, outlets))
-        for unit, each in zip(self.units, restored, strict=True):
+        for unit in self.units:
             for name, sink in self._sinks.items():
-                unit.sinks[name] = self._driver(unit, name, sink, bury)
-            _resume_rows(unit, each, attempt)
+                driver = unit.sinks[name] = self._driver(unit, name, sink, bury)
+                if isinstance(driver, SinkDriver):
+                    driver.retain(attempt.lineage.attempts)
+
+    def resume(self, restored: Sequence[Restored]) -> None:
+        """The attempt has begun: hand over the rows that the checkpoint decided and whose fate is not known."""
+        for unit, each in zip(self.units, restored, strict=True):
+            for name, driver in unit.sinks.items():
+                if isinstance(driver, SinkDriver):
+                    driver.handle(RowsRestored(each.staged.get(name, ())))
 
     def _build_unit(
         self,
@@ -220,11 +228,3 @@ class Assembly:
             await feed.close()
         for sink in self._sinks.values():
             await sink.close(final)
-
-
-def _resume_rows(unit: TaskUnit, restored: Restored, attempt: AttemptBegun) -> None:
-    """Hand over the rows that the checkpoint decided and whose fate is not known."""
-    for name, driver in unit.sinks.items():
-        if isinstance(driver, SinkDriver):
-            driver.retain(attempt.lineage.attempts)
-            driver.handle(RowsRestored(restored.staged.get(name, ())))

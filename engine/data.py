@@ -116,16 +116,18 @@ class DataDirectory:
             )
         return None, restore_all([_empty_part(task) for task in range(self._config.parallelism)])
 
-    def begin_attempt(self, manifest: Manifest | None, now_ms: int) -> AttemptBegun:
-        """Begin to continue what was restored. It is durable when this returns."""
+    def next_attempt(self, manifest: Manifest | None, now_ms: int) -> AttemptBegun:
+        """The attempt that continues what was restored. It has not begun yet."""
         lineage = manifest.lineage if manifest is not None else None
         restored = manifest.checkpoint if manifest is not None else 0
         reason = "replay" if self._config.from_checkpoint is not None else "start"
-        attempt = self.history.next_attempt(lineage, restored, now_ms, reason)
+        return self.history.next_attempt(lineage, restored, now_ms, reason)
+
+    def begin_attempt(self, attempt: AttemptBegun) -> None:
+        """Begin an attempt: it is durable when this returns. From now on it is what the next start continues."""
         offset = self.journal.append_control(attempt)
         self.log.flush_nowait()
         self.history.apply(offset, attempt)
-        return attempt
 
     def _candidates(self) -> Iterator[Retained]:
         if self._config.fresh:

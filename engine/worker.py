@@ -1,6 +1,6 @@
 """The application at work in one process: its life, and the loop of its turns.
 
-    start   data directory -> checkpoint restored -> sinks opened -> attempt begun -> units built
+    start   data directory -> checkpoint restored -> sinks opened -> units built -> attempt begun
     serve   every unit in turn -> checkpoint, upkeep, if due -> yield to the event loop, or wait for something to do
     finish  last checkpoint -> output committed -> everything closed
 
@@ -20,7 +20,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from penstock.checkpoint.control import Manifest
+from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import Coordinator
 from penstock.checkpoint.retention import Retained
 from penstock.engine.background import Background
@@ -32,6 +32,7 @@ from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import IngressFeed
 from penstock.engine.logs import logger
 from penstock.engine.requests import Requests
+from penstock.engine.restore import Restored
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
 from penstock.functions.app import App
@@ -90,27 +91,26 @@ class Worker:
     async def run(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Start, run until `stop` is called or the work is done, and stop. Raises what made it fail.
 
-        `started` runs between the start and the first turn: there a caller opens what serves this worker.
+        `started` runs before the first turn, and before anything is changed for good: there a caller opens what serves
+        this worker.
         """
-        await self.start()
+        await self.start(started)
         try:
-            if started is not None:
-                await started()
             await self.serve()
         except BaseException:
             await self._abort()
             raise
         await self.finish()
 
-    async def start(self) -> None:
+    async def start(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Restore and get ready.
 
         Raises ConfigurationError, Refused, Fenced, Unavailable or CorruptSnapshot, with nothing changed.
         """
         self.app.check()
         began = time.monotonic()
-        started = datetime.fromtimestamp(self._clock(), UTC).astimezone()
-        self.data = DataDirectory(self.config, command="penstock run", started=started)
+        started_at = datetime.fromtimestamp(self._clock(), UTC).astimezone()
+        self.data = DataDirectory(self.config, command="penstock run", started=started_at)
         self.requests = Requests(
             self.app.name,
             self.config.parallelism,
@@ -120,7 +120,15 @@ class Worker:
             wake=self._wake,
         )
         try:
-            await self._restore(began)
+            attempt, restored = await self._restore(began)
+            if started is not None:
+                await started()
+            # Last, because it can't be taken back: an attempt that goes back to an older checkpoint and then can't
+            # start would leave the next one nothing newer to continue from.
+            self.data.begin_attempt(attempt)
+            self._assembly.resume(restored)
+            self._background.spawn(self._assembly.tick_sinks())
+            self.data.journal.write_index(self.data.history)
         except BaseException:
             await self._abort()
             raise
@@ -128,14 +136,15 @@ class Worker:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.ready = True
 
-    async def _restore(self, began: float) -> None:
+    async def _restore(self, began: float) -> tuple[AttemptBegun, list[Restored]]:
+        """Build the units. Returns the attempt that is to begin, and what it continues from."""
         data = self.data
         manifest, restored = data.restore(self.app, self._progress)
         self._stores = [each.overlay.backend for each in restored]
         self._clock.not_before(max(each.meta.clock_ms for each in restored) / 1000)
         # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
         data.history.pass_attempt(await self._assembly.open_sinks())
-        attempt = data.begin_attempt(manifest, int(self._clock() * 1000))
+        attempt = data.next_attempt(manifest, int(self._clock() * 1000))
         self._assembly.build(attempt, manifest, restored, data.log, bury=self.requests.bury)
         self.checkpoint_driver = CheckpointDriver(
             self.app,
@@ -149,12 +158,11 @@ class Worker:
             announced=self._announced,
         )
         self._upkeep = Upkeep(self.config, self.units, data, clock=self._clock, spawn=self._background.spawn)
-        self._background.spawn(self._assembly.tick_sinks())
-        data.journal.write_index(data.history)
         deltas, took_s = sum(each.deltas for each in restored), time.monotonic() - began
         self.recovery = Recovery(attempt.lineage.attempt, attempt.restored, deltas, took_s, tuple(data.notes))
         for note in data.notes:
             logger.warning("%s", note)
+        return attempt, restored
 
     def stop(self) -> None:
         """Stop taking input, take a last checkpoint, commit, and return from `run`."""

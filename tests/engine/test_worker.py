@@ -21,8 +21,10 @@ from penstock import (
     MemoryEgress,
     MemoryIngress,
     Message,
+    PenstockError,
     Refused,
     State,
+    Unavailable,
 )
 from penstock.engine.config import Config
 from penstock.engine.worker import Worker
@@ -185,6 +187,24 @@ def test_a_replay_from_a_checkpoint_that_is_gone_is_refused(tmp_path: Path) -> N
     run(adding(), tmp_path)
     with pytest.raises(Refused, match="PEN0403 Checkpoint 77 can't be replayed: it is not retained"):
         run(adding(), tmp_path, from_checkpoint=77)
+
+
+@pytest.mark.parametrize("going_back", [{"fresh": True}, {"from_checkpoint": 1}])
+def test_a_start_that_goes_back_and_fails_changes_nothing(tmp_path: Path, going_back: dict[str, Any]) -> None:
+    run(adding(), tmp_path)
+    broken = adding()
+    broken.ingress(FileIngress(str(tmp_path / "absent" / "*.csv"), type=Add), to="test/sum", key="id", name="absent")
+
+    async def fail() -> None:
+        raise Unavailable("PEN0000", "The port is taken.")
+
+    with pytest.raises(PenstockError, match="absent"):
+        run(broken, tmp_path, **going_back)
+    with pytest.raises(Unavailable, match="The port is taken"):
+        asyncio.run(Worker(adding(), Config(directory=tmp_path, port=None, **going_back)).run(fail))
+
+    assert run(adding(), tmp_path).recovery.attempt == 2
+    assert sums(adding(), tmp_path) == expected()
 
 
 def test_starting_fresh_forgets_the_state_and_repeats_the_output_once(tmp_path: Path) -> None:
