@@ -125,12 +125,12 @@ class Entry(Target):
             return opened.raw, None
         if self.collections:
             flush_collections(context.state)
+        deadlines = self._deadlines(context.state, opened, clock_ms) if self.expirations else {}
         data = self.state_codec.encode(context.state)
         if data == EMPTY_STATE:
             return ABSENT, None
         if not self.expirations:
             return data, None
-        deadlines = self._deadlines(context.state, opened, clock_ms)
         return encode_expiring(data, deadlines), min(deadlines.values(), default=None)
 
     def sweep(self, id: str, clock_ms: int) -> tuple[bytes, int | None]:
@@ -170,7 +170,8 @@ class Entry(Target):
         return decode_expiring(raw) if self.expirations and raw else (raw, {})
 
     def _deadlines(self, state: Any, opened: Opened, clock_ms: int) -> dict[str, int]:
-        """When each field that is set expires. A field that was not written keeps its time."""
+        """When each field that is set expires. A field that was not written keeps its time, and is reset when that
+        has come while the handler waited."""
         known = self._unwrap(opened.raw)[1]
         fresh = self.new_state()
         deadlines: dict[str, int] = {}
@@ -178,10 +179,13 @@ class Entry(Target):
             value = getattr(state, field)
             if value == getattr(fresh, field):
                 continue
-            due_ms = known.get(field, 0)
-            if expire.after_call or due_ms <= clock_ms or _encode(value) != opened.before[field]:
-                due_ms = clock_ms + expire.ttl_ms
-            deadlines[field] = due_ms
+            due_ms = known.get(field)
+            if expire.after_call or due_ms is None or _encode(value) != opened.before[field]:
+                deadlines[field] = clock_ms + expire.ttl_ms
+            elif due_ms > clock_ms:
+                deadlines[field] = due_ms
+            else:
+                setattr(state, field, getattr(fresh, field))
         return deadlines
 
     def _reset(self, state: Any, fields: Iterable[str]) -> None:

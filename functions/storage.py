@@ -83,10 +83,12 @@ class Storage:
     def encode(self, clock_ms: int) -> tuple[bytes, int | None]:
         """The bytes to store after a call at `clock_ms`, empty if nothing is left, and when the first value expires."""
         self._keep_changes()
-        for name, row in self._rows.items():
+        for name, row in list(self._rows.items()):
             expire = self._values[name].expire if name in self._values else None
             if expire is not None and (expire.after_call or name in self._written or not row.due_ms):
                 row.due_ms = clock_ms + expire.ttl_ms
+            elif 0 < row.due_ms <= clock_ms:
+                del self._rows[name]  # It expired while the handler waited.
         return self.encode_unused()
 
     def encode_unused(self) -> tuple[bytes, int | None]:

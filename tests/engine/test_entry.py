@@ -11,7 +11,7 @@ from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.state import Expire, Log, State, Table, Value
 from penstock.state.values import decode_expiring
-from tests.engine.bench import Bench
+from tests.engine.bench import Bench, Pause
 
 SECOND = 1_000
 
@@ -90,6 +90,34 @@ def test_a_call_that_fails_keeps_nothing_longer() -> None:
     bench.clock_ms += SECOND
 
     assert fields(bench) == (1, "", "")
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["state", "storage"])
+def test_what_expires_while_a_handler_waits_stays_away_unless_the_handler_writes_it(stored: bool) -> None:
+    app = App("bench")
+
+    async def wait(ctx: Any, message: str) -> None:
+        held = ctx.storage if stored else ctx.state
+        held.total = (held.total or 0) + 1
+        if message != "wait":
+            held.written = message
+            return
+        await Pause()
+
+    wait.__annotations__ = {"ctx": Context[None if stored else Visits], "message": str, "return": None}
+    values = {"total": Value(int), "written": Value(str, expire=Expire(after_write="10s"))} if stored else None
+    function = app.function("t/wait", storage=values)(wait)
+    bench = Bench(app)
+    bench.send("t/wait", "a", "x")
+    bench.advance(5 * SECOND)
+    bench.send("t/wait", "a", "wait")
+    bench.advance(6 * SECOND)
+    bench.resume()
+
+    assert bench.state(function, "a").total == 2
+    assert not bench.state(function, "a").written
+    bench.send("t/wait", "a", "y")
+    assert bench.state(function, "a").written == "y"
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
