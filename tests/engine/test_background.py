@@ -1,0 +1,45 @@
+"""What runs beside the turns: its failures reach the worker, and its end is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.engine.background import Background
+
+
+def test_what_the_work_raises_is_reported_at_once() -> None:
+    failures: list[BaseException] = []
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def main() -> None:
+        task = Background(failures.append).spawn(fail())
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+
+    assert [str(error) for error in failures] == ["no"]
+
+
+def test_nothing_runs_after_it_was_cancelled_and_that_is_no_failure() -> None:
+    failures: list[BaseException] = []
+    ended: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    async def main() -> None:
+        background = Background(failures.append)
+        background.spawn(work("a"))
+        background.spawn(work("b"))
+        await asyncio.sleep(0)
+        await background.cancel_all()
+        assert sorted(ended) == ["a", "b"]
+
+    asyncio.run(main())
+
+    assert not failures
