@@ -120,6 +120,8 @@ class DeadLetter(msgspec.Struct, array_like=True):
     attempts: int
     state: bytes
     """The state at the time of failure, as stored."""
+    idempotency_key: str = ""
+    """Of the request it was, so that a repeat of that request finds the result of a redrive."""
 
 
 class TaskStatistics(NamedTuple):

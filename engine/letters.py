@@ -58,6 +58,7 @@ class DeadLetters:
             headers=meta.headers,
             attempts=attempts,
             state=state,
+            idempotency_key=meta.idempotency_key,
         )
         self._overlay.put(keys.encode_dead_key(number), _encode(letter))
         return letter
@@ -77,7 +78,7 @@ class DeadLetters:
         """Take a letter out, as the message it was: same cause, so its outputs carry the ids they would have had."""
         self.drop(letter.number)
         caller = None if letter.caller is None else Address(*letter.caller)
-        meta = Meta(headers=letter.headers, origin=letter.origin)
+        meta = Meta(headers=letter.headers, origin=letter.origin, idempotency_key=letter.idempotency_key)
         return Envelope(letter.typename, letter.id, letter.payload, letter.cause, caller, meta)
 
 

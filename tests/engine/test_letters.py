@@ -9,7 +9,9 @@ from penstock.records import Envelope, Meta
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import Overlay
 
-ENVELOPE = Envelope("t/f", "a", b"payload", 7, Address("t/x", "y"), Meta(headers={"h": "1"}, origin="line 3"))
+ENVELOPE = Envelope(
+    "t/f", "a", b"payload", 7, Address("t/x", "y"), Meta({"h": "1"}, idempotency_key="k", origin="line 3")
+)
 
 
 def write(letters: DeadLetters, error: BaseException) -> int:

@@ -775,6 +775,27 @@ def test_a_redriven_message_is_the_one_it_was() -> None:
     assert bench.effects[-1].egress == undisturbed.egress  # Outsiders can tell that it is the same row.
 
 
+def test_a_request_that_was_redriven_is_not_run_again_by_a_repeat_of_it() -> None:
+    app, broken = App("bench"), True
+
+    @app.function("t/count", attempts=1)
+    def count(ctx: Context[Plain], message: Add) -> int:
+        if broken:
+            raise RuntimeError
+        ctx.state.total += message.amount
+        return ctx.state.total
+
+    bench = Bench(app)
+    bench.call(count, "a", Add(4), request="r1", key="once")
+    bench.restart()
+    broken = False
+    bench.operate(Redrive([1]))
+    (reply,) = bench.call(count, "a", Add(4), request="r2", key="once").replies
+
+    assert (reply.request_id, msgspec.msgpack.decode(reply.value)) == ("r2", 4)
+    assert bench.state(count, "a").total == 4
+
+
 def test_rows_an_egress_refuses_become_dead_letters() -> None:
     bench = Bench(counting_app())
 
