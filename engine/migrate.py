@@ -1,8 +1,9 @@
 """Makes stored state fit changed code, or refuses to start.
 
 A checkpoint records the shape of every function's state. What the present code can read is used as it is; what it
-can't needs `@app.migrate`, which rewrites every address of that function before the first message. Until the next
-checkpoint is complete nothing has changed on disk, so a wrong migration costs nothing.
+can't needs `@app.migrate`, which rewrites every address of that function before the first message. It rewrites fields
+alone: changed rows of tables and logs, and changed stored values, are refused. Until the next checkpoint is complete
+nothing has changed on disk, so a wrong migration costs nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from penstock.engine.task import TaskCore
 from penstock.errors import FunctionError, Refused
 from penstock.functions.app import App
 from penstock.functions.function import Function
+from penstock.functions.state import state_incompatibilities, state_shape
+from penstock.functions.storage import storage_incompatibilities
 from penstock.ids import Address
 from penstock.state.overlay import ABSENT, Overlay
 from penstock.state.values import decode_expiring, encode_expiring
@@ -26,10 +29,11 @@ def check_shapes(app: App, manifest: Manifest) -> None:
     """Raise Refused when state of the checkpoint can't be read by `app`, and no migration is declared for it."""
     for typename, function in app.functions.items():
         problems = _problems(function, manifest)
-        if problems and (function.storage or typename not in app.migrations):
+        beyond = _beyond_migration(function, manifest)
+        if problems and (beyond or typename not in app.migrations):
             remedy = (
-                "Stored values can't be migrated: give what is new another name, start fresh with --from none"
-                if function.storage
+                f"{beyond} can't be migrated: give what is new another name, start fresh with --from none"
+                if beyond
                 else f"Give a migration (@app.migrate({typename!r})), start fresh with --from none"
             )
             raise Refused(
@@ -80,6 +84,22 @@ def _migrate(function: Function[Any, Any], migration: Any, address: Address, dat
 def _problems(function: Function[Any, Any], manifest: Manifest) -> list[str]:
     known = manifest.fingerprints.get(function.typename)
     return [] if known is None else function.state_incompatibilities(known["state"])  # type: ignore[arg-type]
+
+
+def _beyond_migration(function: Function[Any, Any], manifest: Manifest) -> str:
+    """What has changed that a migration, which is given the fields of a state and returns them, can't rewrite."""
+    known: Any = manifest.fingerprints.get(function.typename)
+    old = known and known["state"]
+    if not old:
+        return ""
+    if function.storage or storage_incompatibilities(old["storage"], function.storage):
+        return "Stored values"
+    if old["state"] is None:
+        return ""
+    if function.state is None:
+        return "State of a function that has none now"
+    collections = {"fields": state_shape(function.state)["fields"], "collections": old["state"]["collections"]}
+    return "Tables and logs" if state_incompatibilities(collections, function.state) else ""
 
 
 def _wrapped(fingerprint: dict[str, object] | None) -> bool | None:

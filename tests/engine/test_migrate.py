@@ -9,7 +9,7 @@ import pytest
 from penstock.errors import FunctionError, Refused
 from penstock.functions.app import App
 from penstock.functions.context import Context
-from penstock.functions.state import Expire, State, Value
+from penstock.functions.state import Expire, Log, State, Table, Value
 from penstock.testing import Harness
 
 
@@ -148,3 +148,38 @@ def test_stored_values_cannot_be_migrated_and_say_so() -> None:
         "Stored values can't be migrated: give what is new another name, start fresh with --from none, or keep the old "
         "type. Nothing was changed."
     )
+
+
+class Texts(State):
+    total: float = 0.0
+    items: Table[str, str] = Table()
+    events: Log[int] = Log()
+
+
+class Numbers(State):
+    total: float = 0.0
+    items: Table[str, int] = Table()
+    events: Log[int] = Log()
+
+
+@pytest.mark.parametrize(
+    ("new", "what"),
+    [(Numbers, "Tables and logs"), (Old, "Tables and logs"), (None, "State of a function that has none now")],
+)
+def test_what_is_no_field_is_refused_although_a_migration_is_declared(new: Any, what: str) -> None:
+    with pytest.raises(Refused) as caught:
+        upgraded(app_with(Texts), app_with(new, lambda state: state))
+
+    assert caught.value.code == "PEN0302"
+    assert f". {what} can't be migrated: give what is new another name" in caught.value.message
+
+
+def test_fields_are_migrated_beside_a_table_that_has_not_changed() -> None:
+    class Rounded(State):
+        total: int = 0
+        items: Table[str, str] = Table()
+        events: Log[int] = Log()
+
+    found = upgraded(app_with(Texts), app_with(Rounded, lambda state: {"total": round(state["total"])}))
+
+    assert found == {"a": Rounded(2), "b": Rounded(7)}
