@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Reserve
+from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, Reserve
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.retention import Retained
@@ -48,6 +48,7 @@ class History:
                 self.attempt = record
                 self.high = max(self.high, record.high)
             case Complete(manifest):
+                self._recall(manifest)
                 self.checkpoints[manifest.checkpoint] = Retained(
                     manifest.checkpoint,
                     offset,
@@ -58,6 +59,15 @@ class History:
                     manifest.delta_bytes,
                     manifest.reason,
                 )
+
+    def _recall(self, manifest: Manifest) -> None:
+        """Learn from a checkpoint of the attempt that took it. That is news when the index is lost, and the record that
+        began the attempt has been truncated."""
+        lineage = manifest.lineage
+        if self.attempt is None or self.attempt.lineage.attempt < lineage.attempt:
+            restored = lineage.ancestors[-1][1] if lineage.ancestors else 0
+            self.attempt = AttemptBegun(lineage, restored, manifest.checkpoint, manifest.created_ms)
+        self.high = max(self.high, manifest.checkpoint)
 
     def skip(self, count: int) -> None:
         """Some records could not be read: pass over so many ids and attempts that none they issued is used again."""

@@ -63,6 +63,8 @@ class DataDirectory:
         self.store = DirectoryStore(self.path / "store")
         self.notes = [*self.log.recovered, *self.journal.notes]
         """What a person should be told about the start."""
+        self._passed_over = False
+        """Whether a checkpoint turned out to be damaged."""
         self.storage_error = ""
         """Why nothing can be made durable at present; empty when all is well."""
 
@@ -94,7 +96,8 @@ class DataDirectory:
     def restore(self, app: App, progress: Callable[[Progress], None]) -> tuple[Manifest | None, list[Restored]]:
         """The tasks as the newest whole checkpoint left them, and its manifest; empty ones when there was never any.
 
-        Raises Refused when the checkpoint is not one of `app` and this configuration.
+        Raises Refused when the checkpoint is not one of `app` and this configuration, and CorruptSnapshot when there
+        were checkpoints, as far as can be known, and none is whole.
         """
         memory = RocksMemory(self._config.store_bytes)
 
@@ -108,7 +111,7 @@ class DataDirectory:
         found = restore_newest(self.journal, self._candidates(), restore_checkpoint, self._pass_over)
         if found is not None:
             return found
-        if self.notes and self.history.attempt is not None and not self._config.fresh:
+        if not self._config.fresh and (self._passed_over or self.journal.incomplete):
             raise CorruptSnapshot(
                 "PEN0404",
                 f"No checkpoint of {self.path} can be restored: {self.notes[-1]} Restore the directory from a backup, "
@@ -139,6 +142,7 @@ class DataDirectory:
     def _pass_over(self, damaged: Retained, error: CorruptSnapshot) -> None:
         self.notes.append(f"Checkpoint {damaged.checkpoint} can't be restored. {error}")
         self.history.checkpoints.pop(damaged.checkpoint)
+        self._passed_over = True
 
     def _check(self, manifest: Manifest, app: App) -> None:
         if manifest.application != app.name:

@@ -22,7 +22,7 @@ from penstock.errors import CorruptSnapshot, ProtocolError
 from penstock.files import read_bytes_checked, write_checked
 from penstock.ids import Offset
 from penstock.records import Frozen
-from penstock.router.log import Log
+from penstock.router.log import FIRST_OFFSET, Log
 
 PARTITION = "journal"
 _DELTA, _CONTROL = b"D", b"C"
@@ -46,6 +46,8 @@ class Journal:
         self._log = log
         self._index = index
         self.notes: list[str] = []
+        self.incomplete = False
+        """Whether there were control records, found by `read_history`, that neither the index nor the journal tells."""
 
     # Writing.
 
@@ -86,9 +88,11 @@ class Journal:
                 f"The index {self._index} continues at offset {index.scan_from} of the journal, which holds {start} to "
                 f"{end}. The whole journal is read instead."
             )
+            self.incomplete = True
             history = History(index.attempt, index.high)
-        elif start:
-            self.notes.append(f"The index {self._index} is missing. The journal is read from its offset {start} on.")
+        elif start > FIRST_OFFSET:
+            self.notes.append(f"Without the index {self._index}, the journal is read from its offset {start} on.")
+            self.incomplete = True
         for offset, record in self._records(start):
             if record[:1] == _CONTROL:
                 history.apply(offset, decode_control(record[1:]))
@@ -166,6 +170,7 @@ class Journal:
                 records = self._log.read(PARTITION, offset, 10_000, _READ_BYTES)
             except CorruptSnapshot as error:
                 self.notes.append(f"{error} Checkpoints behind offset {offset} of the journal are lost.")
+                self.incomplete = True
                 return
             if not records:
                 return

@@ -83,6 +83,14 @@ def test_a_zombie_that_completed_something_is_not_believed() -> None:
     assert choices(read) == [3]
 
 
+def test_a_checkpoint_tells_of_its_attempt_when_the_record_that_began_it_is_gone() -> None:
+    read = history(complete(3, FIRST), complete(13, SECOND), complete(14, SECOND))
+
+    assert choices(read) == [14, 13, 3]
+    assert read.attempt is not None
+    assert (read.attempt.lineage, read.attempt.restored, read.high) == (SECOND, 3, 14)
+
+
 def test_what_is_retained_says_where_its_manifest_and_its_bytes_are() -> None:
     read = history(began(FIRST, 0, 10), complete(3, FIRST))
 

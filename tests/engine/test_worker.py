@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from penstock import (
     App,
     Context,
+    CorruptSnapshot,
     Fenced,
     FileEgress,
     FileIngress,
@@ -26,9 +28,11 @@ from penstock import (
     State,
     Unavailable,
 )
+from penstock.checkpoint.retention import Retention
 from penstock.engine.config import Config
 from penstock.engine.worker import Worker
 from penstock.ids import Address
+from penstock.router.embedded import EmbeddedLog
 from tests.small_disk import small_disk
 
 RECORDS = 2_000
@@ -241,6 +245,52 @@ def test_a_damaged_index_is_rebuilt_from_the_journal(tmp_path: Path) -> None:
 
     assert "The whole journal is read instead." in worker.recovery.notes[0]
     assert worker.recovery.restored > 0
+    assert sums(adding(), tmp_path) == expected()
+
+
+@pytest.fixture
+def short_journal(monkeypatch: pytest.MonkeyPatch, many_bases: None) -> Retention:
+    """The journal is truncated within a run. Gives the retention that does it."""
+    monkeypatch.setattr("penstock.engine.data.EmbeddedLog", partial(EmbeddedLog, segment_bytes_max=4_096))
+    return Retention(all_ms=0, spaced_ms=0)
+
+
+@pytest.mark.parametrize("damage", [lambda index: flip(index, 60), Path.unlink])
+def test_a_lost_index_of_a_truncated_journal_costs_no_state(
+    tmp_path: Path, short_journal: Retention, damage: Callable[[Path], None]
+) -> None:
+    run(slow(600), tmp_path, interval_ms=2, retention=short_journal)
+    assert int(min((tmp_path / "log" / "journal").iterdir()).stem) > 0, "the first records are gone"
+    damage(tmp_path / "index")
+
+    worker = run(slow(600), tmp_path, interval_ms=2, retention=short_journal)
+
+    assert worker.recovery.restored > 0
+    assert any("the journal is read from its offset" in note for note in worker.recovery.notes)
+    assert sums(adding(600), tmp_path) == expected(600)
+
+
+def test_when_no_checkpoint_is_left_of_a_truncated_journal_a_start_is_refused(
+    tmp_path: Path, short_journal: Retention
+) -> None:
+    run(slow(600), tmp_path, interval_ms=2, retention=short_journal)
+    (tmp_path / "index").unlink()
+    segments = sorted((tmp_path / "log" / "journal").iterdir())
+    for segment in segments[1:]:
+        segment.unlink()
+    segments[0].write_bytes(segments[0].read_bytes()[:100])
+
+    with pytest.raises(CorruptSnapshot, match=r"PEN0404 No checkpoint of .* can be restored"):
+        run(slow(600), tmp_path)
+
+
+@pytest.mark.parametrize("bytes_torn", [1, 37])
+def test_a_torn_end_before_the_first_checkpoint_is_no_reason_to_refuse(tmp_path: Path, bytes_torn: int) -> None:
+    run(adding(0), tmp_path)
+    segment = newest(tmp_path, "log/journal/*.log")
+    with segment.open("ab") as file:
+        file.write(b"\x17" * bytes_torn)
+
     assert sums(adding(), tmp_path) == expected()
 
 
