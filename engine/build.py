@@ -208,11 +208,10 @@ class Assembly:
                 except Unavailable as error:
                     logger.warning("%s", error)
 
-    async def wait_quiet(self) -> None:
-        """Return when everything that checkpoints have decided is visible."""
-        for unit in self.units:
-            for driver in unit.sinks.values():
-                await driver.wait_quiet()
+    @property
+    def quiet(self) -> bool:
+        """Whether everything that checkpoints have decided is visible."""
+        return all(driver.quiet for unit in self.units for driver in unit.sinks.values())
 
     async def cancel(self) -> None:
         """Let go of handlers that are suspended and of rows that are under way: the next start has them again."""

@@ -45,11 +45,17 @@ class Requests:
         self._accepting = accepting
         self._wake = wake
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._burials: set[asyncio.Future[None]] = set()
 
     @property
     def in_flight(self) -> int:
         """Callers who wait for an answer."""
         return len(self._waiting)
+
+    @property
+    def burying(self) -> bool:
+        """Whether an egress waits for dead letters. They are asked for by requests, so turns must take those."""
+        return bool(self._burials)
 
     async def send(
         self,
@@ -85,41 +91,58 @@ class Requests:
     ) -> Reply:
         """The same, and wait for the answer, which can't be rolled back any more when this returns."""
         request_id = uuid.uuid4().hex
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = future
-        try:
-            self._append(
-                request_envelope(
-                    address,
-                    payload,
-                    request_id=request_id,
-                    idempotency_key=idempotency_key,
-                    headers=headers,
-                    origin=origin,
-                    operation=operation,
-                )
-            )
-            return await future
-        finally:
-            del self._waiting[request_id]
+        return await self._ask(
+            request_envelope(
+                address,
+                payload,
+                request_id=request_id,
+                idempotency_key=idempotency_key,
+                headers=headers,
+                origin=origin,
+                operation=operation,
+            ),
+            request_id,
+            self._append,
+        )
 
     async def operate(self, address: Address, operation: Operation) -> Any:
         """Carry out an operation at the task that owns the address, and return its answer. Raises InvalidInput."""
+        return await self._operate(address, operation, self._append)
+
+    async def _operate(self, address: Address, operation: Operation, append: Callable[[Envelope], None]) -> Any:
         name, payload = encode_operation(operation)
-        reply = await self.call(address, payload, operation=name, origin="operator")
+        request_id = uuid.uuid4().hex
+        envelope = request_envelope(address, payload, request_id=request_id, operation=name, origin="operator")
+        reply = await self._ask(envelope, request_id, append)
         if reply.error:
             code, _, message = reply.error.partition(" ")
             raise InvalidInput(code, message)
         return msgspec.msgpack.decode(reply.value)
 
+    async def _ask(self, envelope: Envelope, request_id: str, append: Callable[[Envelope], None]) -> Reply:
+        """Give a request to the log by `append`, and wait for its answer."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        try:
+            append(envelope)
+            return await future
+        finally:
+            del self._waiting[request_id]
+
     def bury(self, egress: str, rows: Sequence[tuple[EgressRow, str]]) -> asyncio.Future[None]:
-        """Keep rows that a sink refuses as dead letters; done when a complete checkpoint holds them."""
+        """Keep rows that a sink refuses as dead letters; done when a complete checkpoint holds them.
+
+        This request is our own, so it is taken also while others are refused: the last commit depends on it.
+        """
         operation = BuryRows(egress, [(row.value, row.cause, reason) for row, reason in rows])
 
         async def bury() -> None:
-            await self.operate(Address("", f"egress/{egress}"), operation)
+            await self._operate(Address("", f"egress/{egress}"), operation, self._append_anyway)
 
-        return asyncio.ensure_future(bury())
+        burial = asyncio.ensure_future(bury())
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
+        return burial
 
     def tell(self, reply: Reply) -> None:
         """Answer whoever waits. A caller from before a restart, or that went away, is not there any more."""
@@ -136,6 +159,9 @@ class Requests:
     def _append(self, envelope: Envelope) -> None:
         if not self._accepting():
             raise Refused("PEN0603", f"{self._application} is stopping and takes no requests. Try again when it runs.")
+        self._append_anyway(envelope)
+
+    def _append_anyway(self, envelope: Envelope) -> None:
         owner = key_group(envelope.id) % self._tasks
         self._log.append(f"requests-{owner}", encode_request(envelope))
         self._wake()

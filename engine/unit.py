@@ -25,7 +25,7 @@ from penstock.checkpoint.sinks import Completed as CheckpointCompleted
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
 from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input
-from penstock.engine.feeds import Completions, Feed
+from penstock.engine.feeds import Completions, Feed, RequestFeed
 from penstock.engine.restore import META, SETTLED_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Outcome, TaskCore
@@ -123,14 +123,20 @@ class TaskUnit:
 
     # Turns.
 
-    def turn(self, clock_ms: int, *, paused: bool) -> Effects | None:
-        """Take what there is to do and do some of it. None when there is nothing."""
+    def turn(self, clock_ms: int, *, paused: bool, burying: bool = False) -> Effects | None:
+        """Take what there is to do and do some of it. None when there is nothing.
+
+        `paused`: nothing new is taken. `burying`: requests are taken all the same, because one of them is to make dead
+        letters, without which a sink can't go on.
+        """
         began = self._clock()
         inputs = self.completions.take(self._invocations_max)
         room = self._invocations_max - self.core.queued
-        if room > 0 and not paused:
+        if room > 0:
             self.feeds.append(self.feeds.pop(0))  # Each is first in its turn.
             for feed in self.feeds:
+                if paused and not (burying and isinstance(feed, RequestFeed)):
+                    continue
                 taken = feed.take(room)
                 inputs += taken
                 room -= sum(map(_size, taken))

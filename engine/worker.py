@@ -176,8 +176,7 @@ class Worker:
         """
         try:
             async with asyncio.timeout(self.config.stop_timeout_ms / 1000):
-                await self._last_checkpoint()
-                await self._assembly.wait_quiet()
+                await self._drain()
         except TimeoutError:
             logger.error(
                 "PEN0604 Stopping took longer than %g s, so the last checkpoint or its output may be missing. Nothing "
@@ -190,11 +189,15 @@ class Worker:
             raise self._fatal
         await self._close(final=True)
 
-    async def _last_checkpoint(self) -> None:
-        """Checkpoint until nothing has changed since the last one. Nothing new is admitted meanwhile."""
-        while self._fatal is None and not self.checkpoint_driver.quiet:
-            self.checkpoint_driver.hurry("stop")
-            self.checkpoint_driver.tick(self._clock() * 1000)
+    async def _drain(self) -> None:
+        """Checkpoint and commit until all is visible that was done. Turns are taken only for rows that a sink refuses:
+        they become dead letters before the others of their commit go out."""
+        while self._fatal is None and not (self.checkpoint_driver.quiet and self._assembly.quiet):
+            if self.requests.burying:
+                self._take_turns(int(self._clock() * 1000), paused=True)
+            if not self.checkpoint_driver.quiet:
+                self.checkpoint_driver.hurry("stop")
+                self.checkpoint_driver.tick(self._clock() * 1000)
             await asyncio.sleep(0.001)
 
     async def _abort(self) -> None:
@@ -222,7 +225,7 @@ class Worker:
         """Take turns until `stop` is called, the work is done, or something fails for good, which is raised."""
         while self._fatal is None and not self.stopping:
             now_ms = int(self._clock() * 1000)
-            worked = self._take_turns(now_ms)
+            worked = self._take_turns(now_ms, paused=self._upkeep.under_pressure)
             self.checkpoint_driver.tick(now_ms)
             self._upkeep.start_due(self._clock() - self._worked_at)
             if worked:
@@ -235,12 +238,12 @@ class Worker:
         if self._fatal is not None:
             raise self._fatal
 
-    def _take_turns(self, now_ms: int) -> bool:
+    def _take_turns(self, now_ms: int, *, paused: bool) -> bool:
         """One turn of each unit. Returns whether any had something to do."""
         worked = False
-        paused = self._upkeep.under_pressure
+        burying = self.requests.burying
         for unit in self.units:
-            effects = unit.turn(now_ms, paused=paused)
+            effects = unit.turn(now_ms, paused=paused, burying=burying)
             if effects is not None:
                 worked = True
                 if effects.replies:

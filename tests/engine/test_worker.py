@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ from penstock.checkpoint.retention import Retention
 from penstock.engine.config import Config
 from penstock.engine.worker import Worker
 from penstock.ids import Address
+from penstock.records import EgressRow
+from penstock.router.egress import MemorySink
 from penstock.router.embedded import EmbeddedLog
+from penstock.router.sink import RowsRefused
 from tests.small_disk import small_disk
 
 RECORDS = 2_000
@@ -552,3 +555,21 @@ def test_a_sink_that_is_fenced_in_the_last_commit_ends_the_run_with_its_error(
     app = emitting(5, commit, monkeypatch)
     with pytest.raises(Fenced, match="PEN0525"):
         run(app, tmp_path, interval_ms=10_000)
+
+
+def test_rows_refused_in_the_last_commit_are_buried_and_the_others_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = MemorySink.commit
+
+    async def refuse_3(sink: MemorySink, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
+        refused = [(number, "no threes") for number, row in enumerate(rows) if row.value == b"\x03"]
+        if refused:
+            raise RowsRefused("PEN0215", "refused", refused)
+        await commit(sink, task, rows, marker)
+
+    app = emitting(5, refuse_3, monkeypatch)
+    worker = run(app, tmp_path, interval_ms=10_000, stop_timeout_ms=5_000)
+
+    assert rows_of(app).values() == [0, 1, 2, 4]
+    assert sum(unit.core.letters.written for unit in worker.units) == 1
