@@ -287,6 +287,15 @@ def test_a_cache_over_its_share_forgets_and_loses_nothing() -> None:
     assert [read(over, f"id{number}") for number in range(200)] == [b"%d" % number for number in range(200)]
 
 
+def test_a_few_large_values_fill_the_cache_as_many_small_ones_do() -> None:
+    over = Overlay(MemoryBackend(), cache_bytes_max=1_000_000)
+    for number in range(100):
+        put(over, f"id{number}", bytes(100_000))
+        over.bound_cache()
+
+    assert over.statistics().cached <= 12
+
+
 Step = tuple[str, str, int]
 steps = st.lists(
     st.tuples(
