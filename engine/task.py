@@ -47,9 +47,10 @@ from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, Queued
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Cells, Overlay
 
-SLICE_MESSAGES = 1_000
+SLICE_MESSAGES = 128
 """Messages of one function that run before the next function has its turn, so that a flood for one function does not
-starve the others."""
+starve the others. After each slice the time is looked at: often enough for a handler that has become slow, and too
+seldom to cost anything."""
 
 MISS_SAMPLE = 32
 """Ids of a column looked at to tell whether the cache holds most of them."""
@@ -135,7 +136,8 @@ class TaskCore:
         """Where the record with this cause stands, for people: set by whoever knows the ingresses."""
 
         # The batch being run.
-        self._invocations = 0
+        self._invocations = self._invocations_max = 0
+        self._expired: Callable[[], bool] = lambda: False
         self._batch_egress: list[tuple[str, EgressRow]] = []
         self._batch_replies: list[Reply] = []
         self._out: dict[int, list[Envelope]] = {}
@@ -146,18 +148,21 @@ class TaskCore:
 
     # One turn.
 
-    def run(self, batch: Batch) -> Effects:
-        """Process `batch` and as much of the local queues as its bound allows. Raises FunctionError when a
-        handler whose policy is to halt has failed: this core must not be used any further then.
+    def run(self, batch: Batch, expired: Callable[[], bool] = lambda: False) -> Effects:
+        """Process `batch` and as much of the local queues as its bound allows, and no more once `expired` says that
+        it took long enough. Raises FunctionError when a handler whose policy is to halt has failed: this core must
+        not be used any further then.
         """
         self._meta.clock_ms = max(self._meta.clock_ms, batch.clock_ms)
         self._invocations = 0
+        self._invocations_max = batch.invocations_max
+        self._expired = expired
         positions: dict[str, Any] = {}
         ends = {name: (entry.queue_head, entry.queue_head + len(entry.queue)) for name, entry in self._entries.items()}
         for item in batch.inputs:
             self._admit(item, positions)
         self._wake_due(batch.invocations_max)
-        self._drain(batch.invocations_max)
+        self._drain()
         return self._finish(positions, ends)
 
     def _admit(self, item: Column | Deliveries | FrameInput | Completed, positions: dict[str, Any]) -> None:
@@ -192,10 +197,12 @@ class TaskCore:
             self._overlay.prefetch(entry.cells, ids)
         messages = zip(ids, payloads, causes, repeat(None), repeat(None))  # `repeat` has no end.
         if entry.plain and not entry.queue:
-            self._count(entry, count)
-            self._run_plain_or_stateless(entry, messages)
-        else:
-            entry.queue.extend(messages)
+            while count > 0 and self._may_go_on():
+                slice = min(count, self._slice_max)
+                self._count(entry, slice)
+                self._run_plain_or_stateless(entry, islice(messages, slice))
+                count -= slice
+        entry.queue.extend(messages)
 
     @staticmethod
     def _misses_often(cells: Cells, ids: Sequence[str]) -> bool:
@@ -215,18 +222,26 @@ class TaskCore:
         for number in self._pending.pop_retries(clock_ms):
             self._ready.append((self._entries[self._pending.get(number).typename], number))
 
-    def _drain(self, invocations_max: int) -> None:
+    def _drain(self) -> None:
         """Run waiting messages, function by function, until all queues are empty or the bound is reached."""
-        while self._invocations < invocations_max:
+        while self._may_go_on():
             before = self._invocations
-            for _ in range(min(len(self._ready), SLICE_MESSAGES)):
+            for _ in range(min(len(self._ready), self._slice_max)):
                 self._run_held(*self._ready.popleft())
             for entry in self._entries.values():
-                count = min(len(entry.queue), SLICE_MESSAGES, invocations_max - self._invocations)
-                if count > 0:
-                    self._run_slice(entry, count)
+                if entry.queue and self._may_go_on():
+                    self._run_slice(entry, min(len(entry.queue), self._slice_max))
             if self._invocations == before and not self._ready:
                 return
+
+    def _may_go_on(self) -> bool:
+        """Whether the bounds of the batch leave room for another slice. The first one always has some, so that there
+        is progress however long admission took."""
+        return self._invocations < self._invocations_max and not (self._invocations and self._expired())
+
+    @property
+    def _slice_max(self) -> int:
+        return min(SLICE_MESSAGES, self._invocations_max - self._invocations)
 
     def _run_slice(self, entry: Entry, count: int) -> None:
         messages = entry.take(count)

@@ -36,8 +36,9 @@ from penstock.state import keys
 from penstock.state.overlay import Overlay
 
 INVOCATIONS_MIN, INVOCATIONS_MAX = 64, 1_000
-TURN_S = 0.003
-"""Aim for the length of a turn. Twice as long halves the next one, so that a turn stays within 5 ms (PROTOCOL 8)."""
+TURN_S, TURN_MAX_S = 0.003, 0.005
+"""Aim for the length of a turn, and when one is broken off at the end of a slice and the next made shorter (PROTOCOL
+8)."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -145,7 +146,8 @@ class TaskUnit:
         due_ms = self.core.next_due_ms()
         if not inputs and not self.core.queued and (due_ms is None or due_ms > clock_ms):
             return None
-        effects = self.core.run(Batch(clock_ms, inputs, self._invocations_max))
+        batch = Batch(clock_ms, inputs, self._invocations_max)
+        effects = self.core.run(batch, lambda: self._clock() - began > TURN_MAX_S)
         self.overlay.bound_cache()
         self._send(effects)
         self._adapt(self._clock() - began, effects.invocations)
@@ -164,8 +166,9 @@ class TaskUnit:
                 driver.send(row)
 
     def _adapt(self, took_s: float, invocations: int) -> None:
-        if took_s > 2 * TURN_S:
-            self._invocations_max = max(1, self._invocations_max // 2)
+        if took_s > TURN_MAX_S:
+            fitting = int(invocations * TURN_S / took_s)
+            self._invocations_max = max(1, min(fitting, self._invocations_max // 2))
         elif took_s < TURN_S and invocations >= self._invocations_max:
             self._invocations_max = min(self._invocations_bound, self._invocations_max * 2)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.engine.effects import Column, Deliveries, FrameInput, Rejected
+from penstock.engine.effects import Batch, Column, Deliveries, FrameInput, Rejected
 from penstock.engine.operations import BuryRows, Drop, Redrive, SetState
-from penstock.engine.task import TaskOptions
+from penstock.engine.task import SLICE_MESSAGES, TaskOptions
 from penstock.errors import FunctionError, ProtocolError
 from penstock.functions.app import App
 from penstock.functions.context import Context
@@ -773,6 +773,40 @@ def test_a_redriven_message_is_the_one_it_was() -> None:
     assert bench.letters() == []
     undisturbed = Bench(app).run(deliver(receiver, "a", Add(), cause=77))
     assert bench.effects[-1].egress == undisturbed.egress  # Outsiders can tell that it is the same row.
+
+
+def test_retries_that_are_due_together_stay_within_the_bound_of_a_batch() -> None:
+    app, broken = App("bench"), True
+
+    @app.function("t/receiver")
+    def receiver(ctx: Context[None], message: Add) -> None:
+        if broken:
+            raise RuntimeError
+
+    bench = Bench(app)
+    bench.run(deliver_all(*(deliver(receiver, str(n), Add()) for n in range(10))))
+    broken = False
+
+    bench.clock_ms += 1_000
+    assert [bench.run(invocations_max=4).invocations for _ in range(4)] == [4, 4, 2, 0]
+
+
+@pytest.mark.parametrize("form", ["column", "deliveries"])
+def test_a_batch_ends_with_the_slice_in_which_its_time_is_over_and_nothing_is_lost(form: str) -> None:
+    bench = Bench(counting_app())
+    count = bench.app.functions["t/count"]
+    ids = [str(n) for n in range(300)]
+    payload = count.message_codec.encode(Add())
+    column = Column("p", 300, "t/count", ids, [payload] * 300, 1)
+    several = deliver_all(*(deliver(count, id, Add()) for id in ids))
+
+    batch = Batch(bench.clock_ms, [column if form == "column" else several])
+    first = bench.core.run(batch, lambda: True)
+
+    assert (first.invocations, bench.core.queued) == (SLICE_MESSAGES, 300 - SLICE_MESSAGES)
+    bench.restart()
+    bench.run()
+    assert [bench.state(count, id).total for id in ids] == [1] * 300
 
 
 def test_a_request_that_was_redriven_is_not_run_again_by_a_repeat_of_it() -> None:
