@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Column, Deliveries, FrameInput, Input, Rejected
+from penstock.errors import FunctionError, PenstockError
 from penstock.functions.app import Ingress
 from penstock.ids import Address, Offset, cause_of
 from penstock.records import Envelope, Meta
@@ -64,11 +65,12 @@ class IngressFeed:
         self._reader.seek(position)
 
     def take(self, count_max: int) -> list[Input]:
-        if self.done or self._waiting is not None:
+        if self.done or (self._waiting is not None and not self._waiting.done()):
             return []
-        chunk = self._reader.read(count_max)
+        chunk = self._read(count_max)
         if chunk is None:
-            self._waiting = asyncio.get_running_loop().create_task(self._wait_ready())
+            self._waiting = asyncio.get_running_loop().create_task(self._reader.wait_ready())
+            self._waiting.add_done_callback(lambda _: self._wake())
             return []
         self.done = chunk.done
         self.records += len(chunk.records)
@@ -89,10 +91,21 @@ class IngressFeed:
             self._waiting.cancel()
         await self._reader.close()
 
-    async def _wait_ready(self) -> None:
-        await self._reader.wait_ready()
-        self._waiting = None
-        self._wake()
+    def _read(self, count_max: int) -> Chunk | None:
+        """The next records. Raises what failed here or while the feed waited: such an input can't go on."""
+        waited, self._waiting = self._waiting, None
+        try:
+            if waited is not None:
+                waited.result()
+            return self._reader.read(count_max)
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise FunctionError(
+                "PEN0226",
+                f"Ingress {self.name} failed with {type(error).__name__}: {error}. Correct what it names and start "
+                "again: it is read on from the last checkpoint.",
+            ) from error
 
     def _route(self, chunk: Chunk) -> Column | Deliveries:
         cause = self._cause + chunk.first

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
 from penstock.engine.effects import Column, Completed, Deliveries, FrameInput
 from penstock.engine.feeds import Completions, InboxFeed, IngressFeed, RequestFeed, request_envelope
+from penstock.errors import FunctionError
 from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.io import FileIngress, MemoryIngress
@@ -19,7 +22,7 @@ from penstock.functions.types import codec_for
 from penstock.ids import Address, cause_of
 from penstock.records import Envelope, EpochFrame
 from penstock.router.frames import encode_frames
-from penstock.router.ingress import reader_for
+from penstock.router.ingress import MemoryReader, reader_for
 from penstock.router.memory import MemoryLog
 from penstock.router.requests import encode_request
 from penstock.router.routing import IngressRouter
@@ -201,3 +204,20 @@ def test_handlers_that_ended_are_taken_in_that_order() -> None:
     taken = [*completions.take(2), *completions.take(9)]
 
     assert [each.number for each in taken if isinstance(each, Completed)] == [3, 1, 2]
+
+
+def test_an_error_while_a_feed_waits_is_raised_by_its_next_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(reader: MemoryReader) -> None:
+        raise OSError("broker gone")
+
+    async def scenario() -> None:
+        woken = asyncio.Event()
+        feed = ingress_feed(MemoryIngress(type=Seen), woken.set)
+        assert feed.take(1) == []
+        await woken.wait()
+
+        with pytest.raises(FunctionError, match="PEN0226 Ingress things failed with OSError: broker gone"):
+            feed.take(1)
+
+    monkeypatch.setattr(MemoryReader, "wait_ready", fail)
+    asyncio.run(scenario())
