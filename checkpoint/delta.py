@@ -10,7 +10,7 @@ version 1.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ BODY_BYTES = 256 << 10
 cache."""
 
 
+_T = TypeVar("_T")
 _K = TypeVar("_K")
 _V = TypeVar("_V", bytes, bytes | None)
 
@@ -61,6 +62,8 @@ class _Rows(msgspec.Struct, array_like=True, tag=2):
 
 
 class _Queue(msgspec.Struct, array_like=True, tag=3):
+    """A part of the rows that a cut of a queue has; `first` is the number of the first one here."""
+
     typename: str
     head: int
     tail: int
@@ -209,12 +212,17 @@ def _sections(frozen: Frozen) -> Iterator[_Section]:
     for rows in _slices(frozen.rows):
         yield _Rows(rows)
     for typename, queue in frozen.queues.items():
-        yield _Queue(typename, queue.head, queue.tail, queue.first, queue.rows)
+        if not queue.rows:
+            yield _Queue(typename, queue.head, queue.tail, queue.first, [])
+        first = queue.first
+        for waiting in _parts(queue.rows, lambda row: len(row[1])):
+            yield _Queue(typename, queue.head, queue.tail, first, waiting)
+            first += len(waiting)
     for name, emitted in frozen.egress.items():
-        for start in range(0, len(emitted), SLICE_ROWS):
-            yield _Egress(name, emitted[start : start + SLICE_ROWS])
-    if frozen.replies:
-        yield _Replies(frozen.replies)
+        for part in _parts(emitted, lambda row: len(row.value)):
+            yield _Egress(name, part)
+    for replies in _parts(frozen.replies, lambda reply: len(reply.value)):
+        yield _Replies(replies)
 
 
 def _slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
@@ -241,6 +249,20 @@ def _small_slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
         yield slice
 
 
+def _parts(rows: Sequence[_T], bytes_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """The same of a sequence."""
+    start = 0
+    while start < len(rows):
+        part, size = [], 0
+        for row in rows[start : start + SLICE_ROWS]:
+            part.append(row)
+            size += bytes_of(row)
+            if size > BODY_BYTES:
+                break
+        yield part
+        start += len(part)
+
+
 def _collect(header: DeltaHeader, bodies: Iterable[bytes]) -> Frozen:
     meta = TaskMeta()
     values: dict[str, dict[str, bytes]] = {}
@@ -258,7 +280,12 @@ def _collect(header: DeltaHeader, bodies: Iterable[bytes]) -> Frozen:
                 case _Rows():
                     rows.update(section.rows)
                 case _Queue():
-                    queues[section.typename] = QueueCut(section.head, section.tail, section.first, section.rows)
+                    known = queues.get(section.typename)
+                    if known is None:
+                        cut = QueueCut(section.head, section.tail, section.first, section.rows)
+                        queues[section.typename] = cut
+                    else:
+                        known.rows.extend(section.rows)
                 case _Egress():
                     egress.setdefault(section.name, []).extend(section.rows)
                 case _Replies():

@@ -88,6 +88,26 @@ def test_a_few_huge_rows_do_not_make_a_huge_record() -> None:
     assert decode_delta(encode_delta(huge, IDENTITY))[1] == huge
 
 
+@pytest.mark.parametrize("size", [10, BODY_BYTES // 2], ids=["many", "huge"])
+def test_queues_rows_and_replies_are_sliced_by_number_and_bytes(size: int) -> None:
+    count = 3 * SLICE_ROWS if size < 100 else 12
+    waiting: list[QueuedRow] = [(str(n), bytes(size), n, None, None) for n in range(count)]
+    large = frozen(
+        queues={"shop/cart": QueueCut(5, 5 + count, 5, waiting), "shop/empty": QueueCut(7, 7, 7, [])},
+        egress={"shop/out": [EgressRow(bytes(size), n) for n in range(count)]},
+        replies=[Reply(str(n), bytes(size)) for n in range(count)],
+    )
+    encoder = DeltaEncoder(large, IDENTITY)
+
+    sizes: list[int] = []
+    while not encoder.done:
+        sizes.append(len(encoder.step() or b""))
+
+    assert len(sizes) > 9
+    assert max(sizes) < 3 * BODY_BYTES
+    assert decode_delta(encode_delta(large, IDENTITY))[1] == large
+
+
 rows = dictionaries(binary(max_size=6), none() | binary(max_size=6), max_size=5)
 values = dictionaries(text(max_size=3), dictionaries(text(max_size=3), binary(max_size=6), max_size=4), max_size=3)
 emitted = builds(EgressRow, binary(max_size=5), integers(0, 2**64 - 1))
