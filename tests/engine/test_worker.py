@@ -510,6 +510,27 @@ def test_a_handler_that_halts_ends_the_worker_and_keeps_the_message(tmp_path: Pa
     assert app.egresses["test/out"].spec.values() == [7]  # type: ignore[attr-defined]
 
 
+# Ingresses that fail.
+
+
+def test_an_asynchronous_generator_that_raises_while_the_worker_waits_ends_it(tmp_path: Path) -> None:
+    app = App("broken")
+
+    @app.function("test/none")
+    def none(ctx: Context[None], add: Add) -> None: ...
+
+    async def numbers(start: int) -> Any:
+        yield Add("a", 1)
+        await asyncio.sleep(0.02)
+        raise RuntimeError("broker gone")
+
+    app.ingress(GeneratorIngress(numbers), to=none, key="id", name="numbers")
+    with pytest.raises(
+        FunctionError, match=r"PEN0224 .*numbers, started .* raised RuntimeError: broker gone"
+    ):
+        run(app, tmp_path)
+
+
 # Egresses that fail.
 
 
@@ -554,27 +575,6 @@ def test_a_sink_that_is_fenced_in_the_last_commit_ends_the_run_with_its_error(
 
     app = emitting(5, commit, monkeypatch)
     with pytest.raises(Fenced, match="PEN0525"):
-# Ingresses that fail.
-
-
-def test_an_asynchronous_generator_that_raises_while_the_worker_waits_ends_it(tmp_path: Path) -> None:
-    app = App("broken")
-
-    @app.function("test/none")
-    def none(ctx: Context[None], add: Add) -> None: ...
-
-    async def numbers(start: int) -> Any:
-        yield Add("a", 1)
-        await asyncio.sleep(0.02)
-        raise RuntimeError("broker gone")
-
-    app.ingress(GeneratorIngress(numbers), to=none, key="id", name="numbers")
-    with pytest.raises(
-        FunctionError, match=r"PEN0224 .*numbers, started .* raised RuntimeError: broker gone"
-    ):
-        run(app, tmp_path)
-
-
         run(app, tmp_path, interval_ms=10_000)
 
 
