@@ -90,6 +90,10 @@ class DirectoryStore:
             for each in listed:
                 link_or_copy(self._files / each.hash, target / each.name)
 
+    def size(self, name: str) -> int:
+        """Bytes of all files of the base. Raises as `open` does."""
+        return sum(each.size for each in self.open(name))
+
     def verify(self, name: str) -> int:
         """Read every file of the base and compare hashes. Returns the bytes read; raises CorruptSnapshot."""
         total = 0

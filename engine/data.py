@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from penstock.engine.logs import logger
 from penstock.engine.migrate import check_shapes
 from penstock.engine.restore import Restored, restore_task
 from penstock.errors import CorruptSnapshot, Refused, Unavailable
-from penstock.files import DirectoryLock, make_directory
+from penstock.files import DirectoryLock, make_directory, write_atomically
 from penstock.functions.app import App
 from penstock.router.embedded import EmbeddedLog
 from penstock.state.backend import Backend
@@ -35,6 +35,8 @@ from penstock.state.rocksdb import RocksBackend, RocksMemory
 from penstock.state.rocksdb import restore as restore_base
 
 STORAGE_RETRY_S = 1.0
+VERIFY_BYTES = 256 << 20
+"""A base up to this size is read and compared with its hashes at every start: a fraction of a second."""
 
 
 class Progress(NamedTuple):
@@ -63,6 +65,9 @@ class DataDirectory:
         self.store = DirectoryStore(self.path / "store")
         self.notes = [*self.log.recovered, *self.journal.notes]
         """What a person should be told about the start."""
+        self._distrusted = self.path / "distrusted"
+        self._verified: dict[str, str] = {}
+        """Bases that were read from end to end, and what is wrong with each; empty for nothing."""
         self._passed_over = False
         """Whether a checkpoint turned out to be damaged."""
         self.storage_error = ""
@@ -131,6 +136,13 @@ class DataDirectory:
         offset = self.journal.append_control(attempt)
         self.log.flush_nowait()
         self.history.apply(offset, attempt)
+        self._distrusted.unlink(missing_ok=True)
+
+    def distrust(self) -> None:
+        """Damage was found while the application ran: the next start reads every base from end to end before it relies
+        on it, however large it is."""
+        with suppress(Unavailable):  # The worker ends already, and its error says more than this one.
+            write_atomically(self._distrusted, b"")
 
     def _candidates(self) -> Iterator[Retained]:
         if self._config.fresh:
@@ -166,10 +178,37 @@ class DataDirectory:
         return restore_task(
             part,
             self.journal,
-            lambda base: open_base(self.store, base, path, memory),
+            lambda base: self._open_base(base, path, memory),
             cache_bytes_max=self._config.cache_bytes // self._config.parallelism,
             progress=lambda done, total: progress(Progress(part.task, done, total)),
         )
+
+    def _open_base(self, name: str, path: Path, memory: RocksMemory) -> Backend:
+        """As `open_base`, but a base that is damaged is found now, while there is an older checkpoint to turn to."""
+        distrusted = self._distrusted.exists()
+        if name and (distrusted or self.store.size(name) <= VERIFY_BYTES):
+            self._verify(name)
+        backend = open_base(self.store, name, path, memory)
+        if distrusted:
+            try:
+                # A store that was damaged before the base was made of it has the right hashes: only it can tell.
+                for _ in backend.scan(b"", b"\xff"):
+                    pass
+            except BaseException:
+                backend.close()
+                raise
+        return backend
+
+    def _verify(self, name: str) -> None:
+        """Read the base, once for all checkpoints that build on it."""
+        if name not in self._verified:
+            self._verified[name] = ""
+            try:
+                self.store.verify(name)
+            except CorruptSnapshot as error:
+                self._verified[name] = error.message
+        if self._verified[name]:
+            raise CorruptSnapshot("PEN0404", self._verified[name])
 
 
 def _empty_part(task: int) -> Part:

@@ -35,6 +35,7 @@ from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
+from penstock.errors import CorruptSnapshot
 from penstock.functions.app import App
 from penstock.records import Reply
 from penstock.state.backend import Backend
@@ -97,7 +98,9 @@ class Worker:
         await self.start(started)
         try:
             await self.serve()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, CorruptSnapshot):
+                self.data.distrust()
             await self._abort()
             raise
         await self.finish()

@@ -30,6 +30,7 @@ from penstock import (
 )
 from penstock.checkpoint.retention import Retention
 from penstock.engine.config import Config
+from penstock.engine.unit import TaskUnit
 from penstock.engine.worker import Worker
 from penstock.ids import Address
 from penstock.records import EgressRow
@@ -339,6 +340,49 @@ def test_a_missing_base_file_falls_back_or_refuses_and_never_invents(tmp_path: P
 
     assert any("missing" in note for note in worker.recovery.notes)
     assert sums(adding(600), tmp_path) == expected(600)
+
+
+TABLE_END = bytes.fromhex("f7cff485b741e288")
+
+
+def damage_tables(directory: Path) -> None:
+    """Flip a byte in each table of the bases. Sizes stay as they are."""
+    for path in (directory / "store" / "files").iterdir():
+        if path.read_bytes().endswith(TABLE_END):
+            flip(path, 10)
+
+
+@pytest.mark.usefixtures("many_bases")
+def test_a_base_with_flipped_bytes_is_not_restored(tmp_path: Path) -> None:
+    run(slow(600), tmp_path)
+    damage_tables(tmp_path)
+
+    worker = run(slow(600), tmp_path)
+
+    assert any("PEN0404 Base" in note and "has hash" in note for note in worker.recovery.notes)
+    assert sums(adding(600), tmp_path) == expected(600)
+
+
+@pytest.mark.usefixtures("many_bases")
+def test_after_damage_was_met_at_work_a_base_is_verified_however_large_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meet_damage(*_: object, **__: object) -> None:
+        raise CorruptSnapshot("PEN0407", "block checksum mismatch")
+
+    monkeypatch.setattr("penstock.engine.data.VERIFY_BYTES", 0)
+    run(slow(600), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(TaskUnit, "turn", meet_damage)
+        with pytest.raises(CorruptSnapshot, match="block checksum mismatch"):
+            run(slow(600), tmp_path)
+    damage_tables(tmp_path)
+
+    worker = run(slow(600), tmp_path)
+
+    assert any("PEN0404 Base" in note and "has hash" in note for note in worker.recovery.notes)
+    assert sums(adding(600), tmp_path) == expected(600)
+    assert not (tmp_path / "distrusted").exists()
 
 
 def slow(records: int) -> App:
