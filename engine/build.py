@@ -72,9 +72,17 @@ class Assembly:
         return max((attempt for marker in markers for attempt in marker), default=0)
 
     def build(
-        self, attempt: AttemptBegun, manifest: Manifest | None, restored: Sequence[Restored], log: Log, *, bury: Bury
+        self,
+        attempt: AttemptBegun,
+        manifest: Manifest | None,
+        restored: Sequence[Restored],
+        log: Log,
+        *,
+        retained: frozenset[int] | None,
+        bury: Bury,
     ) -> None:
-        """Make a unit of every restored task, which continues in `attempt`. The sinks are open by now.
+        """Make a unit of every restored task, which continues in `attempt`. The sinks are open by now; their markers
+        keep what they say of the attempts `retained`, or of all.
 
         Raises ConfigurationError for declarations that make no sense, and FunctionError for a migration that fails.
         """
@@ -87,8 +95,8 @@ class Assembly:
         for unit in self.units:
             for name, sink in self._sinks.items():
                 driver = unit.sinks[name] = self._driver(unit, name, sink, bury)
-                if isinstance(driver, SinkDriver):
-                    driver.retain(attempt.lineage.attempts)
+                if isinstance(driver, SinkDriver) and retained is not None:
+                    driver.retain(retained | attempt.lineage.attempts)
 
     def resume(self, restored: Sequence[Restored]) -> None:
         """The attempt has begun: hand over the rows that the checkpoint decided and whose fate is not known."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from penstock.checkpoint.control import AttemptBegun, Manifest, Part
-from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.retention import Retained, oldest_of_attempts
 from penstock.checkpoint.store import DirectoryStore
 from penstock.engine.config import Config
 from penstock.engine.journal import Journal
@@ -130,6 +130,20 @@ class DataDirectory:
         restored = manifest.checkpoint if manifest is not None else 0
         reason = "replay" if self._config.from_checkpoint is not None else "start"
         return self.history.next_attempt(lineage, restored, now_ms, reason)
+
+    def retained_attempts(self) -> frozenset[int] | None:
+        """The attempts that some retained checkpoint descends from; None when that can't be known.
+
+        A person may go back to any of these checkpoints, also on a branch that was abandoned: what its attempts have
+        made visible must not be forgotten.
+        """
+        attempts: set[int] = set()
+        for each in oldest_of_attempts(list(self.history.checkpoints.values())):
+            try:
+                attempts |= self.journal.manifest(each).lineage.attempts
+            except CorruptSnapshot:
+                return None
+        return frozenset(attempts)
 
     def begin_attempt(self, attempt: AttemptBegun) -> None:
         """Begin an attempt: it is durable when this returns. From now on it is what the next start continues."""

@@ -148,7 +148,8 @@ class Worker:
         # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
         data.history.pass_attempt(await self._assembly.open_sinks())
         attempt = data.next_attempt(manifest, int(self._clock() * 1000))
-        self._assembly.build(attempt, manifest, restored, data.log, bury=self.requests.bury)
+        retained = data.retained_attempts()
+        self._assembly.build(attempt, manifest, restored, data.log, retained=retained, bury=self.requests.bury)
         self.checkpoint_driver = CheckpointDriver(
             self.app,
             self.config,

@@ -197,6 +197,36 @@ def test_a_replay_from_a_checkpoint_that_is_gone_is_refused(tmp_path: Path) -> N
         run(adding(), tmp_path, from_checkpoint=77)
 
 
+def test_a_replay_that_is_undone_repeats_nothing_that_was_visible(tmp_path: Path) -> None:
+    out = MemoryEgress()
+
+    def numbering(records: int) -> App:
+        app = App("numbering")
+        app.egress("test/out", out)
+
+        @app.function("test/pass")
+        def pass_(ctx: Context[Sum], add: Add) -> None:
+            ctx.emit("test/out", add.amount)
+
+        app.ingress(
+            GeneratorIngress(lambda start: (Add("a", n) for n in range(start, records))), to=pass_, key="id", name="n"
+        )
+        return app
+
+    def checkpoint_after(records: int, **options: Any) -> int:
+        last = run(numbering(records), tmp_path, **options).last_checkpoint
+        return last.checkpoint if last is not None else 0
+
+    first = checkpoint_after(3)
+    second = checkpoint_after(5)
+    assert out.values() == [0, 1, 2, 3, 4]
+    checkpoint_after(5, from_checkpoint=first)
+    assert out.values() == [0, 1, 2, 3, 4, 3, 4]
+    checkpoint_after(5, from_checkpoint=second)
+
+    assert out.values() == [0, 1, 2, 3, 4, 3, 4]
+
+
 @pytest.mark.parametrize("going_back", [{"fresh": True}, {"from_checkpoint": 1}])
 def test_a_start_that_goes_back_and_fails_changes_nothing(tmp_path: Path, going_back: dict[str, Any]) -> None:
     run(adding(), tmp_path)

@@ -630,11 +630,16 @@ class World:
             task, self.database, self.dice, lambda checkpoint: node.unit.committed(EGRESS, checkpoint)
         )
         driver.failing = self.sink_fails
-        driver.retain(attempt.lineage.attempts)
+        driver.retain(attempt.lineage.attempts | self._retained_attempts())
         node.unit.adopt(restored)
         node.connect(driver)
         driver.handle(RowsRestored(restored.staged.get(EGRESS, ())))
         return node
+
+    def _retained_attempts(self) -> frozenset[int]:
+        oldest = oldest_of_attempts(list(self.history.checkpoints.values()))
+        lineages = [self.journal.manifest(each).lineage for each in oldest]
+        return frozenset(attempt for lineage in lineages for attempt in lineage.attempts)
 
     def build_core(self, task: int, restored: Restored, start: Start) -> TaskCore:
         core = TaskCore(
