@@ -250,7 +250,7 @@ def _small_slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
 
 
 def _parts(rows: Sequence[_T], bytes_of: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """The same of a sequence."""
+    """Of a sequence too: at most SLICE_ROWS rows, and not many more than BODY_BYTES bytes, at a time."""
     start = 0
     while start < len(rows):
         part, size = [], 0

@@ -30,6 +30,9 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 EMPTY_STATE = b"\x80"
 """The encoding of a state whose fields all have their defaults. Such an address has no row."""
 
+LOOKED_UP_MAX = 32
+"""So many entries of a log are looked up one by one: a scan looks through all rows the store does not have yet."""
+
 
 class Entry(Target):
     """A function of this task. See the module."""
@@ -243,6 +246,8 @@ class RowCollections:
         self._set_bounds(field, first, end + 1)
 
     def log_read(self, field: str, start: int, stop: int) -> Iterator[bytes]:
+        if stop - start <= LOOKED_UP_MAX:
+            return iter(self._log_entries(field, start, stop))
         range_ = keys.log_entries_range(self._group, self._typename, self._id, field, start, stop)
         return (value for _, value in self._scan(*range_))
 
@@ -252,6 +257,13 @@ class RowCollections:
         for index in range(first, before):
             self._changed[keys.encode_log_key(self._group, self._typename, self._id, field, index)] = None
         self._set_bounds(field, max(first, before), end)
+
+    def _log_entries(self, field: str, start: int, stop: int) -> list[bytes]:
+        rows = (
+            self._row(keys.encode_log_key(self._group, self._typename, self._id, field, index))
+            for index in range(start, stop)
+        )
+        return [row for row in rows if row is not None]
 
     def _set_bounds(self, field: str, first: int, end: int) -> None:
         key = keys.encode_log_bounds_key(self._group, self._typename, self._id, field)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
+from penstock.engine.entry import LOOKED_UP_MAX
 from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.state import Expire, Log, State, Table, Value
@@ -104,8 +106,9 @@ def test_what_expires_while_a_handler_waits_stays_away_unless_the_handler_writes
             return
         await Pause()
 
-    wait.__annotations__ = {"ctx": Context[None if stored else Visits], "message": str, "return": None}
-    values = {"total": Value(int), "written": Value(str, expire=Expire(after_write="10s"))} if stored else None
+    context: Any = Context[None] if stored else Context[Visits]
+    wait.__annotations__ = {"ctx": context, "message": str, "return": None}
+    values: Any = {"total": Value(int), "written": Value(str, expire=Expire(after_write="10s"))} if stored else None
     function = app.function("t/wait", storage=values)(wait)
     bench = Bench(app)
     bench.send("t/wait", "a", "x")
@@ -254,3 +257,27 @@ def test_a_log_that_was_emptied_goes_on_with_its_numbers() -> None:
 
     assert answer(bench, ("truncate", "", 9))[2] == []
     assert answer(bench, ("append", "", 3))[2] == [3]
+
+
+def test_a_few_entries_of_a_log_are_looked_up_and_many_are_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App("bench")
+
+    @app.function("t/log")
+    def log(ctx: Context[Items], message: int) -> tuple[int, list[int]]:
+        ctx.state.events.append(message)
+        return ctx.state.events[-1], ctx.state.events[-LOOKED_UP_MAX - 1 :]
+
+    bench, scans = Bench(app), list[bytes]()
+    scan = bench.overlay.scan
+
+    def counted(start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        scans.append(start)
+        return scan(start, end)
+
+    monkeypatch.setattr(bench.overlay, "scan", counted)
+
+    for number in range(LOOKED_UP_MAX + 2):
+        (reply,) = bench.call(log, "a", number).replies
+        last, some = msgspec.msgpack.decode(reply.value)
+        assert (last, some) == (number, list(range(max(0, number - LOOKED_UP_MAX), number + 1)))
+    assert len(scans) == 2
