@@ -47,8 +47,8 @@ class DeadLetters:
             number=number,
             clock_ms=clock_ms,
             code=code,
-            reason=reason,
-            traceback="" if isinstance(error, PenstockError) else user_traceback(error),
+            reason=_storable(reason),
+            traceback="" if isinstance(error, PenstockError) else _storable(user_traceback(error)),
             origin=meta.origin,
             typename=envelope.typename,
             id=envelope.id,
@@ -80,6 +80,11 @@ class DeadLetters:
         caller = None if letter.caller is None else Address(*letter.caller)
         meta = Meta(headers=letter.headers, origin=letter.origin, idempotency_key=letter.idempotency_key)
         return Envelope(letter.typename, letter.id, letter.payload, letter.cause, caller, meta)
+
+
+def _storable(text: str) -> str:
+    """`text` with lone surrogates, which an error may quote and UTF-8 can't hold, written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def describe(error: BaseException) -> tuple[str, str]:

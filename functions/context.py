@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, c
 
 from penstock.durations import parse_duration
 from penstock.errors import ConfigurationError, InvalidInput
-from penstock.ids import Address
+from penstock.ids import Address, is_utf8
 from penstock.records import EgressRow, Envelope, Meta, QueuedRow
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ class Context(Generic[S]):
             payload = encoders[type(message)](message)
         except KeyError:
             to, payload, bytes_max = self._encode_slowly(target, id, message)
-        if not id or len(payload) > bytes_max:
-            raise self._not_sendable(to, id, message, len(payload))
+        if type(id) is not str or not id or not id.isascii() or len(payload) > bytes_max:
+            self._check_sendable(to, id, len(payload))
         self.outputs.append((to, id, payload))
 
     def _encode_slowly(self, target: Any, id: str, message: Any) -> tuple[Target, bytes, int]:
@@ -239,6 +239,7 @@ class Context(Generic[S]):
         Raises InvalidInput for a negative delay, and as `send` does.
         """
         delay_ms = parse_duration(delay)
+        self._check_text("token", token)
         self.send(target, id, message)
         sent = self.outputs.pop()
         self.outputs.append(Delayed(delay_ms, *cast("Send", sent), token))
@@ -250,6 +251,7 @@ class Context(Generic[S]):
                 "PEN0111",
                 f"{self.address} cancels an empty token. Give send_after(..., token=...) a name, and cancel that.",
             )
+        self._check_text("token", token)
         self.outputs.append(Cancel(token))
 
     def reply(self, value: Any) -> None:
@@ -289,6 +291,13 @@ class Context(Generic[S]):
                 f"Row of {_size(len(data))} from {self.address} to {outlet.name} exceeds message_bytes_max = "
                 f"{_size(outlet.bytes_max)}. Emit a smaller value, or raise message_bytes_max.",
             )
+        if isinstance(key, str):
+            self._check_text("key", key)
+        if topic is not None:
+            self._check_text("topic", topic)
+        for name, text in headers.items() if headers else ():
+            self._check_text("name of a header", name)
+            self._check_text("header", text)
         encoded_key = key.encode() if isinstance(key, str) else key
         row = EgressRow(data, 0, encoded_key, topic, tuple(headers.items()) if headers else ())
         self.outputs.append(Emitted(outlet.name, row))
@@ -318,17 +327,29 @@ class Context(Generic[S]):
             f'from id "{self.id}" to id "{id}". Add {type(message).__name__} to its annotation, or send what it takes.',
         )
 
-    def _not_sendable(self, to: Target, id: object, message: object, size: int) -> InvalidInput:
+    def _check_sendable(self, to: Target, id: str, size: int) -> None:
+        """The checks of a send one by one. Raises InvalidInput for the first that fails."""
+        self._check_text(f"id for {to.typename}", id)
         if not id:
-            return InvalidInput(
+            raise InvalidInput(
                 "PEN0203",
                 f"{self.address} sends to {to.typename} with an empty id. An id names one instance: give it some text.",
             )
-        return InvalidInput(
-            "PEN0204",
-            f'Message of {_size(size)} from {self.address} to {to.typename} "{id}" exceeds message_bytes_max = '
-            f"{_size(to.bytes_max)}. Keep large values in state and send their key, or raise message_bytes_max.",
-        )
+        if size > to.bytes_max:
+            raise InvalidInput(
+                "PEN0204",
+                f'Message of {_size(size)} from {self.address} to {to.typename} "{id}" exceeds message_bytes_max = '
+                f"{_size(to.bytes_max)}. Keep large values in state and send their key, or raise message_bytes_max.",
+            )
+
+    def _check_text(self, what: str, text: object) -> None:
+        """Raise InvalidInput for what no log and no store could hold as text."""
+        if not is_utf8(text):
+            raise InvalidInput(
+                "PEN0209",
+                f"{self.address} gives {text!r} as {what}, which is no text that UTF-8 can hold. Give it text without "
+                "lone surrogates; numbers are turned into text by str().",
+            )
 
 
 class _AddressLogger(logging.LoggerAdapter[logging.Logger]):

@@ -17,6 +17,7 @@ import msgspec
 from penstock.errors import ConfigurationError, DecodeError, InvalidInput, PenstockError
 from penstock.functions.io import FileIngress, GeneratorIngress, IngressSpec
 from penstock.functions.types import Codec
+from penstock.ids import is_utf8
 from penstock.router.lines import BadRecord
 
 Routed: TypeAlias = tuple[str, str, bytes, Mapping[str, str] | None]
@@ -119,6 +120,9 @@ class IngressRouter:
             messages = self._messages_of(value)
         except PenstockError as error:
             raise InvalidInput(error.code, _rejected(error.message, place)) from error
+        except Exception as error:  # Of an encoder: a record that a program made may hold what no bytes can.
+            problem = f"it can't be encoded: {type(error).__name__}: {error}."
+            raise InvalidInput("PEN0209", _rejected(problem, place)) from error
         for typename, id, payload, _ in messages:
             if len(payload) > self._bytes_max:
                 problem = (
@@ -176,6 +180,7 @@ class IngressRouter:
             set(map(type, ids)) == {str}
             and set(map(type, payloads)) == {bytes}
             and all(ids)
+            and is_utf8("".join(ids))
             and max(map(len, payloads)) <= self._bytes_max
         ):
             return self._passthrough, ids, payloads
@@ -229,7 +234,7 @@ def _by_key(
 
     def messages_of(value: Any) -> list[Routed]:
         id = key_of(value)
-        if type(id) is not str or not id:
+        if type(id) is not str or not id or not id.isascii():
             id = _checked_id(id)
         return [(typename, id, encode(value), None)]
 
@@ -266,6 +271,9 @@ def _by_router(router: Callable[[Any], Iterable[Sequence[Any]]], resolve: Resolv
         encode = encoders.get(typename)
         if encode is None:
             encode = encoders[typename] = _encoder(typename, None, codec)
+        for name, text in headers.items() if headers else ():
+            if not (is_utf8(name) and is_utf8(text)):
+                raise InvalidInput("PEN0209", f"its header {name!r} is {text!r}, which is no text that UTF-8 can hold.")
         return (typename, _checked_id(id), encode(message), headers)
 
     def messages_of(value: Any) -> list[Routed]:
@@ -295,6 +303,8 @@ def _by_pair(typename: str) -> Callable[[Any], list[Routed]]:
 def _checked_id(id: Any) -> str:
     """`id` as the text it is to be; numbers are written out. Raises InvalidInput for anything else."""
     if type(id) is str and id:
+        if not is_utf8(id):
+            raise InvalidInput("PEN0209", f"its key is {id!r}, which is no text that UTF-8 can hold.")
         return id
     if type(id) is int:
         return str(id)

@@ -54,6 +54,17 @@ def check_typename(typename: str) -> str:
     return typename
 
 
+def is_utf8(text: object) -> bool:
+    """Whether this is text that can be stored: the halves of surrogate pairs, which JSON may hold, can't."""
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def murmur2(data: bytes) -> int:
     """Kafka's 32-bit murmur2 (`org.apache.kafka.common.utils.Utils.murmur2`), as an unsigned number."""
     length = len(data)

@@ -372,6 +372,21 @@ def test_a_missing_base_file_falls_back_or_refuses_and_never_invents(tmp_path: P
     assert sums(adding(600), tmp_path) == expected(600)
 
 
+def test_restored_deltas_count_for_the_next_base(tmp_path: Path) -> None:
+    run(adding(), tmp_path)
+
+    async def count() -> tuple[int, int, int]:
+        worker = Worker(adding(), Config(directory=tmp_path, port=None, until_done=True))
+        await worker.start()
+        counters, restored = worker.units[0].counters, worker.recovery.deltas
+        await worker.finish()
+        return restored, counters.deltas, counters.delta_bytes
+
+    restored, deltas, delta_bytes = asyncio.run(count())
+    assert restored == deltas > 0
+    assert delta_bytes > 0
+
+
 TABLE_END = bytes.fromhex("f7cff485b741e288")
 
 
@@ -599,10 +614,69 @@ def test_an_asynchronous_generator_that_raises_while_the_worker_waits_ends_it(tm
         raise RuntimeError("broker gone")
 
     app.ingress(GeneratorIngress(numbers), to=none, key="id", name="numbers")
-    with pytest.raises(
-        FunctionError, match=r"PEN0224 .*numbers, started .* raised RuntimeError: broker gone"
-    ):
+    with pytest.raises(FunctionError, match=r"PEN0224 .*numbers, started .* raised RuntimeError: broker gone"):
         run(app, tmp_path)
+
+
+# Text that can't be stored.
+
+LONE = "\ud800"
+
+
+def surrogate_uses() -> list[Callable[[Context[Any]], None]]:
+    """Whatever a handler may do with half of a surrogate pair, or with something that is no text."""
+    wrong: Any = 5
+    add = Add("a", 1)
+    return [
+        lambda ctx: ctx.send("test/sum", LONE, add),
+        lambda ctx: ctx.send("test/sum", wrong, add),
+        lambda ctx: ctx.send("test/sum", "x", Add(LONE, 1)),
+        lambda ctx: ctx.send_after(0.01, "test/sum", LONE, add),
+        lambda ctx: ctx.send_after("1h", "test/sum", "x", add, token=LONE),
+        lambda ctx: ctx.send_after("1h", "test/sum", "x", add, token=wrong),
+        lambda ctx: ctx.cancel(LONE),
+        lambda ctx: ctx.emit("test/out", 1, topic=LONE),
+        lambda ctx: ctx.emit("test/out", 1, key=LONE),
+        lambda ctx: ctx.emit("test/out", 1, headers={"a": LONE}),
+        lambda ctx: ctx.emit("test/out", 1, headers={"a": wrong}),
+    ]
+
+
+def test_text_that_utf_8_cannot_hold_makes_a_dead_letter(tmp_path: Path) -> None:
+    uses = surrogate_uses()
+    app = App("lone")
+    app.egress("test/out", MemoryEgress())
+
+    @app.function("test/use", attempts=1)
+    def use(ctx: Context[None], add: Add) -> None:
+        if add.amount == len(uses):
+            raise ValueError(LONE)
+        uses[add.amount](ctx)
+
+    @app.function("test/sum")
+    def sum_(ctx: Context[None], add: Add) -> None: ...
+
+    numbers = range(len(uses) + 1)
+    app.ingress(GeneratorIngress(lambda start: (Add("a", n) for n in numbers[start:])), to=use, key="id", name="in")
+    worker = run(app, tmp_path)
+
+    assert worker.units[0].core.letters.written == len(numbers)
+
+
+def test_records_with_text_that_utf_8_cannot_hold_are_dead_letters(tmp_path: Path) -> None:
+    app = App("lone")
+
+    @app.function("test/sum")
+    def sum_(ctx: Context[None], add: Add) -> None: ...
+
+    def key(add: Add) -> str:
+        return add.id if add.amount else "good"
+
+    records = [Add(LONE, 1), Add(LONE, 0), Add("a", 1)]
+    app.ingress(GeneratorIngress(lambda start: iter(records[start:])), to=sum_, key=key, name="in")
+    worker = run(app, tmp_path)
+
+    assert worker.units[0].core.letters.written == 2
 
 
 # Egresses that fail.
