@@ -38,7 +38,7 @@ from penstock.engine.entry import EMPTY_STATE, Entry, Opened
 from penstock.engine.letters import DeadLetters, describe
 from penstock.engine.operations import BuryRows, Drop, Operation, Redrive, SetState, decode_operation
 from penstock.engine.pending import Pending
-from penstock.errors import FunctionError, InvalidInput, PenstockError, ProtocolError
+from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
 from penstock.functions.answers import encode_answer
 from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied
 from penstock.functions.function import Function
@@ -476,6 +476,8 @@ class TaskCore:
         """A message could not be processed: try again later, give it up, or halt, as the function's policy says."""
         self.failures[entry.typename] = self.failures.get(entry.typename, 0) + 1
         options = entry.function.options
+        if isinstance(error, CorruptSnapshot | Unavailable) and error.code.startswith("PEN04"):
+            raise error  # The store's failure, not the handler's: no retry here can mend it.
         error = self._diagnose(entry, message, error)
         if attempt < options.attempts and not isinstance(error, InvalidInput):
             self._retries += 1
@@ -771,6 +773,11 @@ class TaskCore:
     def queued(self) -> int:
         """Messages that could run at once."""
         return sum(len(entry.queue) for entry in self._entries.values()) + len(self._ready)
+
+    @property
+    def suspended(self) -> int:
+        """Handlers that wait for something outside."""
+        return len(self._running)
 
     @property
     def clock_ms(self) -> int:

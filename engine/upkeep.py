@@ -25,6 +25,8 @@ from penstock.ids import Offset
 
 ROW_BYTES_ASSUMED = 512
 """For the memory bound: a changed row with its key and bookkeeping."""
+SUSPENDED_ROWS = 16
+"""So many rows weigh what a suspended handler does: its frame, its context and the event loop's task, about 8 KB."""
 FOLD_SHARE = 3
 """Settled rows are folded when they fill a third of the memory for pending changes; the rest is for what comes then."""
 IDLE_FOLD_S = 1.0
@@ -58,11 +60,13 @@ class Upkeep:
 
     @property
     def under_pressure(self) -> bool:
-        """Whether inputs must wait: unsettled changes and queues fill their share of the memory (PROTOCOL 25)."""
+        """Whether inputs must wait: unsettled changes, queues and suspended handlers fill their share of the memory
+        (PROTOCOL 25)."""
         rows = 0
         for unit in self._units:
             statistics = unit.overlay.statistics()
             rows += statistics.unsettled + statistics.settled + unit.core.queued
+            rows += unit.core.suspended * SUSPENDED_ROWS
         return rows * ROW_BYTES_ASSUMED > self._config.pending_bytes
 
     def start_due(self, idle_s: float) -> None:

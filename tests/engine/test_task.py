@@ -775,6 +775,22 @@ def test_a_redriven_message_is_the_one_it_was() -> None:
     assert bench.effects[-1].egress == undisturbed.egress  # Outsiders can tell that it is the same row.
 
 
+def test_handlers_that_wait_are_counted_until_they_end() -> None:
+    app = App("bench")
+
+    @app.function("t/wait")
+    async def wait(ctx: Context[None], message: Add) -> None:
+        await Pause()
+
+    bench = Bench(app)
+    for id in "aab":
+        bench.send(wait, id, Add())
+    assert bench.core.suspended == 2
+    for _ in range(3):
+        bench.resume()
+    assert bench.core.suspended == 0
+
+
 def test_retries_that_are_due_together_stay_within_the_bound_of_a_batch() -> None:
     app, broken = App("bench"), True
 
