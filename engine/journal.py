@@ -113,8 +113,8 @@ class Journal:
             "does not. An older checkpoint is used.",
         )
 
-    def delta(self, offset: int) -> tuple[DeltaHeader, Frozen]:
-        """The delta whose first record stands at `offset`."""
+    def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
+        """The delta whose first record stands at `offset`, and its size in bytes."""
         records: list[bytes] = []
         while True:
             record = self._one(offset + len(records))
@@ -126,7 +126,7 @@ class Journal:
                 )
             records.append(record[1:])
             if peek_header(records[-1]).count:
-                return decode_delta(records)
+                return *decode_delta(records), sum(map(len, records))
 
     def chain(self, head: int, first: int) -> list[int]:
         """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back from the head.

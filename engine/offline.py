@@ -122,7 +122,7 @@ class _Sound:
             chain = set()
             offset = part.head
             while offset >= max(part.first, 0) and offset not in self._deltas:
-                header, _ = self._journal.delta(offset)
+                header, _, _ = self._journal.delta(offset)
                 chain.add(offset)
                 offset = header.previous
             self._deltas |= chain

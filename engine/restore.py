@@ -44,6 +44,8 @@ class Restored:
     head: int = -1
     checksum: int = 0
     deltas: int = 0
+    delta_bytes: int = 0
+    """Of them all, as they stand in the journal."""
 
 
 def restore_task(
@@ -77,7 +79,8 @@ def _restore(part: Part, journal: Journal, overlay: Overlay, progress: Callable[
     overlay.begin_restore(part.base_checkpoint)
     chain = journal.chain(part.head, part.first)
     for number, offset in enumerate(chain, 1):
-        header, frozen = journal.delta(offset)
+        header, frozen, size = journal.delta(offset)
+        restored.delta_bytes += size
         overlay.restore(frozen.checkpoint, frozen.values, frozen.rows, frozen.queues)
         restored.meta = frozen.meta
         for typename, queue in frozen.queues.items():

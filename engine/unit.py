@@ -64,11 +64,10 @@ class Writing:
 
 @dataclass
 class UnitCounters:
-    """Since the unit started."""
+    """Since the unit started, but of deltas what the newest base does not contain, restored ones too."""
 
     turns: int = 0
     delta_bytes: int = 0
-    """Since the last base."""
     deltas: int = 0
     frames_sent: int = 0
 
@@ -112,7 +111,8 @@ class TaskUnit:
 
     def adopt(self, restored: Restored) -> None:
         """Take over rows that a restored checkpoint decided and that may not be visible yet: folds must keep those that
-        only its deltas hold, and delete those in the store once they are committed."""
+        only its deltas hold, and delete those in the store once they are committed. Its deltas count until a base."""
+        self.counters.deltas, self.counters.delta_bytes = restored.deltas, restored.delta_bytes
         self._stored_rows.extend(restored.stored)
         batches: dict[int, Cut] = {}
         for egress, staged in restored.staged.items():
