@@ -4,8 +4,8 @@
          -> units settle and commit -> replies and whoever waits are told
 
 What always holds: all units are frozen in one step, between two turns; nothing is announced before its COMPLETE is
-durable, nor that before the deltas and messages it refers to. Does not know what became of a reply or what a checkpoint
-leaves to be tidied: `announced` gets the one, `upkeep` sees the other.
+durable, nor that before the deltas and messages it refers to are, and the rows of eager egresses are written. Does not
+know what became of a reply or what a checkpoint leaves to be tidied: `announced` gets the one, `upkeep` sees the other.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory
 from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit, Writing
+from penstock.errors import Refused
 from penstock.functions.app import App
 from penstock.records import Reply
 
@@ -69,6 +70,7 @@ class CheckpointDriver:
         self._announced = announced
         self._urgent_reason = ""
         self._waiting: dict[int, list[asyncio.Future[int]]] = {}
+        self._closed = False
         self.coordinator = Coordinator(
             CoordinatorOptions(
                 application=app.name,
@@ -101,17 +103,30 @@ class CheckpointDriver:
 
     @property
     def quiet(self) -> bool:
-        """Whether everything is in a complete checkpoint, and none is under way."""
-        return not self._dirty and self.coordinator.phase is Phase.IDLE
+        """Whether everything is in a complete checkpoint, none is under way, and nobody waits for one."""
+        return not self._dirty and self.coordinator.phase is Phase.IDLE and not self._waiting
 
     async def wait_checkpoint(self, reason: str) -> int:
-        """Take a checkpoint of everything admitted so far, and return its number once it is complete."""
+        """Take a checkpoint of everything admitted so far, and return its number once it is complete.
+
+        Raises Refused when the worker ends first.
+        """
+        if self._closed:
+            raise _ended(self._application)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         following = (self.coordinator.current or self.coordinator.last_id) + 1
         self._waiting.setdefault(following, []).append(future)
         self.hurry(reason)
         self._wake()
         return await future
+
+    def close(self) -> None:
+        """No checkpoint will be taken any more: tell those who wait for one."""
+        self._closed = True
+        for future in [future for futures in self._waiting.values() for future in futures]:
+            if not future.done():
+                future.set_exception(_ended(self._application))
+        self._waiting.clear()
 
     @property
     def _dirty(self) -> bool:
@@ -151,6 +166,8 @@ class CheckpointDriver:
             await (
                 self._data.flush()
             )  # Everything sent before the cut, before the COMPLETE that refers to it (PROTOCOL 9).
+        while self.coordinator.current == checkpoint and not all(writing.eager_settled for writing in writings):
+            await asyncio.sleep(0.001)  # noqa: ASYNC110  # A few ms at most, or until the coordinator gives up.
         if self.coordinator.current != checkpoint:
             for unit in self._units:
                 unit.abandoned(checkpoint)
@@ -202,3 +219,7 @@ class CheckpointDriver:
         self.duration_ms_sum += took_ms
         self.durations_ms.append(took_ms)
         del self.durations_ms[:-DURATIONS_MAX]
+
+
+def _ended(application: str) -> Refused:
+    return Refused("PEN0603", f"{application} stopped before the checkpoint was complete. Ask again when it runs.")

@@ -145,7 +145,11 @@ class SinkDriver:
 
 
 class EagerDriver:
-    """Writes rows as soon as they are emitted, in order, before any checkpoint decides them: at least once."""
+    """Writes rows as soon as they are emitted, in order, before any checkpoint decides them: at least once.
+
+    No snapshot holds these rows, so a checkpoint may be complete only when all emitted before its cut are written or
+    refused (`settled` has reached what `sent` was then): otherwise a crash would lose them.
+    """
 
     def __init__(self, name: str, task: int, sink: Sink, *, failed: Callable[[BaseException], None]) -> None:
         self._name = name
@@ -154,14 +158,21 @@ class EagerDriver:
         self._failed = failed
         self._rows: deque[EgressRow] = deque()
         self._running: asyncio.Task[None] | None = None
+        self.sent = 0
         self.refused = 0
         self.written = 0
+
+    @property
+    def settled(self) -> int:
+        """How many of the rows sent, from the first, need no more care."""
+        return self.written + self.refused
 
     @property
     def quiet(self) -> bool:
         return self._running is None
 
     def send(self, row: EgressRow) -> None:
+        self.sent += 1
         self._rows.append(row)
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())

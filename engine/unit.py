@@ -58,8 +58,15 @@ class Writing:
 
     encoder: DeltaEncoder
     frozen: Frozen
+    eager: list[tuple[EagerDriver, int]]
+    """How many rows each eager egress was sent before the cut."""
     offset: int = -1
     """Of its first record; -1 while there is none."""
+
+    @property
+    def eager_settled(self) -> bool:
+        """Whether the rows that left before the cut are written: no snapshot holds them."""
+        return all(driver.settled >= sent for driver, sent in self.eager)
 
 
 @dataclass
@@ -186,7 +193,8 @@ class TaskUnit:
             driver.handle(Staged(self.snapshot.attempt, checkpoint, rows))
         taken = self.snapshot.cut(frozen)
         identity = DeltaIdentity(application, self.snapshot.attempt, generation, taken.previous)
-        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen)
+        eager = [(driver, driver.sent) for driver in self.sinks.values() if isinstance(driver, EagerDriver)]
+        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen, eager)
 
     def written(self, writing: Writing) -> Part:
         """The delta is in the journal. Returns what to acknowledge."""

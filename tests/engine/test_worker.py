@@ -742,3 +742,34 @@ def test_rows_refused_in_the_last_commit_are_buried_and_the_others_written(
 
     assert rows_of(app).values() == [0, 1, 2, 4]
     assert sum(unit.core.letters.written for unit in worker.units) == 1
+
+
+def test_no_checkpoint_is_complete_before_the_rows_of_eager_egresses_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    available = False
+    commit = MemorySink.commit
+
+    async def commit_later(sink: MemorySink, *rest: Any) -> None:
+        if not available:
+            raise Unavailable("PEN0520", "away")
+        await commit(sink, *rest)
+
+    app = emitting(5, commit_later, monkeypatch, delivery="eager")
+
+    async def crash() -> None:
+        worker = Worker(app, Config(directory=tmp_path, port=None, interval_ms=10))
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        await _until(lambda: worker.coordinator.current is not None)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        assert worker.last_checkpoint is None
+        worker.stop()
+        await serving
+        await worker._abort()
+
+    asyncio.run(crash())
+    available = True
+    run(app, tmp_path)
+    assert rows_of(app).values() == [0, 1, 2, 3, 4]
