@@ -221,6 +221,8 @@ class Worker:
                 store.close()
             self.requests.close()
         finally:
+            if hasattr(self, "checkpoint_driver"):
+                self.checkpoint_driver.close()
             self.data.close()
 
     # Turns.

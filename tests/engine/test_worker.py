@@ -553,6 +553,37 @@ def test_a_message_that_fails_in_its_handler_says_which_record_it_was(tmp_path: 
 # Stopping.
 
 
+def test_whoever_waits_for_a_checkpoint_when_the_worker_stops_gets_it(tmp_path: Path) -> None:
+    async def stop_it() -> int:
+        worker = Worker(adding(0), Config(directory=tmp_path, port=None))
+        await worker.start()
+        waiting = asyncio.ensure_future(worker.checkpoint_driver.wait_checkpoint("test"))
+        await asyncio.sleep(0)
+        worker.stop()
+        await worker.serve()
+        await worker.finish()
+        return await asyncio.wait_for(waiting, 5)
+
+    assert asyncio.run(stop_it()) > 0
+
+
+def test_whoever_waits_for_a_checkpoint_when_the_worker_fails_is_told(tmp_path: Path) -> None:
+    async def break_it() -> None:
+        app = adding(0)
+        worker = Worker(app, Config(directory=tmp_path, port=None))
+        running = asyncio.ensure_future(worker.run())
+        await _until(lambda: worker.ready)
+        waiting = asyncio.ensure_future(worker.checkpoint_driver.wait_checkpoint("test"))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        for each in (waiting, worker.checkpoint_driver.wait_checkpoint("test")):
+            with pytest.raises(Refused, match="PEN0603 adding stopped before the checkpoint was complete"):
+                await asyncio.wait_for(each, 5)
+
+    asyncio.run(break_it())
+
+
 def test_a_handler_that_waits_for_ever_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     app = App("waiting")
     started: list[str] = []
