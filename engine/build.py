@@ -224,7 +224,7 @@ class Assembly:
     async def cancel(self) -> None:
         """Let go of handlers that are suspended and of rows that are under way: the next start has them again."""
         for suspended in self._suspended:
-            await suspended.cancel_all()
+            await suspended.cancel_all(self._config.stop_timeout_ms / 1000)
         for unit in self.units:
             for driver in unit.sinks.values():
                 driver.cancel()

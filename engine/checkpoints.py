@@ -166,8 +166,9 @@ class CheckpointDriver:
             await (
                 self._data.flush()
             )  # Everything sent before the cut, before the COMPLETE that refers to it (PROTOCOL 9).
-        while self.coordinator.current == checkpoint and not all(writing.eager_settled for writing in writings):
-            await asyncio.sleep(0.001)  # noqa: ASYNC110  # A few ms at most, or until the coordinator gives up.
+        # A few ms as a rule, else until the coordinator gives the checkpoint up.
+        while self.coordinator.current == checkpoint and not all(each.eager_settled for each in writings):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         if self.coordinator.current != checkpoint:
             for unit in self._units:
                 unit.abandoned(checkpoint)

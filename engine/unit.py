@@ -333,9 +333,11 @@ class Suspended:
         self._completions.add(Completed(number, None if error is not None else task.result(), error))
         self._wake()
 
-    async def cancel_all(self) -> None:
-        """The process stops: what these handlers did is not kept, and they run again from their messages."""
+    async def cancel_all(self, timeout_s: float | None = None) -> None:
+        """The process stops: what these handlers did is not kept, and they run again from their messages. One that
+        goes on although it is cancelled is waited for no longer than `timeout_s`."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)

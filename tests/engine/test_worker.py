@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -608,6 +609,30 @@ def test_a_handler_that_waits_for_ever_does_not_hold_up_a_stop(tmp_path: Path) -
     for _ in range(2):
         asyncio.run(stop_it(Worker(app, Config(directory=tmp_path, port=None))))
     assert started == ["a", "a"], "a message in flight is part of the snapshot, and runs again"
+
+
+def test_a_handler_that_goes_on_although_it_is_cancelled_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    app = App("stubborn")
+    started, released = asyncio.Event(), asyncio.Event()
+
+    @app.function("test/wait")
+    async def wait(ctx: Context[None], add: Add) -> None:
+        started.set()
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+
+    app.ingress(GeneratorIngress(lambda start: iter([Add("a", 1)][start:])), to=wait, key="id", name="one")
+
+    async def stop_it() -> None:
+        worker = Worker(app, Config(directory=tmp_path, port=None, stop_timeout_ms=100))
+        running = asyncio.ensure_future(worker.run())
+        await started.wait()
+        worker.stop()
+        await asyncio.wait_for(running, 5)
+        released.set()
+
+    asyncio.run(stop_it())
 
 
 def test_a_handler_that_halts_ends_the_worker_and_keeps_the_message(tmp_path: Path) -> None:
