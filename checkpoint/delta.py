@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from penstock.errors import CorruptSnapshot
+from penstock.errors import CorruptSnapshot, Refused
 from penstock.records import EgressRow, Frozen, QueueCut, QueuedRow, Reply, TaskMeta
 
 FORMAT = 1
@@ -169,7 +169,7 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
     parts = [_split(record) for record in records]
     first = parts[0][0]
     if first.format > FORMAT:
-        raise CorruptSnapshot(
+        raise Refused(
             "PEN0408",
             f"Delta of checkpoint {first.checkpoint} has format {first.format}; this version reads up to {FORMAT}. "
             "It was written by a newer Penstock: run that one.",

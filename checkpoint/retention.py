@@ -6,8 +6,10 @@ newest checkpoint, and the one the running attempt began from, are never dropped
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
@@ -63,23 +65,28 @@ def decide(checkpoints: Sequence[Retained], policy: Retention, now_ms: int, *, n
 
 def _bound(checkpoints: Sequence[Retained], kept: list[Retained], policy: Retention, needed: frozenset[int]) -> Verdict:
     """Drop the oldest until the deltas that the rest pins fit the limit."""
-    over: list[Retained] = []
-    while kept[:-1] and kept[0].checkpoint not in needed and _pinned_bytes(checkpoints, kept) > policy.bytes_max:
-        over.append(kept.pop(0))
-    return Verdict(kept, over)
+    offsets = [each.offset for each in checkpoints]
+    bytes_before = [0, *accumulate(each.delta_bytes for each in checkpoints)]
+    points = list(accumulate((_pins(each) for each in reversed(kept)), min))
+    points.reverse()
+    dropped = 0
+    while (
+        dropped < len(kept) - 1
+        and kept[dropped].checkpoint not in needed
+        and bytes_before[-1] - bytes_before[bisect_left(offsets, points[dropped])] > policy.bytes_max
+    ):
+        dropped += 1
+    return Verdict(kept[dropped:], kept[:dropped])
 
 
-def _pinned_bytes(checkpoints: Sequence[Retained], kept: Sequence[Retained]) -> int:
-    """Bytes of the deltas that can't be truncated while `kept` are restorable."""
-    point = truncation_point(kept) or 0
-    return sum(each.delta_bytes for each in checkpoints if each.offset >= point)
+def _pins(each: Retained) -> int:
+    """The oldest offset of the journal that a checkpoint needs."""
+    return each.offset if each.first < 0 else min(each.first, each.offset)
 
 
 def truncation_point(kept: Sequence[Retained]) -> int | None:
     """Everything in the journal before this offset is needed by no checkpoint; None when nothing can be said."""
-    if not kept:
-        return None
-    return min(min((each.first for each in kept if each.first >= 0), default=kept[0].offset), kept[0].offset)
+    return min(map(_pins, kept), default=None)
 
 
 def oldest_of_attempts(kept: Sequence[Retained]) -> list[Retained]:

@@ -66,12 +66,7 @@ class DirectoryStore:
     def open(self, name: str) -> list[StoredFile]:
         """What the base consists of. Raises CorruptSnapshot when it is not there, or a file of it is missing or
         short."""
-        path = self._bases / name
-        if not path.exists():
-            raise CorruptSnapshot(
-                "PEN0404", f"Base {name} is missing: {path} does not exist. An older checkpoint is used."
-            )
-        listed = msgspec.msgpack.decode(read_bytes_checked(path), type=list[StoredFile])
+        listed = self._listed(name)
         for each in listed:
             stored = self._files / each.hash
             size = stored.stat().st_size if stored.exists() else -1
@@ -111,6 +106,14 @@ class DirectoryStore:
     def names(self) -> list[str]:
         return sorted(path.name for path in self._bases.iterdir() if not path.name.startswith("."))
 
+    def _listed(self, name: str) -> list[StoredFile]:
+        path = self._bases / name
+        if not path.exists():
+            raise CorruptSnapshot(
+                "PEN0404", f"Base {name} is missing: {path} does not exist. An older checkpoint is used."
+            )
+        return msgspec.msgpack.decode(read_bytes_checked(path), type=list[StoredFile])
+
     def collect(self, referenced: Iterable[str], older_than: Callable[[Path], bool]) -> int:
         """Delete the bases that are not `referenced` and the files only they used, as far as `older_than` agrees.
 
@@ -124,7 +127,7 @@ class DirectoryStore:
                 path.unlink()
                 deleted += 1
         if deleted:
-            used = {file.hash for name in self.names() for file in self.open(name)}
+            used = {file.hash for name in self.names() for file in self._listed(name)}
             for path in self._files.iterdir():
                 if path.name not in used and older_than(path):
                     path.unlink()

@@ -3,7 +3,8 @@
     sinks, opened -> for each task: core, protocol, feeds, a driver for each sink -> rows whose fate is unknown
 
 What always holds: everything that was opened can be closed, however far the building came; ingresses are dealt out to
-the tasks by their order of declaration, so that every start gives the same task the same one. Decides nothing about
+the tasks by the hash of their names, so that every start gives the same task the same one, whatever else is declared
+meanwhile. Decides nothing about
 when units take turns or checkpoints: it reports what happens to them by the callbacks it was given.
 """
 
@@ -30,6 +31,7 @@ from penstock.errors import ConfigurationError, Unavailable
 from penstock.functions.app import App, Ingress
 from penstock.functions.context import Outlet
 from penstock.functions.types import codec_for
+from penstock.ids import key_group
 from penstock.records import EgressRow
 from penstock.router.egress import sink_for
 from penstock.router.ingress import reader_for
@@ -156,8 +158,8 @@ class Assembly:
             inbox = InboxFeed(log, task, snapshot)
             inbox.seek(meta.inbox_position)
             feeds.append(inbox)
-        for number, ingress in enumerate(self._app.ingresses.values()):
-            if number % self._config.parallelism == task:
+        for ingress in self._app.ingresses.values():
+            if key_group(ingress.name) % self._config.parallelism == task:
                 feed = self._ingress_feed(ingress)
                 feed.seek(meta.ingress_positions.get(ingress.name))
                 feeds.append(feed)

@@ -130,7 +130,6 @@ class SinkDriver:
         except RowsRefused as error:
             return RowsRejected(error.refused)
         self._recovered()
-        self._discard(max(marker.values()))
         return Committed()
 
     def _complain(self, error: Unavailable) -> None:

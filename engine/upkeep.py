@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from penstock.checkpoint.retention import Retained, decide, oldest_of_attempts, truncation_point
+from penstock.engine.background import in_thread
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory
 from penstock.engine.feeds import RequestFeed
@@ -108,11 +109,11 @@ class Upkeep:
         path = task_path.with_name(f"{task_path.name}.checkpoint")
         backend = unit.overlay.backend
         try:
-            await asyncio.to_thread(backend.flush)
+            await in_thread(backend.flush)
             shutil.rmtree(path, ignore_errors=True)
             backend.checkpoint(path)
-            await asyncio.to_thread(self._data.store.put, name, path)
-            await asyncio.to_thread(shutil.rmtree, path)
+            await in_thread(self._data.store.put, name, path)
+            await in_thread(shutil.rmtree, path)
         except Unavailable as error:
             logger.error("%s", error)
             return
