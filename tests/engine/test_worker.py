@@ -311,21 +311,21 @@ def short_journal(monkeypatch: pytest.MonkeyPatch, many_bases: None) -> Retentio
 def test_a_lost_index_of_a_truncated_journal_costs_no_state(
     tmp_path: Path, short_journal: Retention, damage: Callable[[Path], None]
 ) -> None:
-    run(slow(600), tmp_path, interval_ms=2, retention=short_journal)
+    run(slow(2_000), tmp_path, interval_ms=2, retention=short_journal)
     assert int(min((tmp_path / "log" / "journal").iterdir()).stem) > 0, "the first records are gone"
     damage(tmp_path / "index")
 
-    worker = run(slow(600), tmp_path, interval_ms=2, retention=short_journal)
+    worker = run(slow(2_000), tmp_path, interval_ms=2, retention=short_journal)
 
     assert worker.recovery.restored > 0
     assert any("the journal is read from its offset" in note for note in worker.recovery.notes)
-    assert sums(adding(600), tmp_path) == expected(600)
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
 
 
 def test_when_no_checkpoint_is_left_of_a_truncated_journal_a_start_is_refused(
     tmp_path: Path, short_journal: Retention
 ) -> None:
-    run(slow(600), tmp_path, interval_ms=2, retention=short_journal)
+    run(slow(2_000), tmp_path, interval_ms=2, retention=short_journal)
     (tmp_path / "index").unlink()
     segments = sorted((tmp_path / "log" / "journal").iterdir())
     for segment in segments[1:]:
@@ -333,7 +333,7 @@ def test_when_no_checkpoint_is_left_of_a_truncated_journal_a_start_is_refused(
     segments[0].write_bytes(segments[0].read_bytes()[:100])
 
     with pytest.raises(CorruptSnapshot, match=r"PEN0404 No checkpoint of .* can be restored"):
-        run(slow(600), tmp_path)
+        run(slow(2_000), tmp_path)
 
 
 @pytest.mark.parametrize("bytes_torn", [1, 37])
@@ -370,24 +370,24 @@ def many_bases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("many_bases")
 def test_a_start_from_a_base_knows_what_it_contains(tmp_path: Path) -> None:
-    run(slow(600), tmp_path)
-    worker = run(slow(600), tmp_path)
+    run(slow(2_000), tmp_path)
+    worker = run(slow(2_000), tmp_path)
 
     assert list((tmp_path / "store" / "bases").iterdir()), "the run is long enough for a base"
     assert worker.recovery.deltas < worker.recovery.restored, "a base spares most of the deltas"
-    assert sums(adding(600), tmp_path) == expected(600)
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
 
 
 @pytest.mark.usefixtures("many_bases")
 def test_a_missing_base_file_falls_back_or_refuses_and_never_invents(tmp_path: Path) -> None:
-    run(slow(600), tmp_path)
+    run(slow(2_000), tmp_path)
     for path in (tmp_path / "store" / "files").iterdir():
         path.unlink()
 
-    worker = run(slow(600), tmp_path)
+    worker = run(slow(2_000), tmp_path)
 
     assert any("missing" in note for note in worker.recovery.notes)
-    assert sums(adding(600), tmp_path) == expected(600)
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
 
 
 def test_restored_deltas_count_for_the_next_base(tmp_path: Path) -> None:
@@ -417,13 +417,13 @@ def damage_tables(directory: Path) -> None:
 
 @pytest.mark.usefixtures("many_bases")
 def test_a_base_with_flipped_bytes_is_not_restored(tmp_path: Path) -> None:
-    run(slow(600), tmp_path)
+    run(slow(2_000), tmp_path)
     damage_tables(tmp_path)
 
-    worker = run(slow(600), tmp_path)
+    worker = run(slow(2_000), tmp_path)
 
     assert any("PEN0404 Base" in note and "has hash" in note for note in worker.recovery.notes)
-    assert sums(adding(600), tmp_path) == expected(600)
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
 
 
 @pytest.mark.usefixtures("many_bases")
@@ -434,17 +434,17 @@ def test_after_damage_was_met_at_work_a_base_is_verified_however_large_it_is(
         raise CorruptSnapshot("PEN0407", "block checksum mismatch")
 
     monkeypatch.setattr("penstock.engine.data.VERIFY_BYTES", 0)
-    run(slow(600), tmp_path)
+    run(slow(2_000), tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(TaskUnit, "turn", meet_damage)
         with pytest.raises(CorruptSnapshot, match="block checksum mismatch"):
-            run(slow(600), tmp_path)
+            run(slow(2_000), tmp_path)
     damage_tables(tmp_path)
 
-    worker = run(slow(600), tmp_path)
+    worker = run(slow(2_000), tmp_path)
 
     assert any("PEN0404 Base" in note and "has hash" in note for note in worker.recovery.notes)
-    assert sums(adding(600), tmp_path) == expected(600)
+    assert sums(adding(2_000), tmp_path) == expected(2_000)
     assert not (tmp_path / "distrusted").exists()
 
 
