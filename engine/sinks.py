@@ -22,6 +22,7 @@ from penstock.checkpoint.sinks import (
     MarkerRead,
     ReadMarker,
     RowsRejected,
+    Staged,
     Statistics,
     TwoPhaseSink,
 )
@@ -32,6 +33,9 @@ from penstock.router.sink import RowsRefused, Sink
 
 EAGER_ROWS_MAX = 1_000
 EAGER_RETRY_S = 0.1
+ROWS_SAMPLED = 16
+ROW_OVERHEAD_BYTES = 200
+"""Of a row beside its value: a tuple, a cause, and the bytes object."""
 
 
 class SinkDriver:
@@ -57,8 +61,16 @@ class SinkDriver:
         self._failed = failed
         self._actions: deque[Action] = deque()
         self._running: asyncio.Task[None] | None = None
+        self._row_bytes = 0
+        """The largest row seen of late: what waits is taken to be like it."""
         self.unavailable = ""
         """Why the sink does not answer at present; empty when it does."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """About what the rows hold that are not visible yet."""
+        statistics = self._core.statistics()
+        return (statistics.rows_undecided + statistics.rows_decided) * self._row_bytes
 
     @property
     def quiet(self) -> bool:
@@ -73,6 +85,9 @@ class SinkDriver:
 
     def handle(self, event: Event) -> None:
         """Tell the core what happened, and perform what follows from it."""
+        if isinstance(event, Staged) and event.rows:
+            sample = event.rows[:: max(1, len(event.rows) // ROWS_SAMPLED)]
+            self._row_bytes = ROW_OVERHEAD_BYTES + max(len(row.value) for row in sample)
         self._actions.extend(self._core.handle(event))
         if self._actions and self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._perform_all())
@@ -157,6 +172,8 @@ class EagerDriver:
         self._failed = failed
         self._rows: deque[EgressRow] = deque()
         self._running: asyncio.Task[None] | None = None
+        self.waiting_bytes = 0
+        """What the rows hold that are not written yet."""
         self.sent = 0
         self.refused = 0
         self.written = 0
@@ -172,6 +189,7 @@ class EagerDriver:
 
     def send(self, row: EgressRow) -> None:
         self.sent += 1
+        self.waiting_bytes += len(row.value) + ROW_OVERHEAD_BYTES
         self._rows.append(row)
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())
@@ -201,6 +219,7 @@ class EagerDriver:
                     self._drop(rows, error)
                 else:
                     self.written += len(rows)
+                    self.waiting_bytes -= sum(len(row.value) + ROW_OVERHEAD_BYTES for row in rows)
                     delay_s = EAGER_RETRY_S
         except Exception as error:  # noqa: BLE001  # As above.
             self._failed(_coded(self._name, error))
@@ -211,6 +230,7 @@ class EagerDriver:
         """Rows that can never be written. An eager egress promises them to nobody: they are counted and said."""
         refused = {index for index, _ in error.refused}
         self.refused += len(refused)
+        self.waiting_bytes -= sum(len(rows[index].value) + ROW_OVERHEAD_BYTES for index in refused)
         logger.error("egress %s dropped %d rows: %s", self._name, len(refused), error)
         self._rows.extendleft(row for index, row in reversed(list(enumerate(rows))) if index not in refused)
 

@@ -30,6 +30,8 @@ SUSPENDED_ROWS = 16
 """So many rows weigh what a suspended handler does: its frame, its context and the event loop's task, about 8 KB."""
 FOLD_SHARE = 3
 """Settled rows are folded when they fill a third of the memory for pending changes; the rest is for what comes then."""
+PRESSURE_LOOK_MS = 50
+"""While inputs wait, how often to look whether they may go on: a sink that answers again wakes nobody."""
 IDLE_FOLD_S = 1.0
 """Settled rows are folded, however few, when nothing has happened for so long."""
 BASE_BYTES = 128 << 20
@@ -61,14 +63,16 @@ class Upkeep:
 
     @property
     def under_pressure(self) -> bool:
-        """Whether inputs must wait: unsettled changes, queues and suspended handlers fill their share of the memory
-        (PROTOCOL 25)."""
-        rows = 0
+        """Whether inputs must wait: unsettled changes, queues, suspended handlers and rows for egresses fill their
+        share of the memory (PROTOCOL 25).
+        """
+        rows = row_bytes = 0
         for unit in self._units:
             statistics = unit.overlay.statistics()
             rows += statistics.unsettled + statistics.settled + unit.core.queued
             rows += unit.core.suspended * SUSPENDED_ROWS
-        return rows * ROW_BYTES_ASSUMED > self._config.pending_bytes
+            row_bytes += sum(driver.waiting_bytes for driver in unit.sinks.values())
+        return rows * ROW_BYTES_ASSUMED + row_bytes > self._config.pending_bytes
 
     def start_due(self, idle_s: float) -> None:
         """Start what is due, if nothing is under way. `idle_s`: how long no unit has had anything to do."""
@@ -86,6 +90,8 @@ class Upkeep:
 
     def due_in_ms(self) -> int | None:
         """How long until something may be due while nothing happens; None for nothing."""
+        if self.under_pressure:
+            return PRESSURE_LOOK_MS
         return int(IDLE_FOLD_S * 1000) + 1 if any(unit.overlay.settled_rows for unit in self._units) else None
 
     # Folds and bases.

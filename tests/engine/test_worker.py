@@ -846,3 +846,46 @@ def test_no_checkpoint_is_complete_before_the_rows_of_eager_egresses_are_written
     available = True
     run(app, tmp_path)
     assert rows_of(app).values() == [0, 1, 2, 3, 4]
+
+
+def test_rows_that_no_sink_takes_stop_the_input_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = True
+    commit = MemorySink.commit
+
+    async def commit_unless_away(self: MemorySink, task: int, rows: Any, marker: Any) -> None:
+        if away:
+            raise Unavailable("PEN0520", "the sink is away")
+        await commit(self, task, rows, marker)
+
+    monkeypatch.setattr(MemorySink, "commit", commit_unless_away)
+    app = App("away")
+    egress = MemoryEgress()
+    out = app.egress("test/out", egress)
+
+    @app.function("test/emit")
+    def emit(ctx: Context[None], add: Add) -> None:
+        ctx.emit(out, "x" * 4_000)
+
+    records = 20_000
+    app.ingress(GeneratorIngress(lambda start: (Add("a", n) for n in range(start, records))), to=emit, key="id")
+
+    async def through_the_outage() -> None:
+        nonlocal away
+        worker = Worker(app, Config(directory=tmp_path, port=None, until_done=True, memory_bytes=64 << 20))
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        feed = worker.ingresses[0]
+        before = -1
+        async with asyncio.timeout(30):
+            while feed.records != before:
+                before = feed.records
+                await asyncio.sleep(0.7)
+        assert 0 < feed.records < records
+        away = False
+        await asyncio.wait_for(serving, 60)
+        await worker.finish()
+
+    asyncio.run(through_the_outage())
+    assert len(egress.rows) == records
