@@ -286,7 +286,9 @@ class TaskCore:
                 context.state = decode_state(raw) if raw else new_state()
                 handler(context, value)
                 new = encode_state(context.state)
-            except Exception as error:  # noqa: BLE001  # Whatever a handler raises is its failure, not ours.
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  # Whatever a handler raises is its failure, SystemExit too.
                 context.outputs.clear()
                 self._fail(entry, message, error, 1, None)
                 continue
@@ -309,7 +311,9 @@ class TaskCore:
             context._caller = caller
             try:
                 handler(context, decode(payload))
-            except Exception as error:  # noqa: BLE001  # As above.
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  # As above.
                 context.outputs.clear()
                 self._fail(entry, message, error, 1, None)
                 continue
@@ -348,7 +352,9 @@ class TaskCore:
             value = entry.decode(payload)
             opened = entry.open(context, self._meta.clock_ms)
             result = entry.function.handler(context, value)
-        except Exception as error:  # noqa: BLE001  # As above.
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # As above.
             self._fail(entry, message, error, attempt, number)
             return
         if not entry.function.is_async:

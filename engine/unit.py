@@ -319,7 +319,7 @@ class Suspended:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
-        task = asyncio.get_running_loop().create_task(handler)
+        task = asyncio.get_running_loop().create_task(_contained(handler))
         self._tasks.add(task)
         task.add_done_callback(lambda ended: self._ended(number, ended))
         return None
@@ -341,3 +341,13 @@ class Suspended:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
+
+
+async def _contained(handler: Coroutine[Any, Any, Any]) -> Any:
+    """What the event loop would take as its own end is a failure of the handler like any other."""
+    try:
+        return await handler
+    except SystemExit as error:
+        raise RuntimeError(
+            f"the handler raised SystemExit({error.code!r}); a handler can't end the application"
+        ) from error

@@ -652,6 +652,31 @@ def test_a_handler_that_goes_on_although_it_is_cancelled_does_not_hold_up_a_stop
     asyncio.run(stop_it())
 
 
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
+def test_a_handler_that_raises_what_is_no_exception_fails_like_any_other(
+    tmp_path: Path, error: BaseException, waits: bool
+) -> None:
+    app = App("ending")
+    seen: list[str] = []
+
+    async def end(ctx: Context[None], add: Add) -> None:
+        await asyncio.sleep(0)
+        end_now(ctx, add)
+
+    def end_now(ctx: Context[None], add: Add) -> None:
+        seen.append(add.id)
+        if add.id == "a":
+            raise error
+
+    function = app.function("test/end", attempts=1)(end if waits else end_now)  # type: ignore[arg-type]
+    app.ingress(GeneratorIngress(lambda start: iter([Add("a", 1), Add("b", 1)][start:])), to=function, key="id")
+    worker = run(app, tmp_path)
+
+    assert sorted(seen) == ["a", "b"]
+    assert worker.units[0].core.statistics().dead_letters == 1
+
+
 def test_a_handler_that_halts_ends_the_worker_and_keeps_the_message(tmp_path: Path) -> None:
     broken = True
     app = App("halting")
