@@ -669,7 +669,7 @@ def test_a_handler_that_raises_what_is_no_exception_fails_like_any_other(
         if add.id == "a":
             raise error
 
-    function = app.function("test/end", attempts=1)(end if waits else end_now)  # type: ignore[arg-type]
+    function = app.function("test/end", attempts=1)(end if waits else end_now)
     app.ingress(GeneratorIngress(lambda start: iter([Add("a", 1), Add("b", 1)][start:])), to=function, key="id")
     worker = run(app, tmp_path)
 

