@@ -132,6 +132,8 @@ class TaskCore:
         self._running: dict[int, _Running] = {}
         self._n = 0
 
+        self.emitted_bytes = 0
+        """Of the rows for egresses that no cut contains yet."""
         self.origin_of: Callable[[int], str] = lambda cause: ""
         """Where the record with this cause stands, for people: set by whoever knows the ingresses."""
 
@@ -664,6 +666,7 @@ class TaskCore:
         for name, row in effects.egress:
             if name not in self._options.eager:
                 self._egress.setdefault(name, []).append(row)
+                self.emitted_bytes += len(row.value)
         self._replies.extend(effects.replies)
 
     def redo(self, effects: Effects) -> None:
@@ -720,6 +723,7 @@ class TaskCore:
             replies=self._replies,
         )
         self._schedule, self._egress, self._replies = [], {}, []
+        self.emitted_bytes = 0
         self._changed = False
         return frozen
 

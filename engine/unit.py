@@ -321,6 +321,8 @@ class Suspended:
     def start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
         task = asyncio.get_running_loop().create_task(_contained(handler))
         self._tasks.add(task)
+        # Closing it matters for one that was cancelled before its first step; for all others it does nothing.
+        task.add_done_callback(lambda _: handler.close())
         task.add_done_callback(lambda ended: self._ended(number, ended))
         return None
 

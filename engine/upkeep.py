@@ -71,7 +71,7 @@ class Upkeep:
             statistics = unit.overlay.statistics()
             rows += statistics.unsettled + statistics.settled + unit.core.queued
             rows += unit.core.suspended * SUSPENDED_ROWS
-            row_bytes += sum(driver.waiting_bytes for driver in unit.sinks.values())
+            row_bytes += unit.core.emitted_bytes + sum(driver.waiting_bytes for driver in unit.sinks.values())
         return rows * ROW_BYTES_ASSUMED + row_bytes > self._config.pending_bytes
 
     def start_due(self, idle_s: float) -> None:
