@@ -237,7 +237,7 @@ async def _measure_large(app: App, addresses: int, messages: int) -> Result:
     }
 
 
-INTERVAL_MS = 400
+INTERVAL_MS = 1_000
 """Between checkpoints in the scenario `pause`: 10,000 rows of 1 KB rewritten in it."""
 
 
