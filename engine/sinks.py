@@ -38,7 +38,22 @@ ROW_OVERHEAD_BYTES = 200
 """Of a row beside its value: a tuple, a cause, and the bytes object."""
 
 
-class SinkDriver:
+class _Worked:
+    """Work that runs in at most one task of the event loop at a time."""
+
+    _running: asyncio.Task[None] | None = None
+
+    async def wait_quiet(self) -> None:
+        """Return when nothing is under way."""
+        while self._running is not None:
+            await asyncio.shield(self._running)
+
+    def cancel(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+
+
+class SinkDriver(_Worked):
     """See the module. `discard` learns which checkpoint's rows are visible; `bury` gets rows the sink refuses, and
     returns when they are durable as dead letters; `failed` gets what must stop the application."""
 
@@ -60,7 +75,6 @@ class SinkDriver:
         self._bury = bury
         self._failed = failed
         self._actions: deque[Action] = deque()
-        self._running: asyncio.Task[None] | None = None
         self._row_bytes = 0
         """The largest row seen of late: what waits is taken to be like it."""
         self.unavailable = ""
@@ -91,15 +105,6 @@ class SinkDriver:
         self._actions.extend(self._core.handle(event))
         if self._actions and self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._perform_all())
-
-    async def wait_quiet(self) -> None:
-        """Return when nothing is under way."""
-        while self._running is not None:
-            await asyncio.shield(self._running)
-
-    def cancel(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
 
     async def _perform_all(self) -> None:
         try:
@@ -158,7 +163,7 @@ class SinkDriver:
         self.unavailable = ""
 
 
-class EagerDriver:
+class EagerDriver(_Worked):
     """Writes rows as soon as they are emitted, in order, before any checkpoint decides them: at least once.
 
     No snapshot holds these rows, so a checkpoint may be complete only when all emitted before its cut are written or
@@ -171,7 +176,6 @@ class EagerDriver:
         self._sink = sink
         self._failed = failed
         self._rows: deque[EgressRow] = deque()
-        self._running: asyncio.Task[None] | None = None
         self.waiting_bytes = 0
         """What the rows hold that are not written yet."""
         self.sent = 0
@@ -193,15 +197,6 @@ class EagerDriver:
         self._rows.append(row)
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())
-
-    async def wait_quiet(self) -> None:
-        """Return when everything emitted so far has been written."""
-        while self._running is not None:
-            await asyncio.shield(self._running)
-
-    def cancel(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
 
     async def _write_all(self) -> None:
         delay_s = EAGER_RETRY_S
