@@ -54,6 +54,8 @@ seldom to cost anything."""
 
 MISS_SAMPLE = 32
 """Ids of a column looked at to tell whether the cache holds most of them."""
+LOOKED_UP_MAX = 32
+"""Ids looked up in the store at once: each takes 10 to 40 us, during which no handler runs."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -195,15 +197,18 @@ class TaskCore:
             for id, payload, each in zip(ids, payloads, causes, strict=True):
                 self._deliver(Envelope(typename, id, payload, each, None, None))
             return
-        if entry.has_state and self._misses_often(entry.cells, ids):
-            self._overlay.prefetch(entry.cells, ids)
         messages = zip(ids, payloads, causes, repeat(None), repeat(None))  # `repeat` has no end.
         if entry.plain and not entry.queue:
-            while count > 0 and self._may_go_on():
-                slice = min(count, self._slice_max)
+            missing = entry.has_state and self._misses_often(entry.cells, ids)
+            done = 0
+            while done < count and self._may_go_on():
+                slice = min(count - done, self._slice_max)
+                if missing:
+                    slice = min(slice, LOOKED_UP_MAX)
+                    self._overlay.prefetch(entry.cells, ids[done : done + slice])
                 self._count(entry, slice)
                 self._run_plain_or_stateless(entry, islice(messages, slice))
-                count -= slice
+                done += slice
         entry.queue.extend(messages)
 
     @staticmethod

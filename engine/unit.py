@@ -155,7 +155,7 @@ class TaskUnit:
             return None
         batch = Batch(clock_ms, inputs, self._invocations_max)
         effects = self.core.run(batch, lambda: self._clock() - began > TURN_MAX_S)
-        self.overlay.bound_cache()
+        self.overlay.tidy()
         self._send(effects)
         self._adapt(self._clock() - began, effects.invocations)
         self.counters.turns += 1

@@ -104,7 +104,7 @@ class Upkeep:
             await asyncio.sleep(0)
         if with_base:
             await self._make_base(unit)
-            self._retain()
+            await self._retain()
 
     async def _make_base(self, unit: TaskUnit) -> None:
         checkpoint = unit.overlay.folded_checkpoint
@@ -127,8 +127,9 @@ class Upkeep:
 
     # Retention.
 
-    def _retain(self) -> None:
-        """Forget old checkpoints, and what only they needed."""
+    async def _retain(self) -> None:
+        """Forget old checkpoints, and what only they needed. What waits for the disk does so in a thread: syncing the
+        index and deleting large files take tens of ms."""
         history, journal, now_s = self._data.history, self._data.journal, self._clock()
         needed = frozenset({history.attempt.restored} if history.attempt is not None else ())
         verdict = decide(list(history.checkpoints.values()), self._config.retention, int(now_s * 1000), needed=needed)
@@ -139,13 +140,14 @@ class Upkeep:
                 f"{self._config.retention.bytes_max:,}",
             )
         history.checkpoints = {each.checkpoint: each for each in verdict.kept}
-        journal.write_index(history)
+        # The checkpoints that complete meanwhile are in the index, or are read from the journal behind it.
+        await in_thread(journal.write_index, history)
         point = truncation_point(verdict.kept)
         if point is not None:
             journal.truncate(point)
         bases = {base for each in verdict.kept for base in each.bases}
         bases |= {unit.snapshot.base_name for unit in self._units}
-        self._data.store.collect(bases, lambda path: now_s - path.stat().st_mtime > UNREFERENCED_S)
+        await in_thread(self._data.store.collect, bases, lambda path: now_s - path.stat().st_mtime > UNREFERENCED_S)
         self._truncate_inputs(verdict.kept)
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:

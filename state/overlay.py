@@ -3,8 +3,8 @@
     read    batch -> top layer -> frozen layers, newest first -> settled layers, newest first -> backend
     write   batch only; `merge` moves a finished batch into the top layer
     freeze  the top layer becomes a frozen one: a pointer swap, whatever its size
-    settle  COMPLETE(k) was read: frozen layers up to k become settled (PROTOCOL 12)
-    fold    settled layers are merged and written to the backend, a slice at a time between turns
+    settle  COMPLETE(k) was read: frozen layers up to k become settled (PROTOCOL 12), and are merged, in slices
+    fold    settled layers are written to the backend, a slice at a time between turns
 
 What always holds: a layer never changes between its freezing and its settling; the backend holds only settled
 changes; a read sees the newest write; `rollback(k)` leaves exactly what the cuts up to k contain, without touching
@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,13 +31,14 @@ from penstock.state import keys
 from penstock.state.backend import Backend
 
 ABSENT = b""
-FOLD_ROWS_MAX = 250
-"""Rows written between two turns: a write holds the interpreter for 2 to 5 us a row, and the pause must stay at a
-ms."""
-FORGET_ROWS = 2_000
-"""Forgotten values freed after each turn: freeing a whole generation at once takes 10 ms."""
+FOLD_ROWS_MAX = 100
+"""Rows written between two turns: a row costs 4 to 7 us, during which nobody else has the interpreter."""
+FREED_ROWS_MAX = 1_000
+"""Values freed between two turns: 100 ns each, more when they are large. A whole generation would take 10 ms."""
+MERGE_ROWS_MAX = 1_000
+"""Rows merged between two turns: 0.1 ms when the rows are in the CPU's cache, 0.5 ms when they are not."""
 MERGED_ROWS_MAX = 50_000
-"""A larger layer is not merged into the settled one before it: merging costs 40 ns a row, in one go."""
+"""A larger layer is not merged into the settled one before it: what changes so much in one interval seldom repeats."""
 SETTLED_ROWS_MAX = 150_000
 """A settled layer that has grown beyond this is left alone and waits to be folded."""
 CELL_OVERHEAD_BYTES = 180
@@ -46,13 +47,16 @@ COUNTED_VALUES_MAX = 1_000
 SAMPLED_VALUES = 64
 
 _encode_row = msgspec.msgpack.Encoder().encode
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_END = object()
 
 
 class Cells:
     """The cached values of one function type, in two generations: when the young one is full it becomes the old one,
     and what was only in the old one is forgotten. Unsettled values are also in a layer, so forgetting loses nothing."""
 
-    __slots__ = ("_forgotten", "dirty", "old", "typename", "young")
+    __slots__ = ("dirty", "old", "typename", "young")
 
     def __init__(self, typename: str) -> None:
         self.typename = typename
@@ -60,22 +64,14 @@ class Cells:
         self.old: dict[str, bytes] = {}
         self.dirty: dict[str, bytes] = {}
         """Values written by the running batch."""
-        self._forgotten: dict[str, bytes] = {}
 
     def forget(self) -> None:
         self.young, self.old = {}, {}
 
-    def rotate(self) -> None:
-        self.young, self.old, self._forgotten = {}, self.young, self.old
-
-    def free_some(self) -> None:
-        """Give back memory of forgotten values, a bounded number at a time."""
-        forgotten = self._forgotten
-        if forgotten:
-            for _ in range(min(FORGET_ROWS, len(forgotten))):
-                forgotten.popitem()
-            if not forgotten:
-                self._forgotten = {}
+    def rotate(self) -> dict[str, bytes]:
+        """Make the young generation the old one. Returns what is forgotten, for the caller to free."""
+        forgotten, self.old, self.young = self.old, self.young, {}
+        return forgotten
 
 
 class Layer:
@@ -92,19 +88,52 @@ class Layer:
     def __len__(self) -> int:
         return len(self.rows) + sum(map(len, self.values.values())) + sum(len(q.rows) for q in self.queues.values())
 
-    def absorb(self, newer: Layer) -> None:
-        """Say what both layers say. The newer one wins."""
+    def absorb(self, newer: Layer) -> Iterator[None]:
+        """Say what both layers say, some more of it with every step. The newer one wins. Until the last step, who reads
+        the newer layer before this one reads the same as after it."""
         self.checkpoint = newer.checkpoint
+        return self._absorb(newer)
+
+    def _absorb(self, newer: Layer) -> Iterator[None]:
         for typename, changed in newer.values.items():
-            known = self.values.get(typename)
-            if known is None:
-                self.values[typename] = changed
-            else:
-                known.update(changed)
-        self.rows.update(newer.rows)
+            yield from _update(self.values.setdefault(typename, {}), changed)
+        yield from _update(self.rows, newer.rows)
         for typename, queue in newer.queues.items():
             older = self.queues.get(typename)
             self.queues[typename] = queue if older is None else older.followed_by(queue)
+
+
+def _update(known: dict[_K, _V], changed: dict[_K, _V]) -> Iterator[None]:
+    """`known.update(changed)` in slices."""
+    items = iter(changed.items())
+    while slice := list(islice(items, MERGE_ROWS_MAX)):
+        known.update(slice)
+        yield
+
+
+class Refuse:
+    """Dictionaries nobody reads any more, to be freed some rows at a time."""
+
+    def __init__(self) -> None:
+        self._dropped: list[dict[Any, Any]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._dropped)
+
+    def add(self, dropped: Iterable[dict[Any, Any]]) -> None:
+        """Take over dictionaries, which are emptied."""
+        self._dropped.extend(dropped)
+
+    def free_some(self) -> None:
+        left = FREED_ROWS_MAX
+        while self._dropped and left > 0:
+            last = self._dropped[-1]
+            count = min(left, len(last))
+            for _ in range(count):
+                last.popitem()
+            if not last:
+                self._dropped.pop()
+            left -= count
 
 
 class OverlayStatistics(NamedTuple):
@@ -126,6 +155,9 @@ class Overlay:
         self._top = Layer()
         self._frozen: deque[Layer] = deque()
         self._settled: deque[Layer] = deque()
+        self._merging: Iterator[None] | None = None
+        """The newest settled layer on its way into the one before it."""
+        self._refuse = Refuse()
         self._folding: Iterator[tuple[bytes, bytes | None]] | None = None
         self._folding_layer: Layer | None = None
         self.settled_checkpoint = 0
@@ -296,10 +328,21 @@ class Overlay:
 
     def _add_settled(self, layer: Layer) -> None:
         """Hot rows change in every interval: merging keeps one copy of them, and few layers to look through."""
-        if self._settled and len(layer) <= MERGED_ROWS_MAX and len(self._settled[-1]) <= SETTLED_ROWS_MAX:
-            self._settled[-1].absorb(layer)
-        else:
-            self._settled.append(layer)
+        self._merge_all()
+        last = self._settled[-1] if self._settled else None
+        self._settled.append(layer)
+        if last is not None and len(layer) <= MERGED_ROWS_MAX and len(last) <= SETTLED_ROWS_MAX:
+            self._merging = last.absorb(layer)
+
+    def _merge_some(self) -> None:
+        if self._merging is not None and next(self._merging, _END) is _END:
+            self._merging = None
+            merged = self._settled.pop()
+            self._refuse.add((*merged.values.values(), merged.rows))
+
+    def _merge_all(self) -> None:
+        while self._merging is not None:
+            self._merge_some()
 
     # Folding settled layers into the backend.
 
@@ -325,35 +368,44 @@ class Overlay:
     ) -> None:
         """Start to write the oldest settled layer. `first` and `last` are the meta rows around it (PROTOCOL 12)."""
         assert not self.folding
+        if len(self._settled) == 2:  # One may be on its way into the other.
+            self._merge_all()
         layer = self._folding_layer = self._settled.popleft()
         self._folding = _rows_of(layer, first, last)
 
     def fold_slice(self, rows_max: int = FOLD_ROWS_MAX) -> bool:
-        """Write one slice. True while more is left to do."""
+        """Write one slice, or free what was written. True while more is left to do."""
         if self._folding is None:
-            return False
+            self._refuse.free_some()
+            return bool(self._refuse)
         slice = list(islice(self._folding, rows_max))
         if slice:
             self._backend.write(slice)
             self.rows_folded += len(slice)
-        if len(slice) == rows_max:
-            return True
-        assert self._folding_layer is not None
-        for typename, queue in self._folding_layer.queues.items():
+        if len(slice) < rows_max:
+            self._end_fold()
+        return self.folding or bool(self._refuse)
+
+    def _end_fold(self) -> None:
+        layer = self._folding_layer
+        assert layer is not None
+        for typename, queue in layer.queues.items():
             self._backend.delete_range(keys.encode_queue_key(typename, 0), keys.encode_queue_key(typename, queue.head))
-        self.folded_checkpoint = self._folding_layer.checkpoint
+        self.folded_checkpoint = layer.checkpoint
         self._folding, self._folding_layer = None, None
-        return False
+        self._refuse.add((*layer.values.values(), layer.rows))
 
     # Bounds.
 
-    def bound_cache(self) -> None:
-        """Forget the older half of the cache of any type that outgrew its share. Called between batches."""
+    def tidy(self) -> None:
+        """Do what keeps memory bounded and need not be done at once, some of it after each batch: merge settled layers,
+        free what nobody reads, forget the older half of the cache of any type that outgrew its share."""
+        self._merge_some()
+        self._refuse.free_some()
         share = self._cache_bytes_max // max(1, len(self._cells))
         for cells in self._cells.values():
-            cells.free_some()
             if len(cells.young) * CELL_OVERHEAD_BYTES > share // 2 or self._cached_bytes(cells) > share // 2:
-                cells.rotate()
+                self._refuse.add((cells.rotate(),))
 
     @staticmethod
     def _cached_bytes(cells: Cells) -> int:

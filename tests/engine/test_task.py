@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.engine.effects import Batch, Column, Deliveries, FrameInput, Rejected
 from penstock.engine.operations import BuryRows, Drop, Redrive, SetState
-from penstock.engine.task import SLICE_MESSAGES, TaskOptions
+from penstock.engine.task import LOOKED_UP_MAX, SLICE_MESSAGES, TaskOptions
 from penstock.errors import FunctionError, ProtocolError
 from penstock.functions.app import App
 from penstock.functions.context import Context
@@ -807,8 +807,8 @@ def test_retries_that_are_due_together_stay_within_the_bound_of_a_batch() -> Non
     assert [bench.run(invocations_max=4).invocations for _ in range(4)] == [4, 4, 2, 0]
 
 
-@pytest.mark.parametrize("form", ["column", "deliveries"])
-def test_a_batch_ends_with_the_slice_in_which_its_time_is_over_and_nothing_is_lost(form: str) -> None:
+@pytest.mark.parametrize(("form", "slice"), [("column", LOOKED_UP_MAX), ("deliveries", SLICE_MESSAGES)])
+def test_a_batch_ends_with_the_slice_in_which_its_time_is_over_and_nothing_is_lost(form: str, slice: int) -> None:
     bench = Bench(counting_app())
     count = bench.app.functions["t/count"]
     ids = [str(n) for n in range(300)]
@@ -819,7 +819,7 @@ def test_a_batch_ends_with_the_slice_in_which_its_time_is_over_and_nothing_is_lo
     batch = Batch(bench.clock_ms, [column if form == "column" else several])
     first = bench.core.run(batch, lambda: True)
 
-    assert (first.invocations, bench.core.queued) == (SLICE_MESSAGES, 300 - SLICE_MESSAGES)
+    assert (first.invocations, bench.core.queued) == (slice, 300 - slice)
     bench.restart()
     bench.run()
     assert [bench.state(count, id).total for id in ids] == [1] * 300

@@ -39,8 +39,9 @@ def forget(over: Overlay) -> None:
 
 
 def fold(over: Overlay, *, rows_max: int = 1_000) -> None:
-    while over.next_fold is not None:
-        over.begin_fold([], [])
+    while over.folding or over.next_fold is not None:
+        if not over.folding:
+            over.begin_fold([], [])
         while over.fold_slice(rows_max):
             pass
 
@@ -188,9 +189,12 @@ def test_a_fold_is_done_in_slices_between_its_meta_rows() -> None:
     assert (over.backend.get(first), over.backend.get(last)) == (b"1", None)
     put(over, "id0", b"2")
     assert over.fold_slice(3)
-    assert not over.fold_slice(3)
+    assert over.folding
+    over.fold_slice(3)
 
     assert (over.backend.get(last), over.folded_checkpoint, over.folding) == (b"1", 1, False)
+    while over.fold_slice():
+        assert over.folded_checkpoint == 1
     forget(over)
     assert read(over, "id0") == b"2"
     assert not over.fold_slice()
@@ -212,6 +216,49 @@ def test_small_settled_layers_become_one_and_large_ones_stay(monkeypatch: pytest
         over.fold_slice()
     assert folds == [2, 4]
     assert sorted(over.ids(TYPE)) == ["id1", "id2", "id3", "id4"]
+
+
+def test_layers_are_merged_in_slices_and_read_the_same_after_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "MERGE_ROWS_MAX", 2)
+    monkeypatch.setattr(overlay, "FREED_ROWS_MAX", 2)
+    over = fresh()
+    expected: dict[str, bytes] = {}
+    for checkpoint in (1, 2, 3):
+        for number in range(7):
+            expected[f"id{number * checkpoint}"] = b"%d" % checkpoint
+            put(over, f"id{number * checkpoint}", b"%d" % checkpoint)
+        over.freeze(checkpoint, NO_QUEUES)
+        over.settle(checkpoint)
+
+        for _ in range(2 * checkpoint):  # Enough for the second layer; the third is being merged when the fold begins.
+            forget(over)
+            assert {id: read(over, id) for id in expected} == expected
+            over.tidy()
+
+    assert over.next_fold == 3
+    fold(over, rows_max=2)
+    forget(over)
+    assert (over.folded_checkpoint, over.settled_rows) == (3, 0)
+    assert {id: read(over, id) for id in expected} == expected
+
+
+def test_what_was_folded_is_freed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "FREED_ROWS_MAX", 2)
+    over = fresh()
+    for number in range(5):
+        put(over, f"id{number}", b"1")
+    over.put(row(1), b"x")
+    over.take_batch()
+    layer = over.freeze(1, NO_QUEUES)
+    over.settle(1)
+
+    over.begin_fold([], [])
+    left = []
+    while over.fold_slice():
+        left.append(len(layer))
+
+    assert left == [6, 4, 2]
+    assert len(layer) == 0
 
 
 def test_a_queue_is_folded_as_the_messages_that_still_wait() -> None:
@@ -281,7 +328,7 @@ def test_a_cache_over_its_share_forgets_and_loses_nothing() -> None:
     over = Overlay(MemoryBackend(), cache_bytes_max=10_000)
     for number in range(200):
         put(over, f"id{number}", b"%d" % number)
-        over.bound_cache()
+        over.tidy()
 
     assert over.statistics().cached < 200
     assert [read(over, f"id{number}") for number in range(200)] == [b"%d" % number for number in range(200)]
@@ -291,7 +338,7 @@ def test_a_few_large_values_fill_the_cache_as_many_small_ones_do() -> None:
     over = Overlay(MemoryBackend(), cache_bytes_max=1_000_000)
     for number in range(100):
         put(over, f"id{number}", bytes(100_000))
-        over.bound_cache()
+        over.tidy()
 
     assert over.statistics().cached <= 12
 
@@ -299,7 +346,9 @@ def test_a_few_large_values_fill_the_cache_as_many_small_ones_do() -> None:
 Step = tuple[str, str, int]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["value", "row", "batch", "freeze", "settle", "fold", "rollback", "forget"]),
+        st.sampled_from(
+            ["value", "row", "batch", "freeze", "settle", "tidy", "fold", "fold some", "rollback", "forget"]
+        ),
         st.sampled_from("abc"),
         st.integers(0, 3),
     ),
@@ -322,7 +371,15 @@ class Model:
 
 @given(steps)
 def test_an_overlay_reads_as_a_dictionary_would(program: list[Step]) -> None:
-    """Values and rows alike; zero stands for a deletion."""
+    """Values and rows alike; zero stands for a deletion. The slices are as small as can be, so that all else happens
+    between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overlay, "MERGE_ROWS_MAX", 1)
+        patch.setattr(overlay, "FREED_ROWS_MAX", 1)
+        check_program(program)
+
+
+def check_program(program: list[Step]) -> None:
     over, model, checkpoint = fresh(), Model(), 0
     for step, name, number in program:
         match step:
@@ -345,6 +402,12 @@ def test_an_overlay_reads_as_a_dictionary_would(program: list[Step]) -> None:
                 model.settled = max(model.settled, checkpoint - number)
             case "fold":
                 fold(over, rows_max=2)
+            case "fold some":
+                if not over.folding and over.next_fold is not None:
+                    over.begin_fold([], [])
+                over.fold_slice(1)
+            case "tidy":
+                over.tidy()
             case "rollback":
                 checkpoint = max(model.settled, checkpoint - number)
                 over.rollback(checkpoint)
@@ -355,3 +418,18 @@ def test_an_overlay_reads_as_a_dictionary_would(program: list[Step]) -> None:
         found = {name: int(value) for name in "abc" if (value := read(over, name))}
         found |= {f"row {name}": int(data) for name in "abc" if (data := over.get(row(ord(name)))) is not None}
         assert found == model.read()
+        if not over.folding:
+            cut = model.cuts[over.folded_checkpoint]
+            assert stored(over) == {name: value for name, value in cut.items() if value}
+
+
+def stored(over: Overlay) -> dict[str, int]:
+    """What the store below the overlay holds."""
+    backend = over.backend
+    values = {
+        keys.decode_value_key(key)[2]: int(value)
+        for start, end in keys.value_ranges(TYPE)
+        for key, value in backend.scan(start, end)
+    }
+    rows = {f"row {name}": int(data) for name in "abc" if (data := backend.get(row(ord(name)))) is not None}
+    return values | rows
