@@ -140,7 +140,7 @@ class Assembly:
             task, attempt.lineage, epoch, base=restored.base, head=restored.head, checksum=restored.checksum
         )
         core.origin_of = self._origin_of
-        feeds = self._feeds(task, core, snapshot, log)
+        feeds = self._feeds(task, core, snapshot, log, fresh=manifest is None)
         unit = TaskUnit(task, core, restored.overlay, snapshot, completions, feeds, {}, log, time.perf_counter)
         unit.adopt(restored)
         return unit
@@ -149,14 +149,14 @@ class Assembly:
         """Where the record that caused something stands, for people; empty when no ingress knows it."""
         return next((origin for feed in self.ingresses if (origin := feed.origin_of(cause))), "")
 
-    def _feeds(self, task: int, core: TaskCore, snapshot: SnapshotTask, log: Log) -> list[Feed]:
+    def _feeds(self, task: int, core: TaskCore, snapshot: SnapshotTask, log: Log, *, fresh: bool) -> list[Feed]:
         meta = core.meta
         requests = RequestFeed(log, task)
         requests.seek(meta.ingress_positions.get(RequestFeed.SOURCE))
         feeds: list[Feed] = [requests]
         if self._config.parallelism > 1:
             inbox = InboxFeed(log, task, snapshot)
-            inbox.seek(meta.inbox_position)
+            inbox.seek(None if fresh else meta.inbox_position)
             feeds.append(inbox)
         for ingress in self._app.ingresses.values():
             if key_group(ingress.name) % self._config.parallelism == task:

@@ -7,7 +7,7 @@ marked, because the task core runs it in a loop of its own. Decides nothing abou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import msgspec
 
 from penstock.engine.pending import Held
 from penstock.errors import InvalidInput
-from penstock.functions.context import Context, Outlet, Target
+from penstock.functions.context import Context, Outlet, Target, context_for
 from penstock.functions.function import Function
 from penstock.functions.state import bind_collections, collections_of, expirations_of, flush_collections, new_state
 from penstock.functions.storage import Storage
@@ -29,6 +29,10 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 EMPTY_STATE = b"\x80"
 """The encoding of a state whose fields all have their defaults. Such an address has no row."""
+
+SCANNED_MAX = 1_000
+"""Rows of one address read one after the other before the next address is looked for: that costs a look at every row
+the store does not have yet."""
 
 LOOKED_UP_MAX = 32
 """So many entries of a log are looked up one by one: a scan looks through all rows the store does not have yet."""
@@ -93,7 +97,7 @@ class Entry(Target):
         self.context = self.new_context()
 
     def new_context(self) -> Context[Any]:
-        return Context(self.typename, self.targets, self.outlets)
+        return context_for(self.function, self.targets, self.outlets)
 
     # State of one address, the general way.
 
@@ -196,6 +200,30 @@ class Entry(Target):
         for field in fields:
             if hasattr(state, field):
                 setattr(state, field, getattr(self.new_state(), field))
+
+
+def collection_ids(overlay: Overlay, typename: str) -> Iterator[str]:
+    """Every id that has rows in a table or a log of the function, in no particular order, some more than once."""
+    for start, end in keys.collection_ranges(typename):
+        following: bytes | None = start
+        while following is not None:
+            following = yield from _ids_between(overlay, following, end)
+
+
+def _ids_between(overlay: Overlay, start: bytes, end: bytes) -> Generator[str, None, bytes | None]:
+    """The ids of the first rows. Returns where to go on behind a collection that is too large to read through."""
+    last, repeated = "", 0
+    for key, _ in overlay.scan(start, end):
+        id = keys.id_of_collection(key)
+        if id is None:
+            continue
+        if id != last:
+            last, repeated = id, 0
+            yield id
+        repeated += 1
+        if repeated == SCANNED_MAX:
+            return keys.behind_id(key)
+    return None
 
 
 class Opened(NamedTuple):

@@ -20,7 +20,7 @@ from penstock.ids import Address, Offset, cause_of
 from penstock.records import Envelope, Meta
 from penstock.router.frames import decode_frames
 from penstock.router.ingress import Chunk, Progress, Reader
-from penstock.router.log import Log
+from penstock.router.log import Log, check_offset
 from penstock.router.requests import decode_request
 from penstock.router.routing import IngressRouter, RoutedChunk
 
@@ -186,8 +186,16 @@ class InboxFeed:
         self._snapshot = snapshot
         self._position = Offset(0)
 
-    def seek(self, position: int) -> None:
-        self._position = Offset(max(position, self._log.start(self.partition)))
+    def seek(self, position: int | None) -> None:
+        """Continue at `position`, or, with None, behind what earlier histories have left to be forgotten.
+
+        Raises ProtocolError when frames from there on are no longer stored: passing over them would lose messages.
+        """
+        start = self._log.start(self.partition)
+        if position is None:
+            position = start
+        check_offset(self.partition, Offset(position), start=start, end=self._log.end(self.partition))
+        self._position = Offset(position)
 
     @property
     def behind(self) -> int:

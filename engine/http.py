@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from aiohttp import web
 
-from penstock.durations import format_duration, parse_duration
+from penstock.durations import format_duration, parse_duration_text
 from penstock.engine.config import LOOPBACK
 from penstock.engine.http_admin import admin_routes
 from penstock.engine.logs import logger
@@ -55,7 +55,6 @@ ENCODED: Final = frozenset({"application/msgpack", "application/x-msgpack", "app
 _STATUS: Final[Mapping[str, int]] = {
     "PEN0105": 404,
     "PEN0204": 413,
-    "PEN0210": 500,
     "PEN0303": 409,
     "PEN0603": 503,
     "PEN0605": 413,
@@ -65,6 +64,9 @@ _STATUS: Final[Mapping[str, int]] = {
     "PEN0609": 403,
     "PEN0611": 404,
 }
+_ANSWER_STATUS: Final[Mapping[str, int]] = {"PEN0210": 500}
+"""Of what a call was answered with. The request was right: the table above would blame the caller for what the handler
+sends, and to whom."""
 _OPEN = frozenset({"/livez", "/readyz"})
 _RETRY_AFTER_S = "1"
 
@@ -214,7 +216,7 @@ class HttpServer:
             ) from None
         if reply.error:
             code, _, text = reply.error.partition(" ")
-            return error_response(PenstockError(code, text), status=_STATUS.get(code, 422))
+            return error_response(PenstockError(code, text), status=_ANSWER_STATUS.get(code, 422))
         if "msgpack" in request.headers.get("Accept", ""):
             return web.Response(body=reply.value, content_type="application/msgpack")
         return json_response(msgspec.msgpack.decode(reply.value))
@@ -418,7 +420,7 @@ def _no_such_path(request: web.Request, error: web.HTTPException) -> web.Respons
 
 def _timeout_ms(request: web.Request) -> int:
     given = request.query.get("timeout")
-    return CALL_TIMEOUT_MS if given is None else parse_duration(given, error=InvalidInput)
+    return CALL_TIMEOUT_MS if given is None else parse_duration_text(given, error=InvalidInput)
 
 
 def _raw_tail(request: web.Request) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from penstock.checkpoint.retention import Retention
-from penstock.durations import format_duration, parse_duration
+from penstock.durations import format_duration, parse_duration, parse_duration_text
 from penstock.engine.config import Config
 from penstock.errors import ConfigurationError
 
@@ -57,7 +57,7 @@ def format_size(count: int) -> str:
 
 def _duration_ms(value: Any) -> int:
     """Texts from the environment may be plain numbers, which are seconds, as in a file."""
-    return parse_duration(float(value) if isinstance(value, str) and re.fullmatch(r"[0-9.]+", value) else value)
+    return parse_duration_text(value) if isinstance(value, str) else parse_duration(value)
 
 
 def _port(value: Any) -> int | None:

@@ -529,7 +529,7 @@ class TaskCore:
         letter = self._letters.write(envelope, error, attempts=attempts, clock_ms=self._meta.clock_ms, state=state)
         meta = envelope.meta
         if meta is not None and meta.request_id:
-            text = f"{letter.code} {letter.reason} It is dead letter {letter.number}."
+            text = f"{letter.code} {letter.reason.rstrip('.')}. It is dead letter {letter.number}."
             self._batch_replies.append(Reply(meta.request_id, b"", text))
 
     def _with_origin(self, envelope: Envelope) -> Envelope:

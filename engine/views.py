@@ -19,7 +19,7 @@ import msgspec
 from penstock.checkpoint.control import Manifest
 from penstock.checkpoint.retention import Retained
 from penstock.engine.effects import DeadLetter
-from penstock.engine.entry import EMPTY_STATE, Entry, RowCollections
+from penstock.engine.entry import EMPTY_STATE, Entry, RowCollections, collection_ids
 from penstock.engine.letters import DeadLetters
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
@@ -55,9 +55,14 @@ class View:
     # State.
 
     def ids(self, typename: str, *, prefix: str = "", limit: int = 100) -> list[str]:
-        """The first ids, in order, that have a value under the function. Raises InvalidInput for an unknown one."""
+        """The first ids, in order, that have a value under the function, or rows of a table or log. Raises InvalidInput
+        for an unknown function."""
         self.check_function(typename)
-        found = (id for task in self._tasks for id in task.overlay.ids(typename) if id.startswith(prefix))
+        found: set[str] = set()
+        for task in self._tasks:
+            found.update(id for id in task.overlay.ids(typename) if id.startswith(prefix))
+            if task.entries[typename].collections:
+                found.update(id for id in collection_ids(task.overlay, typename) if id.startswith(prefix))
         return nsmallest(limit, found)
 
     def state(self, address: Address) -> dict[str, Any]:
@@ -70,8 +75,10 @@ class View:
         except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest; what can't be decoded is still shown.
             shown["state"] = builtins_of(raw)
             shown["problem"] = f"It does not fit the type now declared: {error}"
-        shown |= self._collections(entry, address)
-        return shown
+        collections = self._collections(entry, address)
+        rows = (rows for kind in collections.values() for rows in kind.values())
+        shown["exists"] = shown["exists"] or any(rows)
+        return shown | collections
 
     def raw_state(self, address: Address) -> bytes:
         """What is stored, for comparison."""

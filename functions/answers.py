@@ -26,7 +26,7 @@ def encode_answer(address: Address, value: Any) -> bytes:
     except Exception as error:
         raise InvalidInput(
             "PEN0208",
-            f"{address} replied with {type(value).__name__}, which can't be encoded: {error}. "
+            f"{address} replied with {type(value).__name__}, which can't be encoded: {str(error).rstrip('.')}. "
             "Reply with a Struct, a dataclass, or builtin types.",
         ) from error
 

@@ -352,6 +352,35 @@ class Context(Generic[S]):
             )
 
 
+class StatelessContext(Context[Any]):
+    """The context of a function whose annotation names no state: what is assigned to `state` would be lost."""
+
+    __slots__ = ()
+
+    @property
+    def state(self) -> Any:
+        raise self._no_state()
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        raise self._no_state()
+
+    def _no_state(self) -> InvalidInput:
+        return InvalidInput(
+            "PEN0307",
+            f"{self.address} has no state, because its annotation names none. Write ctx: Context[MyState], with a "
+            "class derived from State; nothing was stored.",
+        )
+
+
+def context_for(
+    function: Function[Any, Any], targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]
+) -> Context[Any]:
+    """A context for invocations of `function`."""
+    kind = Context if function.state_codec is not None else StatelessContext
+    return kind(function.typename, targets, outlets)
+
+
 class _AddressLogger(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         return f"{msg} [{self.extra['address'] if self.extra else ''}]", kwargs

@@ -308,8 +308,14 @@ class Function(Generic[M_contra, R_co]):
                 f"has {type_text(annotation)} as its first parameter {parameter}, which is a Context. "
                 f"Write {parameter}: Context[MyState], or Context[None] without state.",
             )
-        state = (*get_args(annotation), Any)[0]
-        if state is Any or state is None or state is types.NoneType or isinstance(state, TypeVar):
+        state = (*get_args(annotation), None)[0]
+        if state is Any:
+            self._refuse(
+                "PEN0115",
+                f"has Context[Any] as its first parameter {parameter}, which does not say how state is stored. "
+                f"Write {parameter}: Context[MyState], or Context[None] without state.",
+            )
+        if state is None or state is types.NoneType or isinstance(state, TypeVar):
             return None
         try:
             check_state_class(state)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from penstock.functions.answers import encode_answer
 from penstock.functions.app import Egress
 from penstock.functions.codecs import Codec
-from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Replied, Target
+from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Replied, Target, context_for
 from penstock.functions.function import Function
 from penstock.functions.state import bind_collections, flush_collections, new_state, storage_of
 from penstock.functions.storage import Storage, Value
@@ -77,7 +77,7 @@ def run_trial(
     attempt: int = 1,
 ) -> Trial:
     """Run `function` once. See `Function.test`."""
-    context: Context[Any] = Context(function.typename, _Targets(), _Outlets())
+    context = context_for(function, _Targets(), _Outlets())
     context.id = id
     context._caller, context._attempt = caller, attempt
     context._meta = Meta(headers=dict(headers)) if headers else None

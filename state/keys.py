@@ -157,6 +157,27 @@ def value_ranges(typename: str) -> Iterator[KeyRange]:
     return (value_range(group, typename) for group in range(KEY_GROUPS_MAX))
 
 
+def collection_ranges(typename: str) -> Iterator[KeyRange]:
+    """The rows of the tables, and those of the logs, of all ids of one function, group after group."""
+    return (_below(_head(group, kind, typename)) for kind in (TABLE, LOG) for group in range(KEY_GROUPS_MAX))
+
+
+def id_of_collection(key: bytes) -> str | None:
+    """Whose row this is: that of a table or an entry of a log. None for the bounds of a log, which may be empty."""
+    if key[1] == TABLE:
+        return decode_table_key(key).id
+    found = decode_log_key(key)
+    return None if found.entry is None else found.id
+
+
+def behind_id(key: bytes) -> bytes:
+    """The smallest key behind all rows that have the kind, the function and the id of `key`."""
+    kind = key[1]
+    reader = _Reader(key)
+    group, typename, id = reader.group(kind), reader.text(), reader.text()
+    return prefix_end(_head(group, kind, typename) + _text(id))
+
+
 def encode_table_key(group: int, typename: str, id: str, field: str, table_key: bytes) -> bytes:
     """The key of one row of a table. `table_key` is the user's own key, encoded so that it sorts."""
     return _table_head(group, typename, id, field) + _component(table_key)

@@ -47,6 +47,11 @@ def parse_duration(
     return int(milliseconds.to_integral_value(ROUND_CEILING))
 
 
+def parse_duration_text(text: str, *, error: type[ConfigurationError] | type[InvalidInput] = ConfigurationError) -> int:
+    """The same for what can only be text, as in a URL or the environment: `5` is five seconds there too."""
+    return parse_duration(float(text) if re.fullmatch(_NUMBER, text) else text, error=error)
+
+
 def format_duration(milliseconds: int) -> str:
     """`milliseconds` for people: seconds below a minute, else the two largest units, cut off, not rounded."""
     if milliseconds < UNITS_MS["s"]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from penstock.errors import CorruptSnapshot, Fenced, Unavailable
+from penstock.errors import ConfigurationError, CorruptSnapshot, Fenced, Unavailable
 
 # --- durability ---------------------------------------------------------------------------------------------
 
@@ -58,7 +58,16 @@ def make_directory(directory: Path) -> None:
         return
     make_directory(directory.parent)
     with storage_errors(directory, "creating it"):
-        directory.mkdir(exist_ok=True)
+        try:
+            directory.mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            if directory.is_dir():
+                return  # Somebody was faster.
+            raise ConfigurationError(
+                "PEN0158",
+                f"{directory} should be a directory, and a file is in its place. Name another one, or move the file "
+                "away.",
+            ) from None
         fsync_directory(directory.parent)
 
 
@@ -348,7 +357,7 @@ def read_owner(directory: Path) -> Owner | None:
     """The live owner of `directory`, or None when nobody holds it."""
     try:
         descriptor = os.open(directory / _LOCK_NAME, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     with _turnstile(directory):
         try:

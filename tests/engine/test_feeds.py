@@ -13,13 +13,13 @@ from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
 from penstock.engine.effects import Column, Completed, Deliveries, FrameInput
 from penstock.engine.feeds import Completions, InboxFeed, IngressFeed, RequestFeed, request_envelope
-from penstock.errors import FunctionError
+from penstock.errors import CorruptSnapshot, FunctionError, ProtocolError
 from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.io import FileIngress, MemoryIngress
 from penstock.functions.state import Message
 from penstock.functions.types import codec_for
-from penstock.ids import Address, cause_of
+from penstock.ids import Address, Offset, cause_of
 from penstock.records import Envelope, EpochFrame
 from penstock.router.frames import encode_frames
 from penstock.router.ingress import MemoryReader, reader_for
@@ -194,6 +194,24 @@ def test_frames_of_a_rolled_back_attempt_are_left_out() -> None:
 
     assert [(each.position, each.frame.attempt) for each in taken if isinstance(each, FrameInput)] == [(1, 1), (2, 3)]
     assert (snapshot.dropped, feed.behind) == (1, 0)
+
+
+def test_frames_that_are_no_longer_stored_are_not_passed_over() -> None:
+    log = MemoryLog()
+    for _ in range(5):
+        log.append("inbox-0", b"frame")
+    log.flush_nowait()
+    log.truncate("inbox-0", Offset(3))
+    feed = InboxFeed(log, 0, SnapshotTask(0, Lineage(2), 5, base=BaseRef(), head=-1, checksum=0))
+
+    with pytest.raises(ProtocolError, match="PEN0413 Log partition inbox-0 no longer has offset 2"):
+        feed.seek(2)
+    with pytest.raises(CorruptSnapshot, match="PEN0409"):
+        feed.seek(6)
+    feed.seek(3)
+    assert feed.behind == 2
+    feed.seek(None)  # Nothing is restored: what earlier histories sent is nobody's.
+    assert feed.behind == 2
 
 
 def test_handlers_that_ended_are_taken_in_that_order() -> None:

@@ -48,6 +48,14 @@ def shop() -> App:
     async def never(ctx: Context[None], message: None) -> None:
         await asyncio.get_running_loop().create_future()
 
+    @app.function("shop/lost", attempts=1)
+    def lost(ctx: Context[None], message: str) -> None:
+        ctx.send(message, "7", None)
+
+    @app.function("shop/large", attempts=1)
+    def large(ctx: Context[None], message: int) -> None:
+        ctx.send(blob, ctx.id, bytes(message))
+
     @app.function("shop/blob")
     def blob(ctx: Context[None], message: bytes) -> int:
         return len(message)
@@ -268,9 +276,33 @@ def test_a_call_whose_handler_fails_is_500_and_names_the_dead_letter(tmp_path: P
         assert answer.status == 500
         assert answer.json == {
             "code": "PEN0210",
-            "message": "Handler raised ValueError: the cart can't hold less than nothing It is dead letter 1.",
+            "message": "Handler raised ValueError: the cart can't hold less than nothing. It is dead letter 1.",
             "path": None,
         }
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"), [("shop/lost/7", '"shop/nowhere"', "PEN0105"), ("shop/large/7", "2000000", "PEN0204")]
+)
+def test_what_a_handler_sends_wrongly_is_not_blamed_on_the_caller(
+    tmp_path: Path, path: str, body: str, code: str
+) -> None:
+    async def scenario(client: Client) -> None:
+        answer = await client.post(f"/call/{path}", body)
+
+        assert (answer.status, answer.json["code"]) == (422, code)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("timeout", ["0.02", "0.02s", "20ms"])
+def test_a_timeout_without_a_unit_is_seconds(tmp_path: Path, timeout: str) -> None:
+    async def scenario(client: Client) -> None:
+        answer = await client.post(f"/call/shop/never/7?timeout={timeout}")
+
+        assert answer.json["message"].startswith("shop/never/7 has not answered within 20ms.")
 
     run(tmp_path, scenario)
 

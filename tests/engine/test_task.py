@@ -317,7 +317,7 @@ def test_a_caller_is_told_that_the_message_became_a_dead_letter() -> None:
     app, _ = failing_app(attempts=1)
     (reply,) = Bench(app).call("t/flaky", "a", Add(-1)).replies
 
-    assert reply.error == "PEN0210 Handler raised ValueError: never below zero It is dead letter 1."
+    assert reply.error == "PEN0210 Handler raised ValueError: never below zero. It is dead letter 1."
 
 
 @pytest.mark.parametrize(
@@ -844,6 +844,21 @@ def test_a_request_that_was_redriven_is_not_run_again_by_a_repeat_of_it() -> Non
 
     assert (reply.request_id, msgspec.msgpack.decode(reply.value)) == ("r2", 4)
     assert bench.state(count, "a").total == 4
+
+
+def test_state_that_is_not_declared_is_refused_and_not_dropped() -> None:
+    app = App("bench")
+
+    @app.function("t/count")
+    def count(ctx: Context, message: int) -> None:  # type: ignore[type-arg]
+        ctx.state = message
+
+    bench = Bench(app)
+    bench.send("t/count", "a", 5)
+
+    (letter,) = bench.letters()
+    assert (letter.code, letter.attempts) == ("PEN0307", 1)
+    assert letter.reason.startswith("t/count/a has no state, because its annotation names none.")
 
 
 def test_rows_an_egress_refuses_become_dead_letters() -> None:

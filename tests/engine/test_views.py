@@ -39,6 +39,13 @@ def forms() -> App:
         ctx.state.events.append(place)
         return ctx.state.count
 
+    @app.function("forms/rows")
+    def rows(ctx: Context[Journal], kept: str) -> None:
+        if kept == "places":
+            ctx.state.places.update({f"place {number}": number for number in range(3)})
+        if kept == "events":
+            ctx.state.events.extend(["a", "b"])
+
     @app.function("forms/session")
     def session(ctx: Context[Session], user: str) -> dict[str, str]:
         if user:
@@ -97,6 +104,20 @@ def test_tables_and_logs_are_shown_beside_the_fields(tmp_path: Path) -> None:
         await set_state(client, "journal", {"count": 10})
         assert await call(client, "journal", "rome") == 11
         assert (await shown(client, "journal"))["tables"]["places"][1] == {"key": "rome", "value": 2}
+
+    run(tmp_path, scenario)
+
+
+def test_an_address_with_only_rows_of_tables_or_logs_is_listed_and_exists(tmp_path: Path) -> None:
+    async def scenario(client: Client) -> None:
+        for kept in ("places", "events", ""):
+            assert (await client.post(f"/call/forms/rows/only-{kept}", json.dumps(kept))).status == 200
+
+        assert (await client.get("/admin/state?function=forms/rows")).json["ids"] == ["only-events", "only-places"]
+        assert (await client.get("/admin/state?function=forms/rows&prefix=only-p")).json["ids"] == ["only-places"]
+        for id, exists in (("only-events", True), ("only-places", True), ("only-", False)):
+            found = (await client.get(f"/admin/state/value?function=forms/rows&id={id}")).json
+            assert found["exists"] is exists, id
 
     run(tmp_path, scenario)
 

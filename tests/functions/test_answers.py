@@ -51,4 +51,5 @@ def test_what_cannot_be_written_is_refused() -> None:
         encode_answer(ADDRESS, object())
 
     assert str(caught.value).startswith("PEN0208 t/f/a replied with object, which can't be encoded: ")
+    assert ".." not in str(caught.value)
     assert str(caught.value).endswith("Reply with a Struct, a dataclass, or builtin types.")

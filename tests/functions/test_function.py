@@ -190,6 +190,10 @@ def no_default(ctx: Context[NoDefault], message: Delay) -> None:
     pass
 
 
+def any_state(ctx: Context[Any], message: Delay) -> None:
+    ctx.state = 5
+
+
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
@@ -239,6 +243,13 @@ def no_default(ctx: Context[NoDefault], message: Delay) -> None:
                 "There is no way to write it. Use a class derived from Message or State, a dataclass, TypedDict, "
                 "NamedTuple, pydantic model, protobuf message, bytes or built-in types; the alternatives of a union "
                 "derive from Message."
+            ),
+        ),
+        (
+            any_state,
+            (
+                "PEN0115 flights/carrier ({at}) has Context[Any] as its first parameter ctx, which does not say how "
+                "state is stored. Write ctx: Context[MyState], or Context[None] without state."
             ),
         ),
         (

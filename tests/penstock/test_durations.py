@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.durations import DURATION_MS_MAX, format_duration, parse_duration
+from penstock.durations import DURATION_MS_MAX, format_duration, parse_duration, parse_duration_text
 from penstock.errors import ConfigurationError, InvalidInput
 
 
@@ -34,6 +34,17 @@ from penstock.errors import ConfigurationError, InvalidInput
 )
 def test_understood(duration: str | float | timedelta, milliseconds: int) -> None:
     assert parse_duration(duration) == milliseconds
+
+
+@pytest.mark.parametrize(("text", "milliseconds"), [("5", 5_000), ("0.5", 500), ("5s", 5_000), ("1h30m", 5_400_000)])
+def test_a_text_from_outside_may_be_a_number_of_seconds(text: str, milliseconds: int) -> None:
+    assert parse_duration_text(text) == milliseconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1e3", "nan", "5 s", "1.2.3"])
+def test_a_text_from_outside_that_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="PEN0110"):
+        parse_duration_text(text, error=InvalidInput)
 
 
 @pytest.mark.parametrize("duration", [0.1, "0.1s", timedelta(seconds=0.1)])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from penstock import files
-from penstock.errors import CorruptSnapshot, Fenced, Unavailable
+from penstock.errors import ConfigurationError, CorruptSnapshot, Fenced, Unavailable
 from penstock.files import (
     AppendFile,
     DirectoryLock,
@@ -96,6 +96,15 @@ def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: p
     )
     assert path.read_bytes() == b"one"
     assert names_in(tmp_path) == ["CURRENT"]
+
+
+@pytest.mark.parametrize("path", ["taken", "taken/below"])
+def test_a_file_in_the_place_of_a_directory_is_said(tmp_path: Path, path: str) -> None:
+    (tmp_path / "taken").write_text("text")
+
+    with pytest.raises(ConfigurationError, match=r"PEN0158 .*taken should be a directory, and a file is in its place"):
+        make_directory(tmp_path / path)
+    assert read_owner(tmp_path / path) is None
 
 
 def test_make_directory_creates_parents(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_failed_call_raises_what_the_caller_would_get() -> None:
     with Harness(app) as h, pytest.raises(FunctionError) as caught:
         h.call(app.functions["t/flaky"], "a", 1.0)
 
-    assert str(caught.value) == "PEN0210 Handler raised ValueError: it is broken It is dead letter 1."
+    assert str(caught.value) == "PEN0210 Handler raised ValueError: it is broken. It is dead letter 1."
     assert caught.value.address == "t/flaky/a"
 
 

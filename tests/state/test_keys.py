@@ -213,3 +213,16 @@ def test_no_bytes_at_all_make_a_decoder_fail_in_another_way(key: bytes, codec: C
         return
     if parts[-1] is not None:  # A row of log bounds has an encoder of its own.
         assert encode(*parts) == key
+
+
+def test_rows_of_collections_tell_whose_they_are_and_what_stands_behind() -> None:
+    ids = ["a", "a\0", "ab", "b"]
+    rows = sorted(keys.encode_table_key(7, "t/f", id, field, b"k") for id in ids for field in ("x", "y"))
+    log = [keys.encode_log_bounds_key(7, "t/f", "a", "x"), keys.encode_log_key(7, "t/f", "a", "x", 3)]
+
+    assert [keys.id_of_collection(row) for row in rows] == [id for id in ids for _ in range(2)]
+    assert [keys.id_of_collection(row) for row in log] == [None, "a"]
+    behind = [next((row for row in rows if row >= keys.behind_id(row_)), None) for row_ in rows[::2]]
+    assert behind == [rows[2], rows[4], rows[6], None]
+    ranges = list(keys.collection_ranges("t/f"))
+    assert all(sum(start <= row < end for start, end in ranges) == 1 for row in rows + log)
