@@ -84,7 +84,30 @@ class Complete(msgspec.Struct, frozen=True, array_like=True, tag="complete"):
     manifest: Manifest
 
 
-ControlRecord = Reserve | AttemptBegun | Complete
+class Assign(msgspec.Struct, frozen=True, array_like=True, tag="assign"):
+    """Who owns which task from now on. The owner of a task in `moved` continues it from `manifest`; everybody else goes
+    on with what it has, and lets go of what it does not own."""
+
+    version: int
+    """Grows with every assignment, over all attempts."""
+    attempt: AttemptBegun
+    owners: dict[int, str]
+    members: tuple[str, ...]
+    """The workers that belong to the application. One that did and is not named any more must end."""
+    moved: tuple[int, ...]
+    manifest: Manifest | None
+    """None: the moved tasks start empty."""
+
+
+class Recap(msgspec.Struct, frozen=True, array_like=True, tag="recap"):
+    """What records before this one have said and none after it repeats, so that those may be deleted."""
+
+    attempt: AttemptBegun
+    high: int
+    assigned: Assign | None
+
+
+ControlRecord = Reserve | AttemptBegun | Complete | Assign | Recap
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ControlRecord).decode
@@ -100,10 +123,11 @@ def decode_control(data: bytes) -> ControlRecord:
         record: ControlRecord = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError("PEN0505", f"A control record can't be read: {error}.") from error
-    if isinstance(record, Complete) and record.manifest.format > FORMAT:
+    manifest = record.manifest if isinstance(record, Complete | Assign) else None
+    if manifest is not None and manifest.format > FORMAT:
         raise ProtocolError(
             "PEN0506",
-            f"Checkpoint {record.manifest.checkpoint} has format {record.manifest.format}; this version reads up to "
-            f"{FORMAT}. It was written by a newer Penstock: run that one.",
+            f"Checkpoint {manifest.checkpoint} has format {manifest.format}; this version reads up to {FORMAT}. It was "
+            "written by a newer Penstock: run that one.",
         )
     return record

@@ -124,13 +124,16 @@ class CoordinatorOptions:
 
 
 class Coordinator:
-    """See the module. Starts with `attempt`; handle(event) returns what the driver must do, in order."""
+    """See the module. Starts with `attempt`; handle(event) returns what the driver must do, in order.
 
-    def __init__(self, options: CoordinatorOptions, attempt: AttemptBegun) -> None:
+    `used`: another coordinator has led this attempt before, and may have used ids up to there.
+    """
+
+    def __init__(self, options: CoordinatorOptions, attempt: AttemptBegun, *, used: int | None = None) -> None:
         self._options = options
         self._lineage = attempt.lineage
-        self._reserved = attempt.high
-        self._last_id = attempt.high - RESERVED_IDS
+        self._reserved = attempt.high if used is None else used
+        self._last_id = attempt.high - RESERVED_IDS if used is None else used
         self._phase = Phase.IDLE
         self._began_ms = 0.0
         self._last_end_ms = 0.0

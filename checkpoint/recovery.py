@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, Reserve
+from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest, Recap, Reserve
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.retention import Retained
@@ -26,9 +26,15 @@ class History:
         high: int = 0,
         checkpoints: Iterator[Retained] | None = None,
         scanned: int = 0,
+        *,
+        deltas_apart: bool = False,
     ) -> None:
+        """`deltas_apart`: deltas do not stand in the control log, so their offsets say nothing about it."""
+        self._deltas_apart = deltas_apart
         self.attempt = attempt
         """The newest attempt."""
+        self.assigned: Assign | None = None
+        """The newest assignment of tasks to workers, where there are several."""
         self.high = high
         """The highest reserved checkpoint id: no epoch has ever been above it."""
         self._attempts_skipped = 0
@@ -47,6 +53,11 @@ class History:
             case AttemptBegun():
                 self.attempt = record
                 self.high = max(self.high, record.high)
+            case Assign():
+                self.assigned = record
+            case Recap(attempt, high, assigned):
+                self.attempt, self.assigned = attempt, assigned
+                self.high = max(self.high, high)
             case Complete(manifest):
                 self._recall(manifest)
                 self.checkpoints[manifest.checkpoint] = Retained(
@@ -54,7 +65,7 @@ class History:
                     offset,
                     manifest.created_ms,
                     manifest.lineage.attempt,
-                    manifest.first,
+                    -1 if self._deltas_apart else manifest.first,
                     tuple(part.base for part in manifest.parts if part.base),
                     manifest.delta_bytes,
                     manifest.reason,
