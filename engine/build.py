@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import RESERVED_IDS
@@ -26,13 +26,13 @@ from penstock.engine.migrate import migrate_task
 from penstock.engine.restore import Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import TaskCore, TaskOptions
-from penstock.engine.unit import Suspended, TaskUnit
+from penstock.engine.unit import Channels, LogChannels, Suspended, TaskUnit
 from penstock.errors import ConfigurationError, Unavailable
 from penstock.functions.app import App, Ingress
 from penstock.functions.context import Outlet
 from penstock.functions.types import codec_for
 from penstock.ids import key_group
-from penstock.records import EgressRow
+from penstock.records import EgressRow, TaskMeta
 from penstock.router.egress import sink_for
 from penstock.router.ingress import reader_for
 from penstock.router.log import Log
@@ -43,6 +43,59 @@ SINK_TICK_S = 1.0
 
 Bury = Callable[[str, Sequence[tuple[EgressRow, str]]], asyncio.Future[None]]
 """Keeps rows that the sink of an egress refuses, each with the reason."""
+
+
+class Wiring(Protocol):
+    """What connects tasks to the log they live on."""
+
+    channels: Channels
+
+    def feeds(self, task: int, meta: TaskMeta, snapshot: SnapshotTask, *, fresh: bool) -> list[Feed]:
+        """Requests from outside and frames of other tasks, from where `meta` says; `fresh`: from the first there is."""
+        ...
+
+
+class LogWiring:
+    """Of a log that all tasks share in one process."""
+
+    def __init__(self, log: Log, tasks: int) -> None:
+        self.channels: Channels = LogChannels(log)
+        self._log = log
+        self._tasks = tasks
+
+    def feeds(self, task: int, meta: TaskMeta, snapshot: SnapshotTask, *, fresh: bool) -> list[Feed]:
+        requests = RequestFeed(self._log, task)
+        requests.seek(meta.ingress_positions.get(RequestFeed.SOURCE))
+        if self._tasks == 1:
+            return [requests]
+        inbox = InboxFeed(self._log, task, snapshot)
+        inbox.seek(None if fresh else meta.inbox_position)
+        return [requests, inbox]
+
+
+class Origin(NamedTuple):
+    """What a task continues from."""
+
+    attempt: AttemptBegun
+    manifest: Manifest | None
+    """None: from nothing."""
+    epoch: int
+    """The last cut that any task of the attempt may have passed before this one goes on."""
+    attempt_starts: bool = True
+    """Whether all tasks begin anew with it, so that frames are numbered from one again."""
+
+
+def origin_of_attempt(attempt: AttemptBegun, manifest: Manifest | None) -> Origin:
+    """Where every task starts in a new attempt: nothing was ever sent in an epoch above the ids reserved before."""
+    return Origin(attempt, manifest, attempt.high - RESERVED_IDS)
+
+
+class _Placed(NamedTuple):
+    """A unit, and what was made for it alone."""
+
+    unit: TaskUnit
+    suspended: Suspended
+    ingresses: list[IngressFeed]
 
 
 class Assembly:
@@ -56,73 +109,83 @@ class Assembly:
         self._wake = wake
         self._failed = failed
         self._eager = frozenset(e.name for e in app.egresses.values() if e.spec.delivery == "eager")
+        self._outlets = _outlets(app, config.message_bytes_max)
         self._sinks: dict[str, Sink] = {}
-        self._suspended: list[Suspended] = []
+        self._placed: dict[int, _Placed] = {}
         self.units: list[TaskUnit] = []
-        self.ingresses: list[IngressFeed] = []
+        """In the order of their tasks."""
 
     # Putting together.
 
-    async def open_sinks(self) -> int:
-        """Open every sink. Returns the highest attempt that a marker names; 0 when there is none."""
+    async def open_sinks(self) -> None:
+        """Open every sink."""
         for egress in self._app.egresses.values():
             sink = sink_for(egress.spec, self._config.directory, application=self._app.name, egress=egress.name)
             self._sinks[egress.name] = sink
             await sink.open()
+
+    async def highest_attempt(self) -> int:
+        """The highest attempt that a marker names; 0 when there is none."""
         tasks = range(self._config.parallelism)
         markers = [await sink.read_marker(task) for sink in self._sinks.values() for task in tasks]
         return max((attempt for marker in markers for attempt in marker), default=0)
 
-    def build(
-        self,
-        attempt: AttemptBegun,
-        manifest: Manifest | None,
-        restored: Sequence[Restored],
-        log: Log,
-        *,
-        retained: frozenset[int] | None,
-        bury: Bury,
-    ) -> None:
-        """Make a unit of every restored task, which continues in `attempt`. The sinks are open by now; their markers
-        keep what they say of the attempts `retained`, or of all.
-
-        Raises ConfigurationError for declarations that make no sense, and FunctionError for a migration that fails.
-        """
-        outlets: dict[Any, Outlet] = {}
-        for egress in self._app.egresses.values():
-            outlet = Outlet(egress.name, egress.spec.encode, self._config.message_bytes_max)
-            outlets[egress.name] = outlets[egress] = outlet
-        for task, each in enumerate(restored):
-            self.units.append(self._build_unit(task, each, attempt, manifest, log, outlets))
-        for unit in self.units:
-            for name, sink in self._sinks.items():
-                driver = unit.sinks[name] = self._driver(unit, name, sink, bury)
-                if isinstance(driver, SinkDriver) and retained is not None:
-                    driver.retain(retained | attempt.lineage.attempts)
-
-    def resume(self, restored: Sequence[Restored]) -> None:
-        """The attempt has begun: hand over the rows that the checkpoint decided and whose fate is not known."""
-        for unit, each in zip(self.units, restored, strict=True):
-            for name, driver in unit.sinks.items():
-                if isinstance(driver, SinkDriver):
-                    driver.handle(RowsRestored(each.staged.get(name, ())))
-
-    def _build_unit(
+    def add(
         self,
         task: int,
         restored: Restored,
-        attempt: AttemptBegun,
-        manifest: Manifest | None,
-        log: Log,
-        outlets: dict[Any, Outlet],
+        origin: Origin,
+        wiring: Wiring,
+        *,
+        retained: frozenset[int] | None,
+        bury: Bury,
     ) -> TaskUnit:
-        app, config = self._app, self._config
+        """Make a unit of a restored task. The sinks are open by now; their markers keep what they say of the attempts
+        `retained`, or of all.
+
+        Raises ConfigurationError for declarations that make no sense, and FunctionError for a migration that fails.
+        """
         completions = Completions()
         suspended = Suspended(completions, self._wake)
-        self._suspended.append(suspended)
+        core = self._core(task, restored, origin, suspended)
+        lineage = origin.attempt.lineage
+        snapshot = SnapshotTask(
+            task, lineage, origin.epoch, base=restored.base, head=restored.head, checksum=restored.checksum
+        )
+        ingresses = self._ingress_feeds(task, core.meta)
+        feeds = [*wiring.feeds(task, core.meta, snapshot, fresh=origin.manifest is None), *ingresses]
+        unit = TaskUnit(
+            task, core, restored.overlay, snapshot, completions, feeds, {}, wiring.channels, time.perf_counter
+        )
+        unit.adopt(restored)
+        for name, sink in self._sinks.items():
+            driver = unit.sinks[name] = self._driver(unit, name, sink, bury)
+            if isinstance(driver, SinkDriver) and retained is not None:
+                driver.retain(retained | lineage.attempts)
+        self._placed[task] = _Placed(unit, suspended, ingresses)
+        self.units[:] = [self._placed[each].unit for each in sorted(self._placed)]
+        return unit
+
+    def resume(self, unit: TaskUnit, restored: Restored) -> None:
+        """The unit may go on: hand over the rows that the checkpoint decided and whose fate is not known."""
+        for name, driver in unit.sinks.items():
+            if isinstance(driver, SinkDriver):
+                driver.handle(RowsRestored(restored.staged.get(name, ())))
+
+    async def remove(self, unit: TaskUnit) -> None:
+        """Let go of a unit: of its handlers, its rows that are under way, its inputs and its store."""
+        placed = self._placed.pop(unit.task)
+        self.units[:] = [self._placed[each].unit for each in sorted(self._placed)]
+        await self._cancel(placed)
+        for feed in placed.ingresses:
+            await feed.close()
+        unit.overlay.backend.close()
+
+    def _core(self, task: int, restored: Restored, origin: Origin, suspended: Suspended) -> TaskCore:
+        app, config = self._app, self._config
         core = TaskCore(
             app.functions.values(),
-            outlets,
+            self._outlets,
             restored.overlay,
             TaskOptions(
                 task=task,
@@ -133,31 +196,21 @@ class Assembly:
             ),
             suspended.start,
         )
-        migrate_task(app, manifest, core, restored.overlay)
-        core.restore(restored.meta, restored.queues)
-        epoch = attempt.high - RESERVED_IDS  # The highest id reserved before: nothing was ever sent in a later epoch.
-        snapshot = SnapshotTask(
-            task, attempt.lineage, epoch, base=restored.base, head=restored.head, checksum=restored.checksum
-        )
+        migrate_task(app, origin.manifest, core, restored.overlay)
+        core.restore(restored.meta, restored.queues, attempt_starts=origin.attempt_starts)
         core.origin_of = self._origin_of
-        feeds = self._feeds(task, core, snapshot, log, fresh=manifest is None)
-        unit = TaskUnit(task, core, restored.overlay, snapshot, completions, feeds, {}, log, time.perf_counter)
-        unit.adopt(restored)
-        return unit
+        return core
+
+    @property
+    def ingresses(self) -> list[IngressFeed]:
+        return [feed for placed in self._placed.values() for feed in placed.ingresses]
 
     def _origin_of(self, cause: int) -> str:
         """Where the record that caused something stands, for people; empty when no ingress knows it."""
         return next((origin for feed in self.ingresses if (origin := feed.origin_of(cause))), "")
 
-    def _feeds(self, task: int, core: TaskCore, snapshot: SnapshotTask, log: Log, *, fresh: bool) -> list[Feed]:
-        meta = core.meta
-        requests = RequestFeed(log, task)
-        requests.seek(meta.ingress_positions.get(RequestFeed.SOURCE))
-        feeds: list[Feed] = [requests]
-        if self._config.parallelism > 1:
-            inbox = InboxFeed(log, task, snapshot)
-            inbox.seek(None if fresh else meta.inbox_position)
-            feeds.append(inbox)
+    def _ingress_feeds(self, task: int, meta: TaskMeta) -> list[IngressFeed]:
+        feeds = []
         for ingress in self._app.ingresses.values():
             if key_group(ingress.name) % self._config.parallelism == task:
                 feed = self._ingress_feed(ingress)
@@ -176,9 +229,7 @@ class Assembly:
             resolve=self._resolve,
             message_bytes_max=self._config.message_bytes_max,
         )
-        feed = IngressFeed(self._app.name, ingress, reader_for(ingress.spec), router, self._wake)
-        self.ingresses.append(feed)
-        return feed
+        return IngressFeed(self._app.name, ingress, reader_for(ingress.spec), router, self._wake)
 
     def _resolve(self, target: Any) -> tuple[str, Any]:
         """A function or typename as a target of an ingress."""
@@ -225,11 +276,13 @@ class Assembly:
 
     async def cancel(self) -> None:
         """Let go of handlers that are suspended and of rows that are under way: the next start has them again."""
-        for suspended in self._suspended:
-            await suspended.cancel_all(self._config.stop_timeout_ms / 1000)
-        for unit in self.units:
-            for driver in unit.sinks.values():
-                driver.cancel()
+        for placed in self._placed.values():
+            await self._cancel(placed)
+
+    async def _cancel(self, placed: _Placed) -> None:
+        await placed.suspended.cancel_all(self._config.stop_timeout_ms / 1000)
+        for driver in placed.unit.sinks.values():
+            driver.cancel()
 
     async def close(self, *, final: bool) -> None:
         """Close what is read from and written to; `final` when everything decided is visible."""
@@ -237,3 +290,11 @@ class Assembly:
             await feed.close()
         for sink in self._sinks.values():
             await sink.close(final)
+
+
+def _outlets(app: App, bytes_max: int) -> dict[Any, Outlet]:
+    """How values become rows, by egress and by its name."""
+    outlets: dict[Any, Outlet] = {}
+    for egress in app.egresses.values():
+        outlets[egress.name] = outlets[egress] = Outlet(egress.name, egress.spec.encode, bytes_max)
+    return outlets

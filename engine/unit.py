@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -29,7 +29,7 @@ from penstock.engine.feeds import Completions, Feed, RequestFeed
 from penstock.engine.restore import META, SETTLED_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Outcome, TaskCore
-from penstock.records import EgressRow, Frozen, Reply, TaskMeta
+from penstock.records import EgressRow, EpochFrame, Frozen, Reply, TaskMeta
 from penstock.router.frames import encode_frames
 from penstock.router.log import Log
 from penstock.state import keys
@@ -41,6 +41,31 @@ TURN_S, TURN_MAX_S = 0.003, 0.005
 8)."""
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class Channels(Protocol):
+    """How messages reach the other tasks."""
+
+    def send(self, destination: int, frame: EpochFrame) -> None:
+        """Put a frame behind everything in the inbox of a task. It is durable before the next cut is acknowledged."""
+        ...
+
+    def inbox_end(self, task: int) -> int:
+        """The offset behind everything in the inbox of a task, as far as this process knows."""
+        ...
+
+
+class LogChannels:
+    """Inboxes that are partitions of a log of this process."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def send(self, destination: int, frame: EpochFrame) -> None:
+        self._log.append(f"inbox-{destination}", encode_frames([frame]))
+
+    def inbox_end(self, task: int) -> int:
+        return self._log.end(f"inbox-{task}")
 
 
 class Cut(NamedTuple):
@@ -91,7 +116,7 @@ class TaskUnit:
         completions: Completions,
         feeds: list[Feed],
         sinks: dict[str, SinkDriver | EagerDriver],
-        log: Log,
+        channels: Channels,
         clock: Callable[[], float],
         *,
         invocations_max: int = INVOCATIONS_MAX,
@@ -103,7 +128,7 @@ class TaskUnit:
         self.completions = completions
         self.feeds = feeds
         self.sinks = sinks
-        self._log = log
+        self._channels = channels
         self._clock = clock
         self._invocations_bound = invocations_max
         self._invocations_max = min(INVOCATIONS_MIN, invocations_max)
@@ -165,7 +190,7 @@ class TaskUnit:
         """Hand on what does not wait for a checkpoint."""
         for frame in effects.frames:
             stamped = self.snapshot.stamp(frame.sequence, frame.messages)
-            self._log.append(f"inbox-{frame.destination}", encode_frames([stamped]))
+            self._channels.send(frame.destination, stamped)
             self.counters.frames_sent += 1
         for name, row in effects.egress:
             driver = self.sinks[name]
@@ -202,7 +227,7 @@ class TaskUnit:
         self._deltas.append((checkpoint, offset))
         self.counters.delta_bytes += writing.encoder.bytes
         self.counters.deltas += 1
-        inbox_end = self._log.end(f"inbox-{self.task}")
+        inbox_end = self._channels.inbox_end(self.task)
         return self.snapshot.written(checkpoint, offset, writing.encoder.checksum, inbox_end=inbox_end)
 
     def abandoned(self, checkpoint: int) -> None:

@@ -25,7 +25,7 @@ from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import Coordinator
 from penstock.checkpoint.retention import Retained
 from penstock.engine.background import Background
-from penstock.engine.build import Assembly
+from penstock.engine.build import Assembly, LogWiring, origin_of_attempt
 from penstock.engine.checkpoints import CheckpointDriver
 from penstock.engine.clock import SteadyClock
 from penstock.engine.config import Config
@@ -130,7 +130,8 @@ class Worker:
             # Last, because it can't be taken back: an attempt that goes back to an older checkpoint and then can't
             # start would leave the next one nothing newer to continue from.
             self.data.begin_attempt(attempt)
-            self._assembly.resume(restored)
+            for unit, each in zip(self.units, restored, strict=True):
+                self._assembly.resume(unit, each)
             self._background.spawn(self._assembly.tick_sinks())
             self.data.journal.write_index(self.data.history)
         except BaseException:
@@ -149,10 +150,13 @@ class Worker:
         self._stores = [each.overlay.backend for each in restored]
         self._clock.not_before(max(each.meta.clock_ms for each in restored) / 1000)
         # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
-        data.history.pass_attempt(await self._assembly.open_sinks())
+        await self._assembly.open_sinks()
+        data.history.pass_attempt(await self._assembly.highest_attempt())
         attempt = data.next_attempt(manifest, int(self._clock() * 1000))
         retained = data.retained_attempts()
-        self._assembly.build(attempt, manifest, restored, data.log, retained=retained, bury=self.requests.bury)
+        origin, wiring = origin_of_attempt(attempt, manifest), LogWiring(data.log, self.config.parallelism)
+        for task, each in enumerate(restored):
+            self._assembly.add(task, each, origin, wiring, retained=retained, bury=self.requests.bury)
         self.checkpoint_driver = CheckpointDriver(
             self.app,
             self.config,

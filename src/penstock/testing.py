@@ -37,7 +37,7 @@ from penstock.engine.operations import Drop, Redrive, encode_operation
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import TaskCore, TaskOptions
-from penstock.engine.unit import INVOCATIONS_MAX, Suspended, TaskUnit
+from penstock.engine.unit import INVOCATIONS_MAX, LogChannels, Suspended, TaskUnit
 from penstock.errors import ConfigurationError, FunctionError, InvalidInput
 from penstock.functions.answers import decode_answer
 from penstock.functions.app import App, Egress, Ingress
@@ -333,7 +333,7 @@ class Harness:
             completions,
             self._feeds_of(part.task, core, snapshot),
             {},
-            self._log,
+            LogChannels(self._log),
             lambda: 0.0,
             invocations_max=self._restart_every or INVOCATIONS_MAX,
         )

@@ -18,7 +18,7 @@ from penstock.engine.effects import Column, Completed, Effects, FrameInput, Inpu
 from penstock.engine.feeds import Completions, RequestFeed
 from penstock.engine.journal import PARTITION, Journal
 from penstock.engine.task import Outcome, TaskCore
-from penstock.engine.unit import TaskUnit, Writing
+from penstock.engine.unit import LogChannels, TaskUnit, Writing
 from penstock.ids import Offset
 from penstock.records import Reply
 from penstock.router.frames import decode_frames
@@ -163,7 +163,7 @@ class Node:
         self.inbox = Inbox(producer, task, snapshot, core.meta.inbox_position)
         self._feeds: list[RequestFeed | Source | Inbox] = [*sources, self.inbox]
         self.unit = SimulatedUnit(
-            task, core, overlay, snapshot, completions, list(self._feeds), {}, producer, clock=lambda: 0.0
+            task, core, overlay, snapshot, completions, list(self._feeds), {}, LogChannels(producer), clock=lambda: 0.0
         )
         self._journal = journal
         self.driver: SimulatedDriver
