@@ -24,7 +24,7 @@ _FETCH_S = 900
 
 def missing_programs() -> str:
     """What has to be installed before a broker can run here; empty if nothing."""
-    packages = {"java": "openjdk-17-jre-headless", "mvn": "maven"}
+    packages = {"java": "default-jre-headless", "mvn": "maven"}
     lacking = [program for program in packages if shutil.which(program) is None]
     if not lacking:
         return ""
