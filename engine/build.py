@@ -169,8 +169,13 @@ class Assembly:
     def resume(self, unit: TaskUnit, restored: Restored) -> None:
         """The unit may go on: hand over the rows that the checkpoint decided and whose fate is not known."""
         for name, driver in unit.sinks.items():
+            batches = restored.staged.get(name, ())
             if isinstance(driver, SinkDriver):
-                driver.handle(RowsRestored(restored.staged.get(name, ())))
+                driver.handle(RowsRestored(batches))
+            elif batches:
+                driver.inherit(batches)
+                # Only a snapshot says so, and none is complete before these rows are written, as with all eager ones.
+                unit.committed(name, batches[-1].checkpoint)
 
     async def remove(self, unit: TaskUnit) -> None:
         """Let go of a unit: of its handlers, its rows that are under way, its inputs and its store."""
@@ -197,7 +202,7 @@ class Assembly:
             suspended.start,
         )
         migrate_task(app, origin.manifest, core, restored.overlay)
-        core.restore(restored.meta, restored.queues, attempt_starts=origin.attempt_starts)
+        core.restore(restored.meta, restored.queues, restored.staged, attempt_starts=origin.attempt_starts)
         core.origin_of = self._origin_of
         return core
 

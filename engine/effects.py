@@ -122,6 +122,8 @@ class DeadLetter(msgspec.Struct, array_like=True):
     """The state at the time of failure, as stored."""
     idempotency_key: str = ""
     """Of the request it was, so that a repeat of that request finds the result of a redrive."""
+    row: EgressRow | None = None
+    """Of a row that an egress did not write: all of it but the value, which is the payload."""
 
 
 class TaskStatistics(NamedTuple):

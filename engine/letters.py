@@ -15,7 +15,7 @@ import msgspec
 from penstock.engine.effects import DeadLetter
 from penstock.errors import PenstockError
 from penstock.ids import Address
-from penstock.records import Envelope, Meta
+from penstock.records import EgressRow, Envelope, Meta
 from penstock.state import keys
 from penstock.state.overlay import Overlay
 
@@ -31,13 +31,22 @@ class DeadLetters:
         self._task = task
         self._tasks = tasks
         self.next_number = 1
+        self._rows: dict[tuple[str, int], int] | None = None
+        """Egress and cause -> number of the letters that are rows; None until somebody asks."""
         self.written = 0
         """Letters written since the task started."""
 
     def write(
-        self, envelope: Envelope, error: BaseException, *, attempts: int, clock_ms: int, state: bytes
+        self,
+        envelope: Envelope,
+        error: BaseException,
+        *,
+        attempts: int,
+        clock_ms: int,
+        state: bytes,
+        row: EgressRow | None = None,
     ) -> DeadLetter:
-        """Keep `envelope` as a letter that says why it failed."""
+        """Keep `envelope` as a letter that says why it failed; `row` is what it was on its way to an egress."""
         number = self.next_number * self._tasks + self._task
         self.next_number += 1
         self.written += 1
@@ -59,9 +68,24 @@ class DeadLetters:
             attempts=attempts,
             state=state,
             idempotency_key=meta.idempotency_key,
+            row=row,
         )
         self._overlay.put(keys.encode_dead_key(number), _encode(letter))
+        if row is not None and self._rows is not None:
+            self._rows[letter.typename, letter.cause] = number
         return letter
+
+    def write_row(self, egress: str, row: EgressRow, error: BaseException, *, clock_ms: int) -> None:
+        """Keep a row of `egress` as a letter, unless it is one already: after a crash the same row may come again."""
+        if (egress, row.cause) not in self._known_rows():
+            envelope = Envelope(egress, "", row.value, row.cause, None, Meta(origin=f"egress {egress}"))
+            # The payload is the value: it need not be there twice.
+            self.write(envelope, error, attempts=0, clock_ms=clock_ms, state=b"", row=row._replace(value=b""))
+
+    def _known_rows(self) -> dict[tuple[str, int], int]:
+        if self._rows is None:
+            self._rows = {(each.typename, each.cause): each.number for each in self.all() if each.row is not None}
+        return self._rows
 
     def get(self, number: int) -> DeadLetter | None:
         data = self._overlay.get(keys.encode_dead_key(number))
@@ -71,12 +95,20 @@ class DeadLetters:
         """The letters of this task by number."""
         return (_decode(data) for _, data in self._overlay.scan(*keys.task_kind_range(keys.DEAD)))
 
-    def drop(self, number: int) -> None:
-        self._overlay.put(keys.encode_dead_key(number), None)
+    def drop(self, letter: DeadLetter) -> None:
+        self._overlay.put(keys.encode_dead_key(letter.number), None)
+        if self._rows is not None:
+            self._rows.pop((letter.typename, letter.cause), None)
+
+    def redrive_row(self, letter: DeadLetter) -> EgressRow:
+        """Take a letter out, as the row it was."""
+        assert letter.row is not None
+        self.drop(letter)
+        return letter.row._replace(value=letter.payload)
 
     def redrive(self, letter: DeadLetter) -> Envelope:
         """Take a letter out, as the message it was: same cause, so its outputs carry the ids they would have had."""
-        self.drop(letter.number)
+        self.drop(letter)
         caller = None if letter.caller is None else Address(*letter.caller)
         meta = Meta(headers=letter.headers, origin=letter.origin, idempotency_key=letter.idempotency_key)
         return Envelope(letter.typename, letter.id, letter.payload, letter.cause, caller, meta)

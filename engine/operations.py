@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.errors import ProtocolError
+from penstock.records import EgressRow
 
 
 class SetState(msgspec.Struct, frozen=True, array_like=True):
@@ -34,11 +35,11 @@ class Drop(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BuryRows(msgspec.Struct, frozen=True, array_like=True):
-    """An egress can never write these rows: keep them as dead letters. Each is a value, its cause and the reason."""
+    """An egress can never write these rows: keep them as dead letters, each with the reason."""
 
     __match_args__ = ("egress", "rows")
     egress: str
-    rows: list[tuple[bytes, int, str]]
+    rows: list[tuple[EgressRow, str]]
 
 
 Operation = SetState | Redrive | Drop | BuryRows

@@ -134,7 +134,7 @@ class Requests:
 
         This request is our own, so it is taken also while others are refused: the last commit depends on it.
         """
-        operation = BuryRows(egress, [(row.value, row.cause, reason) for row, reason in rows])
+        operation = BuryRows(egress, list(rows))
 
         async def bury() -> None:
             await self._operate(Address("", f"egress/{egress}"), operation, self._append_anyway)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from penstock.checkpoint.sinks import (
     Action,
@@ -176,6 +176,8 @@ class EagerDriver(_Worked):
         self._sink = sink
         self._failed = failed
         self._rows: deque[EgressRow] = deque()
+        self._inherited: Sequence[Staged] = ()
+        """The first of the rows, as long as it is not known which of them are written."""
         self.waiting_bytes = 0
         """What the rows hold that are not written yet."""
         self.sent = 0
@@ -198,13 +200,43 @@ class EagerDriver(_Worked):
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())
 
+    def inherit(self, batches: Sequence[Staged]) -> None:
+        """Rows that were emitted while the egress was exactly-once, and decided: they are written before all others,
+        but for those whose marker says that they are written."""
+        self._inherited = batches
+        rows = [row for batch in batches for row in batch.rows]
+        self.sent += len(rows)
+        self.waiting_bytes += sum(len(row.value) + ROW_OVERHEAD_BYTES for row in rows)
+        self._rows.extendleft(reversed(rows))
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._write_all())
+
+    def _leave_out_inherited(self, marker: Mapping[int, int]) -> None:
+        missing: list[EgressRow] = []
+        for batch in self._inherited:
+            rows = [self._rows.popleft() for _ in batch.rows]
+            if marker.get(batch.attempt, -1) >= batch.checkpoint:
+                self._count_written(rows)
+            else:
+                missing += rows
+        self._rows.extendleft(reversed(missing))
+        self._inherited = ()
+
+    def _count_written(self, rows: Sequence[EgressRow]) -> None:
+        self.written += len(rows)
+        self.waiting_bytes -= sum(len(row.value) + ROW_OVERHEAD_BYTES for row in rows)
+
     async def _write_all(self) -> None:
         delay_s = EAGER_RETRY_S
         try:
             while self._rows:
-                rows = [self._rows.popleft() for _ in range(min(len(self._rows), EAGER_ROWS_MAX))]
+                rows: list[EgressRow] = []
                 try:
-                    await self._sink.commit(self._task, rows, {})
+                    if self._inherited:
+                        self._leave_out_inherited(await self._sink.read_marker(self._task))
+                    rows = [self._rows.popleft() for _ in range(min(len(self._rows), EAGER_ROWS_MAX))]
+                    if rows:
+                        await self._sink.commit(self._task, rows, {})
                 except Unavailable as error:
                     logger.warning("egress %s waits %.1f s: %s", self._name, delay_s, error)
                     self._rows.extendleft(reversed(rows))
@@ -213,8 +245,7 @@ class EagerDriver(_Worked):
                 except RowsRefused as error:
                     self._drop(rows, error)
                 else:
-                    self.written += len(rows)
-                    self.waiting_bytes -= sum(len(row.value) + ROW_OVERHEAD_BYTES for row in rows)
+                    self._count_written(rows)
                     delay_s = EAGER_RETRY_S
         except Exception as error:  # noqa: BLE001  # As above.
             self._failed(_coded(self._name, error))

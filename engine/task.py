@@ -22,11 +22,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from penstock.checkpoint.sinks import Staged
 from penstock.engine.delays import Delays, DueMessage
 from penstock.engine.effects import (
     Batch,
     Column,
     Completed,
+    DeadLetter,
     Deliveries,
     Effects,
     FrameInput,
@@ -127,6 +129,7 @@ class TaskCore:
         self._replies: list[Reply] = []
         self._schedule: list[tuple[int, int, dict[str, Any]]] = []
         self._changed = False
+        self._commits_untold = False
 
         # What only the present process knows.
         self._ready: deque[tuple[Entry, int]] = deque()
@@ -578,20 +581,36 @@ class TaskCore:
             case SetState(value, expected):
                 return self._set_state(address, value, expected)
             case Redrive(numbers):
-                letters = [letter for number in numbers if (letter := self._letters.get(number)) is not None]
-                for letter in letters:
-                    self._deliver(self._letters.redrive(letter))
-                return len(letters)
+                return self._redrive(self._existing(numbers))
             case Drop(numbers):
-                found = [number for number in numbers if self._letters.get(number) is not None]
-                for number in found:
-                    self._letters.drop(number)
+                found = self._existing(numbers)
+                for letter in found:
+                    self._letters.drop(letter)
                 return len(found)
             case BuryRows(egress, rows):
-                for value, cause, reason in rows:
-                    envelope = Envelope(egress, "", value, cause, None, Meta(origin=f"egress {egress}"))
-                    self._bury(envelope, InvalidInput("PEN0215", reason), attempts=0)
+                for row, reason in rows:
+                    error = InvalidInput("PEN0215", reason)
+                    self._letters.write_row(egress, row, error, clock_ms=self._meta.clock_ms)
                 return len(rows)
+
+    def _existing(self, numbers: Iterable[int]) -> list[DeadLetter]:
+        return [letter for number in numbers if (letter := self._letters.get(number)) is not None]
+
+    def _redrive(self, letters: list[DeadLetter]) -> int:
+        """Send letters to where they were going, all or none: a message to its function, a row to its egress."""
+        for letter in letters:
+            if letter.row is not None and letter.typename not in self._outlets:
+                raise InvalidInput(
+                    "PEN0216",
+                    f"Dead letter {letter.number} is a row of egress {letter.typename}, which is not declared. Nothing "
+                    "was redriven: declare that egress first, or drop the letter.",
+                )
+        for letter in letters:
+            if letter.row is None:
+                self._deliver(self._letters.redrive(letter))
+            else:
+                self._batch_egress.append((letter.typename, self._letters.redrive_row(letter)))
+        return len(letters)
 
     def _set_state(self, address: Address, value: bytes, expected: bytes | None) -> bool:
         entry = self._entries.get(address.typename)
@@ -729,7 +748,7 @@ class TaskCore:
         )
         self._schedule, self._egress, self._replies = [], {}, []
         self.emitted_bytes = 0
-        self._changed = False
+        self._changed = self._commits_untold = False
         return frozen
 
     def settle(self, checkpoint: int) -> None:
@@ -740,12 +759,27 @@ class TaskCore:
         """The rows of `egress` up to `checkpoint` are committed. The next snapshot says so, which spares a restore the
         look at the sink; the sink's own marker is what decides."""
         self._meta.committed[egress] = max(checkpoint, self._meta.committed.get(egress, 0))
+        self._commits_untold = True
+
+    @property
+    def commits_untold(self) -> bool:
+        """Whether rows were committed that no snapshot says so of yet."""
+        return self._commits_untold
+
+    def tell_commits(self) -> None:
+        """Let the next snapshot be worth taking for what was committed alone: it is to be the last for a while."""
+        self._changed = self._changed or self._commits_untold
 
     def restore(
-        self, meta: TaskMeta, queues: Mapping[str, tuple[int, int, list[QueuedRow]]], *, attempt_starts: bool = True
+        self,
+        meta: TaskMeta,
+        queues: Mapping[str, tuple[int, int, list[QueuedRow]]],
+        staged: Mapping[str, Sequence[Staged]],
+        *,
+        attempt_starts: bool = True,
     ) -> None:
         """Continue where a snapshot was taken. The overlay holds its rows already; `queues` are head, tail and
-        messages."""
+        messages; `staged` are rows by egress that are decided, and of which it is not known that they are written."""
         self._meta = meta
         self._meta.schedule = []
         if attempt_starts:
@@ -767,8 +801,24 @@ class TaskCore:
                 self._deliver_here(Envelope(message.typename, *message.queued))
             elif self._pending.readmit(known.held, number, message):
                 self._ready.append((known, number))
-        # A migration, or messages of functions that are gone: the next checkpoint makes it last.
+        for egress, batches in staged.items():
+            if egress not in self._outlets:
+                self._bury_undeclared(egress, batches)
+        # A migration, or what was for functions and egresses that are gone: the next checkpoint makes it last.
         self._changed = any(self._overlay.take_batch())
+
+    def _bury_undeclared(self, egress: str, batches: Sequence[Staged]) -> None:
+        """Nobody will write these rows: keep them where people find them."""
+        known = ", ".join(sorted({outlet.name for outlet in self._outlets.values()})) or "none"
+        error = InvalidInput(
+            "PEN0216",
+            f"Egress {egress} is not declared any more, so this row can't be written; whether it was before the last "
+            f"stop is not known. Declared: {known}. Declare {egress} again and redrive, or drop the row.",
+        )
+        for batch in batches:
+            for row in batch.rows:
+                self._letters.write_row(egress, row, error, clock_ms=self._meta.clock_ms)
+            self.committed(egress, batch.checkpoint)
 
     def _numbers(self) -> dict[str, int]:
         return {

@@ -203,13 +203,22 @@ class Worker:
     async def _drain(self) -> None:
         """Checkpoint and commit until all is visible that was done. Turns are taken only for rows that a sink refuses:
         they become dead letters before the others of their commit go out."""
-        while self._fatal is None and not (self.checkpoint_driver.quiet and self._assembly.quiet):
+        while self._fatal is None and not self._all_told():
             if self.requests.burying:
                 self._take_turns(int(self._clock() * 1000), paused=True)
             if not self.checkpoint_driver.quiet:
                 self.checkpoint_driver.hurry("stop")
                 self.checkpoint_driver.tick(self._clock() * 1000)
             await asyncio.sleep(0.001)
+
+    def _all_told(self) -> bool:
+        """Whether everything that was done is visible, and the last checkpoint says so. The next start may not be able
+        to ask a sink: its egress may be gone by then."""
+        if not (self.checkpoint_driver.quiet and self._assembly.quiet):
+            return False
+        for unit in self.units:
+            unit.core.tell_commits()
+        return self.checkpoint_driver.quiet
 
     async def _abort(self) -> None:
         """End at once, keeping what is durable."""

@@ -316,7 +316,7 @@ class Harness:
             suspended.start,
         )
         migrate_task(app, self._manifest, core, restored.overlay)
-        core.restore(restored.meta, restored.queues)
+        core.restore(restored.meta, restored.queues, restored.staged)
         snapshot = SnapshotTask(
             part.task,
             self._lineage,

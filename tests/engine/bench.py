@@ -58,7 +58,7 @@ class Bench:
             outlets[egress.name] = outlets[egress] = Outlet(egress.name, egress.spec.encode, 1 << 20)
         self.suspended: dict[int, Coroutine[Any, Any, Any]] = {}
         self.core = TaskCore(self.app.functions.values(), outlets, self.overlay, self.options, self._start)
-        self.core.restore(restored.meta, restored.queues)
+        self.core.restore(restored.meta, restored.queues, restored.staged)
 
     def _start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
         self.suspended[number] = handler

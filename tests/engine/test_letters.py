@@ -53,7 +53,9 @@ def test_numbers_are_unique_in_the_application_and_never_used_again() -> None:
     overlay = Overlay(MemoryBackend())
     letters = DeadLetters(overlay, task=3, tasks=4)
     numbers = [write(letters, raised()) for _ in range(2)]
-    letters.drop(numbers[1])
+    dropped = letters.get(numbers[1])
+    assert dropped is not None
+    letters.drop(dropped)
 
     again = DeadLetters(overlay, task=3, tasks=4)
     again.next_number = letters.next_number

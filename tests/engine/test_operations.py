@@ -14,11 +14,18 @@ from penstock.engine.operations import (
     encode_operation,
 )
 from penstock.errors import ProtocolError
+from penstock.records import EgressRow
 
 
 @pytest.mark.parametrize(
     "operation",
-    [SetState(b"x"), SetState(b"", b"y"), Redrive([1, 2]), Drop([]), BuryRows("t/out", [(b"row", 2**64 - 1, "why")])],
+    [
+        SetState(b"x"),
+        SetState(b"", b"y"),
+        Redrive([1, 2]),
+        Drop([]),
+        BuryRows("t/out", [(EgressRow(b"row", 2**64 - 1), "why")]),
+    ],
     ids=lambda operation: type(operation).__name__,
 )
 def test_an_operation_comes_back_as_it_was(operation: Operation) -> None:

@@ -18,7 +18,7 @@ from penstock.functions.context import Context
 from penstock.functions.io import MemoryEgress
 from penstock.functions.state import Log, Message, State, Table, Value
 from penstock.ids import Address, key_group
-from penstock.records import Envelope, EpochFrame, Frozen, Meta
+from penstock.records import EgressRow, Envelope, EpochFrame, Frozen, Meta
 from tests.engine.bench import Bench, Pause, deliver, deliver_all, payloads
 
 
@@ -864,7 +864,7 @@ def test_state_that_is_not_declared_is_refused_and_not_dropped() -> None:
 def test_rows_an_egress_refuses_become_dead_letters() -> None:
     bench = Bench(counting_app())
 
-    assert bench.operate(BuryRows("t/out", [(b"row", 5, "HTTP 400.")])) == 1
+    assert bench.operate(BuryRows("t/out", [(EgressRow(b"row", 5), "HTTP 400.")])) == 1
 
     (letter,) = bench.letters()
     assert (letter.code, letter.reason, letter.typename, letter.origin) == (
@@ -873,6 +873,54 @@ def test_rows_an_egress_refuses_become_dead_letters() -> None:
         "t/out",
         "egress t/out",
     )
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_row_that_is_refused_again_after_a_crash_is_one_dead_letter(restarted: bool) -> None:
+    bench = Bench(counting_app())
+    refused = [(EgressRow(b"row", cause), "HTTP 400.") for cause in (5, 6)]
+    bench.operate(BuryRows("t/out", refused))
+    if restarted:
+        bench.restart()
+
+    assert bench.operate(BuryRows("t/out", refused)) == 2
+    assert [letter.cause for letter in bench.letters()] == [5, 6]
+
+    bench.operate(Drop([bench.letters()[0].number]))
+    bench.operate(BuryRows("t/out", refused))
+    assert sorted(letter.cause for letter in bench.letters()) == [5, 6]
+
+
+def test_a_row_is_redriven_to_its_egress_as_it_was() -> None:
+    bench = Bench(counting_app())
+    row = EgressRow(b"row", 5, b"key", "topic", (("name", "text"),))
+    bench.operate(BuryRows("t/out", [(row, "HTTP 400.")]))
+    bench.restart()
+
+    assert bench.operate(Redrive([1])) == 1
+    assert bench.effects[-1].egress == [("t/out", row)]
+    assert bench.letters() == []
+
+
+def test_decided_rows_of_an_egress_that_is_gone_become_dead_letters_once() -> None:
+    bench = Bench(counting_app())
+    bench.send("t/all", "a", Add())
+    (emitted,) = bench.effects[-1].egress
+    without = counting_app()
+    del without.egresses["t/out"]
+
+    for _ in range(3):
+        bench.restart(without)
+
+    (letter,) = bench.letters()
+    assert (letter.code, letter.typename, letter.payload) == ("PEN0216", "t/out", emitted[1].value)
+    assert letter.reason.startswith("Egress t/out is not declared any more")
+    assert bench.operate(Redrive([letter.number])).startswith("PEN0216 Dead letter 1 is a row of egress t/out, which")
+    assert bench.letters() == [letter]
+
+    bench.restart(counting_app())
+    assert bench.operate(Redrive([letter.number])) == 1
+    assert bench.effects[-1].egress == [emitted]
 
 
 # Several tasks.

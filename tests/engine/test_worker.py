@@ -31,6 +31,7 @@ from penstock import (
 )
 from penstock.checkpoint.retention import Retention
 from penstock.engine.config import Config
+from penstock.engine.operations import Redrive
 from penstock.engine.unit import TaskUnit
 from penstock.engine.worker import Worker
 from penstock.ids import Address
@@ -840,6 +841,91 @@ def test_rows_refused_in_the_last_commit_are_buried_and_the_others_written(
 
     assert rows_of(app).values() == [0, 1, 2, 4]
     assert sum(unit.core.letters.written for unit in worker.units) == 1
+
+
+def decided_and_unwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    """An application that was killed when a checkpoint had decided its five rows, while the sink was away."""
+
+    async def away(*_: Any) -> None:
+        raise Unavailable("PEN0520", "away")
+
+    commit = MemorySink.commit
+    app = emitting(5, away, monkeypatch)
+
+    async def crash() -> None:
+        worker = Worker(app, Config(directory=tmp_path, port=None, interval_ms=10))
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        await _until(lambda: worker.last_checkpoint is not None and worker.checkpoint_driver.quiet)
+        worker.stop()
+        await serving
+        await worker._abort()
+
+    asyncio.run(crash())
+    monkeypatch.setattr(MemorySink, "commit", commit)
+    return app
+
+
+def test_rows_that_were_decided_are_written_when_their_egress_has_become_eager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided_and_unwritten(tmp_path, monkeypatch)
+    eager = emitting(6, MemorySink.commit, monkeypatch, delivery="eager")
+
+    for _ in range(2):
+        run(eager, tmp_path)
+
+    assert rows_of(eager).values() == [0, 1, 2, 3, 4, 5]
+
+
+def test_rows_that_are_written_are_not_written_again_when_their_egress_becomes_eager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided_and_unwritten(tmp_path, monkeypatch)
+    eager = emitting(6, MemorySink.commit, monkeypatch, delivery="eager")
+    rows_of(eager).markers[0] = {1: 1_000}  # The commit came through, and its answer did not.
+
+    run(eager, tmp_path)
+
+    assert rows_of(eager).values() == [5]
+
+
+def renamed(monkeypatch: pytest.MonkeyPatch) -> App:
+    app = emitting(5, MemorySink.commit, monkeypatch)
+    app.egresses.clear()
+    app.egress("test/renamed", MemoryEgress())
+    return app
+
+
+def test_decided_rows_of_a_renamed_egress_become_dead_letters_and_can_be_redriven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = decided_and_unwritten(tmp_path, monkeypatch)
+
+    worker = run(renamed(monkeypatch), tmp_path)
+    assert worker.units[0].core.letters.written == 5
+    worker = run(renamed(monkeypatch), tmp_path)
+    assert worker.units[0].core.letters.written == 0
+
+    async def redrive() -> None:
+        worker = Worker(app, Config(directory=tmp_path, port=None, interval_ms=10))
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        assert await worker.requests.operate(Address("", "task"), Redrive([1, 2, 3, 4, 5])) == 5
+        worker.stop()
+        await serving
+        await worker.finish()
+
+    asyncio.run(redrive())
+    assert rows_of(app).values() == [0, 1, 2, 3, 4]
+
+
+def test_an_orderly_stop_leaves_no_row_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(emitting(5, MemorySink.commit, monkeypatch), tmp_path)
+
+    worker = run(renamed(monkeypatch), tmp_path)
+
+    assert worker.units[0].core.letters.written == 0
 
 
 def test_no_checkpoint_is_complete_before_the_rows_of_eager_egresses_are_written(

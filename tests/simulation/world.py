@@ -645,7 +645,7 @@ class World:
         core = TaskCore(
             WALKS.functions.values(), _OUTLETS, restored.overlay, TaskOptions(task=task, tasks=self.tasks), start
         )
-        core.restore(restored.meta, restored.queues)
+        core.restore(restored.meta, restored.queues, restored.staged)
         return core
 
     # Telling the invariants.
