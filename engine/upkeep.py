@@ -147,7 +147,7 @@ class Upkeep:
             journal.truncate(point)
         bases = {base for each in verdict.kept for base in each.bases}
         bases |= {unit.snapshot.base_name for unit in self._units}
-        await in_thread(self._data.store.collect, bases, lambda path: now_s - path.stat().st_mtime > UNREFERENCED_S)
+        await in_thread(self._data.store.collect, bases, now_s - UNREFERENCED_S)
         self._truncate_inputs(verdict.kept)
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:

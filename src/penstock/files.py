@@ -89,16 +89,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         fsync_directory(path.parent)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path, *, durable: bool = True) -> None:
     """Give the content of `source` the second name `target`, by a hard link where the file system has them.
 
-    The content is durable on return. The new name is not: call `fsync_directory` once, after the last of
-    many. Raises FileExistsError when `target` exists, and for a link both names are one file: neither may be
-    changed.
+    The content is durable on return, unless that is not asked for. The new name is not: call `fsync_directory` once,
+    after the last of many. Raises FileExistsError when `target` exists, and for a link both names are one file:
+    neither may be changed.
     """
     with storage_errors(target, "linking"):
-        with source.open("rb") as file:
-            sync_file(file.fileno())
+        if durable:
+            with source.open("rb") as file:
+                sync_file(file.fileno())
         try:
             os.link(source, target)
         except OSError as error:
@@ -130,19 +131,28 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_checked(path: Path, data: bytes) -> None:
     """As `write_atomically`, behind a line that `read_bytes_checked` compares with what it finds."""
-    write_atomically(path, _checked_line(data) + data)
+    write_atomically(path, checked(data))
 
 
 def read_bytes_checked(path: Path) -> bytes:
     """The bytes last given to `write_checked`; raises `CorruptSnapshot` if the file holds anything else."""
-    content = path.read_bytes()
+    return unchecked(path.read_bytes(), str(path))
+
+
+def checked(data: bytes) -> bytes:
+    """What a checked file holds, for one that is kept elsewhere than in a directory."""
+    return _checked_line(data) + data
+
+
+def unchecked(content: bytes, place: str) -> bytes:
+    """The bytes given to `checked`; raises `CorruptSnapshot`, which names `place`, if `content` is anything else."""
     line, newline, data = content.partition(b"\n")
     if line + newline != _checked_line(data):
         found = _checked_line(data).decode().strip()
         expected = line[:80].decode("ascii", "backslashreplace")
         raise CorruptSnapshot(
             "PEN0404",
-            f"{path} is damaged: its content is '{found}', its first line says '{expected}'. "
+            f"{place} is damaged: its content is '{found}', its first line says '{expected}'. "
             "Use an older checkpoint, or restore the directory from a backup.",
         )
     return data
