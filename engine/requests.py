@@ -21,26 +21,29 @@ from penstock.engine.operations import BuryRows, Operation, encode_operation
 from penstock.errors import InvalidInput, Refused
 from penstock.ids import Address, key_group
 from penstock.records import EgressRow, Envelope, Reply
-from penstock.router.log import Log
 from penstock.router.requests import encode_request
 
 
 class Requests:
-    """See the module. `flush` makes durable what was appended to `log`; while `accepting` says no, all are refused."""
+    """See the module. `append` puts a record behind the requests of a task, and `flush` makes durable what it was given;
+    while `accepting` says no, all are refused. `prefix` begins the name of every request: where there are several
+    workers, it leads the answer back here."""
 
     def __init__(
         self,
         application: str,
         tasks: int,
-        log: Log,
+        append: Callable[[int, bytes], object],
         *,
         flush: Callable[[], Awaitable[None]],
         accepting: Callable[[], bool],
         wake: Callable[[], None],
+        prefix: str = "",
     ) -> None:
         self._application = application
         self._tasks = tasks
-        self._log = log
+        self._append_record = append
+        self._prefix = prefix
         self._flush = flush
         self._accepting = accepting
         self._wake = wake
@@ -90,7 +93,7 @@ class Requests:
         operation: str = "",
     ) -> Reply:
         """The same, and wait for the answer, which can't be rolled back any more when this returns."""
-        request_id = uuid.uuid4().hex
+        request_id = self._prefix + uuid.uuid4().hex
         return await self._ask(
             request_envelope(
                 address,
@@ -111,7 +114,7 @@ class Requests:
 
     async def _operate(self, address: Address, operation: Operation, append: Callable[[Envelope], None]) -> Any:
         name, payload = encode_operation(operation)
-        request_id = uuid.uuid4().hex
+        request_id = self._prefix + uuid.uuid4().hex
         envelope = request_envelope(address, payload, request_id=request_id, operation=name, origin="operator")
         reply = await self._ask(envelope, request_id, append)
         if reply.error:
@@ -163,5 +166,5 @@ class Requests:
 
     def _append_anyway(self, envelope: Envelope) -> None:
         owner = key_group(envelope.id) % self._tasks
-        self._log.append(f"requests-{owner}", encode_request(envelope))
+        self._append_record(owner, encode_request(envelope))
         self._wake()

@@ -118,7 +118,7 @@ class Worker:
         self.requests = Requests(
             self.app.name,
             self.config.parallelism,
-            self.data.log,
+            lambda task, record: self.data.log.append(f"requests-{task}", record),
             flush=self.data.flush,
             accepting=lambda: self.ready and not self.stopping,
             wake=self._wake,

@@ -29,7 +29,12 @@ class Fixture:
         self.accepting = True
         self.asked: list[str] = []
         self.requests = Requests(
-            "shop", TASKS, self.log, flush=self._flush, accepting=lambda: self.accepting, wake=self._wake
+            "shop",
+            TASKS,
+            lambda task, record: self.log.append(f"requests-{task}", record),
+            flush=self._flush,
+            accepting=lambda: self.accepting,
+            wake=self._wake,
         )
 
     async def _flush(self) -> None:
