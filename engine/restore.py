@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -17,9 +18,8 @@ from penstock.checkpoint.control import Part
 from penstock.checkpoint.delta import DeltaHeader
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef
-from penstock.engine.journal import Journal
 from penstock.errors import CorruptSnapshot
-from penstock.records import EgressRow, QueuedRow, TaskMeta
+from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
 from penstock.state import keys
 from penstock.state.backend import Backend
 from penstock.state.overlay import Overlay, decode_queued
@@ -27,6 +27,18 @@ from penstock.state.overlay import Overlay, decode_queued
 SETTLED_META = keys.encode_meta_key("settled")
 META = keys.encode_meta_key("task")
 _decode_staged = msgspec.msgpack.Decoder(tuple[int, EgressRow]).decode
+
+
+class DeltaSource(Protocol):
+    """Where deltas are read from. Offsets are those of their first records; both raise CorruptSnapshot."""
+
+    def chain(self, head: int, first: int) -> list[int]:
+        """Offsets of the deltas from `first` to `head`, oldest first."""
+        ...
+
+    def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
+        """The delta at `offset`, and its size in bytes."""
+        ...
 
 
 @dataclass
@@ -45,12 +57,12 @@ class Restored:
     checksum: int = 0
     deltas: int = 0
     delta_bytes: int = 0
-    """Of them all, as they stand in the journal."""
+    """Of them all, as they stand in the log."""
 
 
 def restore_task(
     part: Part,
-    journal: Journal,
+    deltas: DeltaSource,
     open_base: Callable[[str], Backend],
     *,
     cache_bytes_max: int,
@@ -63,13 +75,13 @@ def restore_task(
     """
     backend = open_base(part.base)
     try:
-        return _restore(part, journal, Overlay(backend, cache_bytes_max=cache_bytes_max), progress)
+        return _restore(part, deltas, Overlay(backend, cache_bytes_max=cache_bytes_max), progress)
     except BaseException:
         backend.close()  # The next candidate is restored in the same place.
         raise
 
 
-def _restore(part: Part, journal: Journal, overlay: Overlay, progress: Callable[[int, int], None]) -> Restored:
+def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callable[[int, int], None]) -> Restored:
     backend = overlay.backend
     restored = Restored(overlay, base=BaseRef(part.base, part.base_checkpoint), head=part.head, checksum=part.checksum)
     queues: dict[str, dict[int, QueuedRow]] = {}
@@ -77,9 +89,9 @@ def _restore(part: Part, journal: Journal, overlay: Overlay, progress: Callable[
     if part.base:
         _read_base(backend, restored, queues, staged)
     overlay.begin_restore(part.base_checkpoint)
-    chain = journal.chain(part.head, part.first)
+    chain = deltas.chain(part.head, part.first)
     for number, offset in enumerate(chain, 1):
-        header, frozen, size = journal.delta(offset)
+        header, frozen, size = deltas.delta(offset)
         restored.delta_bytes += size
         overlay.restore(frozen.checkpoint, frozen.values, frozen.rows, frozen.queues)
         restored.meta = frozen.meta

@@ -14,6 +14,8 @@ from penstock.errors import ProtocolError
 from penstock.records import EpochFrame
 
 FORMAT = 1
+FENCE_SOURCE = -1
+"""The source of a frame that holds nothing, and says that an attempt begins: every frame of it comes after."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[int, list[EpochFrame]]).decode
@@ -22,6 +24,11 @@ _decode = msgspec.msgpack.Decoder(tuple[int, list[EpochFrame]]).decode
 def encode_frames(frames: Sequence[EpochFrame]) -> bytes:
     """One record that carries `frames`, in order."""
     return _encode((FORMAT, frames))
+
+
+def encode_fence(attempt: int) -> bytes:
+    """The record that stands in every inbox before the first frame of `attempt`."""
+    return encode_frames([EpochFrame(attempt, 0, FENCE_SOURCE, 0, [])])
 
 
 def decode_frames(record: bytes, *, place: str) -> list[EpochFrame]:
