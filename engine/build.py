@@ -111,6 +111,9 @@ class Assembly:
         self._eager = frozenset(e.name for e in app.egresses.values() if e.spec.delivery == "eager")
         self._outlets = _outlets(app, config.message_bytes_max)
         self._sinks: dict[str, Sink] = {}
+        self._internal: set[str] = set()
+        """Egresses that the application did not declare, but the engine."""
+        self._reply_egress = ""
         self._placed: dict[int, _Placed] = {}
         self.units: list[TaskUnit] = []
         """In the order of their tasks."""
@@ -123,6 +126,12 @@ class Assembly:
             sink = sink_for(egress.spec, self._config.directory, application=self._app.name, egress=egress.name)
             self._sinks[egress.name] = sink
             await sink.open()
+
+    def add_reply_sink(self, name: str, sink: Sink) -> None:
+        """Let replies be rows, which go out through `sink`."""
+        self._sinks[name] = sink
+        self._internal.add(name)
+        self._reply_egress = name
 
     async def highest_attempt(self) -> int:
         """The highest attempt that a marker names; 0 when there is none."""
@@ -157,6 +166,7 @@ class Assembly:
         unit = TaskUnit(
             task, core, restored.overlay, snapshot, completions, feeds, {}, wiring.channels, time.perf_counter
         )
+        unit.reply_egress = self._reply_egress
         unit.adopt(restored)
         for name, sink in self._sinks.items():
             driver = unit.sinks[name] = self._driver(unit, name, sink, bury)
@@ -202,7 +212,8 @@ class Assembly:
             suspended.start,
         )
         migrate_task(app, origin.manifest, core, restored.overlay)
-        core.restore(restored.meta, restored.queues, restored.staged, attempt_starts=origin.attempt_starts)
+        declared = {name: rows for name, rows in restored.staged.items() if name not in self._internal}
+        core.restore(restored.meta, restored.queues, declared, attempt_starts=origin.attempt_starts)
         core.origin_of = self._origin_of
         return core
 

@@ -715,6 +715,11 @@ class TaskCore:
         """Whether anything happened since the last cut."""
         return self._changed
 
+    @property
+    def has_output(self) -> bool:
+        """Whether somebody waits for the next cut: callers, or readers of an egress."""
+        return bool(self._egress or self._replies)
+
     def freeze(self, checkpoint: int) -> Frozen:
         """Take everything since the last cut as one value, by swapping pointers: the pause of a checkpoint."""
         queues = {}

@@ -139,6 +139,8 @@ class TaskUnit:
         """Checkpoint and offset of the deltas written since the base."""
         self._stored_rows: deque[tuple[str, int, bytes]] = deque()
         """Egress rows that a fold put into the store, to be deleted once committed."""
+        self.reply_egress = ""
+        """The egress that replies are rows of; empty where they are told by this process, or not at all."""
         self.counters = UnitCounters()
 
     def adopt(self, restored: Restored) -> None:
@@ -209,6 +211,9 @@ class TaskUnit:
     def cut(self, checkpoint: int, application: str, generation: int) -> Writing:
         """Freeze the core at `checkpoint`. Pointer swaps only."""
         frozen = self.core.freeze(checkpoint)
+        if self.reply_egress and frozen.replies:
+            rows = [EgressRow(_encode(reply), 0, reply.request_id.encode()) for reply in frozen.replies]
+            frozen = frozen._replace(egress={**frozen.egress, self.reply_egress: rows}, replies=[])
         self._cuts.append(Cut(self.snapshot.attempt, checkpoint, frozen.meta, dict(frozen.egress)))
         if frozen.replies:
             self._replies.append((checkpoint, frozen.replies))
