@@ -208,6 +208,7 @@ class Assembly:
                 message_bytes_max=config.message_bytes_max,
                 eager=self._eager,
                 idempotency_keep_ms=config.idempotency_keep_ms,
+                check_state=config.check_state,
             ),
             suspended.start,
         )

@@ -33,6 +33,8 @@ class Config:
     checkpoint_timeout_ms: float = 60_000
     message_bytes_max: int = 1 << 20
     idempotency_keep_ms: int = 24 * 3_600_000
+    check_state: bool = False
+    """Read every state back before it is stored, so that a value of a wrong type fails the message that left it."""
     host: str = "127.0.0.1"
     port: int | None = 7070
     """Of the HTTP interface; 0 chooses a free one, None serves none."""

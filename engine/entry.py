@@ -19,7 +19,7 @@ from penstock.functions.context import Context, Outlet, Target, context_for
 from penstock.functions.function import Function
 from penstock.functions.state import bind_collections, collections_of, expirations_of, flush_collections, new_state
 from penstock.functions.storage import Storage
-from penstock.functions.types import codec_for
+from penstock.functions.types import codec_for, not_readable
 from penstock.ids import key_group
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Overlay
@@ -34,6 +34,10 @@ SCANNED_MAX = 1_000
 """Rows of one address read one after the other before the next address is looked for: that costs a look at every row
 the store does not have yet."""
 
+SLICES_CHECKED = 16
+"""Slices of messages, after a start, whose states are read back before they are stored, although nobody asked for it: a
+handler that always leaves a wrong type is found at its first message. Checking all costs 6 % of the throughput."""
+
 LOOKED_UP_MAX = 32
 """So many entries of a log are looked up one by one: a scan looks through all rows the store does not have yet."""
 
@@ -42,6 +46,8 @@ class Entry(Target):
     """A function of this task. See the module."""
 
     __slots__ = (
+        "_checks_all",
+        "_slices_checked",
         "cells",
         "codec",
         "collections",
@@ -63,7 +69,9 @@ class Entry(Target):
         "targets",
     )
 
-    def __init__(self, function: Function[Any, Any], overlay: Overlay, *, bytes_max: int) -> None:
+    def __init__(
+        self, function: Function[Any, Any], overlay: Overlay, *, bytes_max: int, check_state: bool = False
+    ) -> None:
         codec = function.message_codec
         super().__init__(
             function.typename,
@@ -89,6 +97,8 @@ class Entry(Target):
         self.has_state = self.state_codec is not None or bool(self.storage)
         self.collections = collections_of(function.state)
         self.expirations = expirations_of(function.state)
+        self._checks_all = check_state
+        self._slices_checked = 0
         self.plain = not (function.is_async or self.storage or self.collections or self.expirations)
 
     def bind(self, targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]) -> None:
@@ -98,6 +108,25 @@ class Entry(Target):
 
     def new_context(self) -> Context[Any]:
         return context_for(self.function, self.targets, self.outlets)
+
+    # What a handler may leave as its state.
+
+    def encoder(self) -> Callable[[Any], bytes]:
+        """What encodes the states of the next slice of messages: checking them or not."""
+        if self._checks_all or self._slices_checked < SLICES_CHECKED:
+            self._slices_checked += 1
+            return self._encode_checked
+        return self.encode_state
+
+    def _encode_checked(self, state: Any) -> bytes:
+        data = self.encode_state(state)
+        try:
+            self.decode_state(data)
+        except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest.
+            assert self.state_codec is not None
+            what = f"What the handler of {self.typename} ({self.function.location}) left as its state"
+            raise not_readable(self.state_codec, error, data, what) from None
+        return data
 
     # State of one address, the general way.
 
@@ -133,7 +162,7 @@ class Entry(Target):
         if self.collections:
             flush_collections(context.state)
         deadlines = self._deadlines(context.state, opened, clock_ms) if self.expirations else {}
-        data = self.state_codec.encode(context.state)
+        data = self._encode_checked(context.state)
         if data == EMPTY_STATE:
             return ABSENT, None
         if not self.expirations:
@@ -166,7 +195,14 @@ class Entry(Target):
             if data:
                 self.state_codec.decode(data)
         except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest.
-            return self.state_codec.explain(error, data, place=place)
+            # Something has stored what does not fit. If it was this handler, it shall not do it again.
+            self._checks_all = True
+            found = self.state_codec.explain(error, data, place=place)
+            remedy = (
+                f"Look at it with penstock state get {self.typename} {id}, and put it right with penstock state set "
+                f"{self.typename} {id} JSON --yes; then redrive (docs/how-to/handle-failures.md)."
+            )
+            return InvalidInput(found.code, f"{found.message} {remedy}")
         return None
 
     def plain_state(self, raw: bytes) -> bytes:

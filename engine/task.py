@@ -85,6 +85,8 @@ class TaskOptions:
     """Egresses whose rows leave with the effects and belong to no snapshot."""
     idempotency_keep_ms: int = 24 * 3_600_000
     """How long the result of a request with an Idempotency-Key is kept for repeats of it."""
+    check_state: bool = False
+    """Whether every state is read back before it is stored, and not only where that costs nothing to speak of."""
 
 
 class _Running(NamedTuple):
@@ -110,7 +112,10 @@ class TaskCore:
         self._overlay = overlay
         self._options = options
         self._start = start
-        self._entries = {f.typename: Entry(f, overlay, bytes_max=options.message_bytes_max) for f in functions}
+        self._entries = {
+            f.typename: Entry(f, overlay, bytes_max=options.message_bytes_max, check_state=options.check_state)
+            for f in functions
+        }
         targets: dict[Any, Any] = dict(self._entries)
         targets.update((entry.function, entry) for entry in self._entries.values())
         self._outlets = outlets
@@ -279,7 +284,7 @@ class TaskCore:
         young, dirty = cells.young, cells.dirty
         load, apply = self._overlay.load, self._apply
         decode, handler = entry.decode, entry.function.handler
-        decode_state, encode_state, new_state = entry.decode_state, entry.encode_state, entry.new_state
+        decode_state, encode_state, new_state = entry.decode_state, entry.encoder(), entry.new_state
         context._clock_ms = self._meta.clock_ms
         for message in messages:
             id, payload, cause, caller, meta = message

@@ -17,7 +17,7 @@ from penstock.errors import ConfigurationError, InvalidInput
 from penstock.functions.expire import Expire
 from penstock.functions.mismatch import describe
 from penstock.functions.shapes import Shape, incompatibilities
-from penstock.functions.types import codec_for
+from penstock.functions.types import codec_for, encode_checked
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class Storage:
             raise InvalidInput(
                 "PEN0205", f"Storage {name} is of type {spec.codec.name}, got {describe(value)}. Nothing was stored."
             )
-        self._put(name, value, spec.codec.encode(value))
+        self._put(name, value, encode_checked(spec.codec, value, f"Storage {name}"))
 
     def __delattr__(self, name: str) -> None:
         self._spec(name)
@@ -128,9 +128,9 @@ class Storage:
     def _keep_changes(self) -> None:
         """Store what was changed in place, as by `ctx.storage.names.append(...)`."""
         for name, (value, stored) in list(self._live.items()):
-            data = self._values[name].codec.encode(value)
-            if data != stored:
-                self._put(name, value, data)
+            codec = self._values[name].codec
+            if codec.encode(value) != stored:
+                self._put(name, value, encode_checked(codec, value, f"Storage {name}"))
 
     def _put(self, name: str, value: Any, data: bytes) -> None:
         self._rows[name] = _Row(data, self._rows[name].due_ms if name in self._rows else 0)

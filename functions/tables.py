@@ -22,7 +22,7 @@ from penstock.errors import InvalidInput
 from penstock.functions.codecs import Codec
 from penstock.functions.mismatch import describe
 from penstock.functions.shapes import Shape
-from penstock.functions.types import codec_for, type_text
+from penstock.functions.types import codec_for, encode_checked, type_text
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -169,7 +169,7 @@ class Table(MutableMapping[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         row = self._row(key)
         _check_type(value, self._values.types, self._values.name, f"A value of {self._field}")
-        data = self._values.encode(value)
+        data = encode_checked(self._values, value, f"A value of {self._field}")
         self._storage.put(self._field, row, data)
         self._keep_live(row, value, data)
 
@@ -215,8 +215,8 @@ class Table(MutableMapping[K, V]):
     def flush(self) -> None:
         """Store what was changed in place. The engine does so when the handler has returned."""
         for row, (value, stored) in self._live.items():
-            data = self._values.encode(value)
-            if data != stored:
+            if self._values.encode(value) != stored:
+                data = encode_checked(self._values, value, f"A value of {self._field}")
                 self._storage.put(self._field, row, data)
                 self._live[row] = (value, data)
 
@@ -277,7 +277,7 @@ class Log(Sequence[V]):
     def append(self, entry: V) -> None:
         """Add `entry` at the end."""
         _check_type(entry, self._values.types, self._values.name, f"An entry of {self._field}")
-        self._storage.log_append(self._field, self._values.encode(entry))
+        self._storage.log_append(self._field, encode_checked(self._values, entry, f"An entry of {self._field}"))
 
     def extend(self, entries: Iterable[V]) -> None:
         """Add all of `entries` at the end."""

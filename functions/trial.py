@@ -22,7 +22,7 @@ from penstock.functions.function import Function
 from penstock.functions.state import bind_collections, flush_collections, new_state, storage_of
 from penstock.functions.storage import Storage, Value
 from penstock.functions.tables import CollectionStorage, MemoryCollections
-from penstock.functions.types import codec_for
+from penstock.functions.types import codec_for, encode_checked
 from penstock.functions.virtual_loop import VirtualLoop
 from penstock.ids import Address
 from penstock.records import EgressRow, Meta
@@ -119,6 +119,7 @@ def _collect(function: Function[Any, Any], context: Context[Any], returned: Any)
     state = storage = None
     if function.state_codec is not None:
         flush_collections(context.state)
+        encode_checked(function.state_codec, context.state, f"State of {context.address}")
         state = _copied(function.state_codec, context.state, storage_of(context.state))
     if function.storage:
         storage = Storage.decode(function.storage, context.storage.encode(context.now_ms)[0], context.now_ms)

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-from penstock.errors import ConfigurationError
+from penstock.errors import ConfigurationError, InvalidInput
 from penstock.functions.codecs import BytesCodec, Codec, MsgspecCodec, unsupported_class
 
-__all__ = ["Codec", "codec_for", "derives_from", "type_text"]
+__all__ = ["Codec", "codec_for", "derives_from", "encode_checked", "not_readable", "type_text"]
 
 
 def codec_for(annotation: Any) -> Codec[Any]:
@@ -60,6 +60,26 @@ def _choose(annotation: Any) -> Codec[Any]:
     except (TypeError, ValueError) as error:
         raise _unsupported(name, str(error).partition(" - type ")[0]) from None
     raise _unsupported(name, _reason(misfit, alone=plain is misfit))
+
+
+def encode_checked(codec: Codec[Any], value: Any, what: str) -> bytes:
+    """The bytes of `value`, which can be read again: encoding alone takes whatever can be written, of any type.
+
+    Raises InvalidInput, which begins with `what`, for a value that is not of the codec's type.
+    """
+    data = codec.encode(value)
+    try:
+        codec.decode(data)
+    except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest.
+        raise not_readable(codec, error, data, what) from None
+    return data
+
+
+def not_readable(codec: Codec[Any], error: Exception, data: bytes, what: str) -> InvalidInput:
+    """The error for `data` that was encoded and, as `error` says, can't be decoded."""
+    return InvalidInput(
+        "PEN0205", f"{what} is of type {codec.name}: {codec.explain(error, data).message} Nothing was stored."
+    )
 
 
 def type_text(annotation: Any) -> str:

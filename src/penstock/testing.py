@@ -94,7 +94,7 @@ class Harness:
     ) -> None:
         app.check()
         self.app = app
-        self._config = Config(parallelism=parallelism, message_bytes_max=message_bytes_max)
+        self._config = Config(parallelism=parallelism, message_bytes_max=message_bytes_max, check_state=True)
         self._restart_every = restart_every
         self._start_ms = int(start.timestamp() * 1000)
         self._loop = VirtualLoop()
@@ -312,6 +312,7 @@ class Harness:
                 tasks=config.parallelism,
                 message_bytes_max=config.message_bytes_max,
                 eager=frozenset(each.name for each in app.egresses.values() if each.spec.delivery == "eager"),
+                check_state=config.check_state,
             ),
             suspended.start,
         )

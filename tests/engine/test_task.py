@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.engine.effects import Batch, Column, Deliveries, FrameInput, Rejected
+from penstock.engine.entry import SLICES_CHECKED
 from penstock.engine.operations import BuryRows, Drop, Redrive, SetState
 from penstock.engine.task import LOOKED_UP_MAX, SLICE_MESSAGES, TaskOptions
 from penstock.errors import FunctionError, ProtocolError
@@ -873,6 +874,63 @@ def test_rows_an_egress_refuses_become_dead_letters() -> None:
         "t/out",
         "egress t/out",
     )
+
+
+class Loose(State):
+    number: int = 0
+    names: list[str] = msgspec.field(default_factory=list)
+
+
+def loose_app() -> App:
+    app = App("bench")
+
+    @app.function("t/loose", attempts=3)
+    def loose(ctx: Context[Loose], message: Any) -> None:
+        ctx.state.number = message
+
+    @app.function("t/patient", attempts=3)
+    async def patient(ctx: Context[Loose], message: Any) -> None:
+        ctx.state.names.append(message)
+
+    return app
+
+
+@pytest.mark.parametrize(("function", "good", "bad"), [("t/loose", 5, "many"), ("t/patient", "ada", 5)])
+def test_state_of_a_wrong_type_is_refused_where_it_is_written(function: str, good: Any, bad: Any) -> None:
+    bench = Bench(loose_app())
+    bench.send(function, "a", good)
+    before = bench.state(bench.app.functions[function], "a")
+
+    bench.send(function, "a", bad)
+    (letter,) = bench.letters()
+
+    assert (letter.code, letter.attempts) == ("PEN0205", 1)
+    assert letter.reason.startswith(f"What the handler of {function} (test_task.py:")
+    assert "Nothing was stored." in letter.reason
+    assert bench.state(bench.app.functions[function], "a") == before
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_is_stored_late_and_unread_is_explained_by_the_next_message(checked: bool) -> None:
+    bench = Bench(loose_app(), options=TaskOptions(check_state=checked))
+    for number in range(SLICES_CHECKED):
+        bench.send("t/loose", "a", number)
+
+    bench.send("t/loose", "a", "many")
+    bench.send("t/loose", "a", 1)
+    bench.send("t/loose", "b", "many")
+
+    codes = [letter.code for letter in bench.letters()]
+    if checked:
+        assert codes == ["PEN0205", "PEN0205"]
+        return
+    # Once it has happened, every state of the function is looked at.
+    assert codes == ["PEN0201", "PEN0205"]
+    assert "penstock state set t/loose a JSON --yes" in bench.letters()[0].reason
+
+    assert bench.operate(SetState(b""), Address("t/loose", "a")) is True
+    bench.operate(Redrive([1]))
+    assert bench.state(bench.app.functions["t/loose"], "a").number == 1
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -92,6 +92,17 @@ def test_a_value_of_another_type_is_refused(value: object, message: str) -> None
     assert storage.seen == 0
 
 
+def test_a_wrong_value_deep_inside_is_refused_whether_set_or_changed_in_place() -> None:
+    storage = Storage(VALUES)
+    with pytest.raises(InvalidInput, match=r"PEN0205 Storage tags is of type list\[str\]: .*Nothing was stored"):
+        storage.tags = [5]
+
+    storage.tags = ["a"]
+    storage.tags.append(5)
+    with pytest.raises(InvalidInput, match="PEN0205"):
+        storage.encode(1_000)
+
+
 def test_a_stored_value_of_another_type_is_explained() -> None:
     storage = Storage.decode({"seen": Value(str)}, stored(seen=3), 1_000)
     with pytest.raises(DecodeError) as caught:

@@ -145,6 +145,19 @@ def test_a_table_refuses_what_it_could_not_read_again(key: Any, value: Any, mess
     assert not rows
 
 
+def test_a_wrong_value_deep_inside_is_refused_whether_set_or_changed_in_place() -> None:
+    lists = table(values=list[int])
+    with pytest.raises(InvalidInput, match=r"PEN0205 A value of items is of type list\[int\]"):
+        lists["a"] = ["x"]
+
+    lists["a"] = [1]
+    lists["a"].append("x")
+    with pytest.raises(InvalidInput, match="PEN0205"):
+        lists.flush()
+    with pytest.raises(InvalidInput, match="PEN0205 An entry of events"):
+        log(list[int]).append(["x"])
+
+
 def test_anything_may_be_asked_for() -> None:
     assert 5 not in table()
     assert 5 not in table().values()

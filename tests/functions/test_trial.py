@@ -68,6 +68,15 @@ def test_the_state_is_what_would_be_stored() -> None:
     assert out.reply == 2
 
 
+def test_a_state_of_a_wrong_type_is_refused() -> None:
+    @App("loose").function("loose/airport")
+    def loose(ctx: Context[Airport], message: str) -> None:
+        ctx.state.departures = message  # type: ignore[assignment]
+
+    with pytest.raises(InvalidInput, match="PEN0205 State of loose/airport/JFK is of type Airport: "):
+        loose.test("many", id="JFK")
+
+
 def test_without_a_state_the_address_is_fresh() -> None:
     assert airport.test(Departure("AA"), id="JFK").state.departures == 1
 
