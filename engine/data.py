@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from penstock.checkpoint.control import AttemptBegun, Manifest, Part
 from penstock.checkpoint.retention import Retained, oldest_of_attempts
-from penstock.checkpoint.store import DirectoryStore
+from penstock.checkpoint.store import BaseStore, DirectoryStore
 from penstock.engine.config import Config
 from penstock.engine.journal import Journal
 from penstock.engine.logs import logger
@@ -263,7 +263,7 @@ def restore_parts(parts: Iterable[Part], restore: Callable[[Part], Restored]) ->
     return restored
 
 
-def open_base(store: DirectoryStore, name: str, path: Path, memory: RocksMemory) -> Backend:
+def open_base(store: BaseStore, name: str, path: Path, memory: RocksMemory) -> Backend:
     """A store of its own at `path` with the content of the base `name`; empty for the name ""."""
     if name:
         files = path.with_name(f"{path.name}.base")

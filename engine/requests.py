@@ -25,9 +25,9 @@ from penstock.router.requests import encode_request
 
 
 class Requests:
-    """See the module. `append` puts a record behind the requests of a task, and `flush` makes durable what it was given;
-    while `accepting` says no, all are refused. `prefix` begins the name of every request: where there are several
-    workers, it leads the answer back here."""
+    """See the module. `append` puts a record behind the requests of a task, and `flush` makes durable what it got;
+    while `accepting` says no, all are refused. `prefix` begins the name of every request: where there are several workers,
+    it leads the answer back here."""
 
     def __init__(
         self,

@@ -1,28 +1,25 @@
-"""Keeps memory and disk within their bounds while a worker runs.
+"""Keeps the memory of a worker within its bounds while it runs.
 
-    settled changes -> fold into the store -> base -> retention -> journal, bases and inputs nobody needs are deleted
+    settled changes -> fold into the store -> base -> whoever forgets what no checkpoint needs
 
-What always holds: one thing is done at a time, in slices between turns; only settled changes are folded; nothing that a
-retained checkpoint reads is deleted, on whichever branch it lies. When the disk refuses a base, the deltas are kept and
-it is tried again. Which checkpoints may go is decided by `retention`.
+What always holds: one thing is done at a time, in slices between turns; only settled changes are folded. When the disk
+refuses a base, the deltas are kept and it is tried again. What is forgotten after a new base is for others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
-from penstock.checkpoint.retention import Retained, decide, oldest_of_attempts, truncation_point
+from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.config import Config
-from penstock.engine.data import DataDirectory
-from penstock.engine.feeds import RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit
-from penstock.errors import CorruptSnapshot, Unavailable
-from penstock.ids import Offset
+from penstock.errors import Unavailable
 
 ROW_BYTES_ASSUMED = 512
 """For the memory bound: a changed row with its key and bookkeeping."""
@@ -37,25 +34,27 @@ IDLE_FOLD_S = 1.0
 BASE_BYTES = 128 << 20
 """Deltas behind the newest base. It bounds what a restart replays: about 0.3 s."""
 BASE_DELTAS = 2_000
-UNREFERENCED_S = 3_600
 
 
 class Upkeep:
-    """See the module. `spawn` runs something beside the turns."""
+    """See the module. `units` are those of the moment, `task_path` says where the store of one lies, bases go to
+    `store`; `rebased` is called after each, and `spawn` runs something beside the turns."""
 
     def __init__(
         self,
         config: Config,
         units: Sequence[TaskUnit],
-        data: DataDirectory,
+        store: BaseStore,
+        task_path: Callable[[int], Path],
         *,
-        clock: Callable[[], float],
+        rebased: Callable[[], Awaitable[None]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._config = config
         self._units = units
-        self._data = data
-        self._clock = clock
+        self._store = store
+        self._task_path = task_path
+        self._rebased = rebased
         self._spawn = spawn
         self._running: asyncio.Task[None] | None = None
 
@@ -104,68 +103,23 @@ class Upkeep:
             await asyncio.sleep(0)
         if with_base:
             await self._make_base(unit)
-            await self._retain()
+            await self._rebased()
 
     async def _make_base(self, unit: TaskUnit) -> None:
         checkpoint = unit.overlay.folded_checkpoint
         if checkpoint <= unit.snapshot.base_checkpoint:
             return
         name = f"{checkpoint:012d}-{unit.snapshot.attempt}-{unit.task}"
-        task_path = self._data.task_path(unit.task)
+        task_path = self._task_path(unit.task)
         path = task_path.with_name(f"{task_path.name}.checkpoint")
         backend = unit.overlay.backend
         try:
             await in_thread(backend.flush)
             shutil.rmtree(path, ignore_errors=True)
             backend.checkpoint(path)
-            await in_thread(self._data.store.put, name, path)
+            await in_thread(self._store.put, name, path)
             await in_thread(shutil.rmtree, path)
         except Unavailable as error:
             logger.error("%s", error)
             return
         unit.rebase(name, checkpoint)
-
-    # Retention.
-
-    async def _retain(self) -> None:
-        """Forget old checkpoints, and what only they needed. What waits for the disk does so in a thread: syncing the
-        index and deleting large files take tens of ms."""
-        history, journal, now_s = self._data.history, self._data.journal, self._clock()
-        needed = frozenset({history.attempt.restored} if history.attempt is not None else ())
-        verdict = decide(list(history.checkpoints.values()), self._config.retention, int(now_s * 1000), needed=needed)
-        for dropped in verdict.over_limit:
-            logger.warning(
-                "PEN0402 Checkpoint %d is dropped before its time: checkpoints reached their limit of %s bytes.",
-                dropped.checkpoint,
-                f"{self._config.retention.bytes_max:,}",
-            )
-        history.checkpoints = {each.checkpoint: each for each in verdict.kept}
-        # The checkpoints that complete meanwhile are in the index, or are read from the journal behind it.
-        await in_thread(journal.write_index, history)
-        point = truncation_point(verdict.kept)
-        if point is not None:
-            journal.truncate(point)
-        bases = {base for each in verdict.kept for base in each.bases}
-        bases |= {unit.snapshot.base_name for unit in self._units}
-        await in_thread(self._data.store.collect, bases, now_s - UNREFERENCED_S)
-        self._truncate_inputs(verdict.kept)
-
-    def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
-        """Requests and frames before the positions of every retained checkpoint are needed by nobody."""
-        floors: dict[str, int] = {}
-        for each in oldest_of_attempts(kept):
-            try:
-                manifest = self._data.journal.manifest(each)
-            except CorruptSnapshot as error:
-                logger.error("%s", error)
-                return
-            for part in manifest.parts:
-                requests = part.ingress_positions.get(RequestFeed.SOURCE)
-                positions = {
-                    f"inbox-{part.task}": part.inbox_position,
-                    f"requests-{part.task}": requests if isinstance(requests, int) else 0,
-                }
-                for partition, position in positions.items():
-                    floors[partition] = min(position, floors.get(partition, position))
-        for partition, floor in floors.items():
-            self._data.log.truncate(partition, Offset(floor))

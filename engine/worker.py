@@ -31,6 +31,7 @@ from penstock.engine.clock import SteadyClock
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import IngressFeed
+from penstock.engine.forgetting import Forgetting
 from penstock.engine.logs import logger
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored
@@ -168,7 +169,14 @@ class Worker:
             wake=self._wake,
             announced=self._announced,
         )
-        self._upkeep = Upkeep(self.config, self.units, data, clock=self._clock, spawn=self._background.spawn)
+        self._upkeep = Upkeep(
+            self.config,
+            self.units,
+            data.store,
+            data.task_path,
+            rebased=Forgetting(self.config, self.units, data, clock=self._clock).run,
+            spawn=self._background.spawn,
+        )
         deltas, took_s = sum(each.deltas for each in restored), time.monotonic() - began
         self.recovery = Recovery(attempt.lineage.attempt, attempt.restored, deltas, took_s, tuple(data.notes))
         for note in data.notes:
