@@ -33,6 +33,8 @@ ABSENT_TEXTS = frozenset({"", "NA"})
 
 _ENCODER = msgspec.msgpack.Encoder()
 _JSON_ENCODER = msgspec.json.Encoder()
+_BYTES = (bytes, bytearray, memoryview)
+"""Said to be builtins, a text is not taken for bytes in base64."""
 
 
 class Codec(ABC, Generic[T]):
@@ -59,6 +61,13 @@ class Codec(ABC, Generic[T]):
 
         Texts become numbers, booleans and times. In a field (or type) that may be None, an empty text, `NA`
         or nothing at all is None. Anything it raises is for `explain`.
+        """
+
+    @abstractmethod
+    def from_builtins(self, value: object) -> T:
+        """The value that typed data stand for, such as an Avro record: dicts, lists, texts, numbers, bytes, times.
+
+        Unlike `convert` it takes nothing for anything else: an empty text is a text. What it raises is for `explain`.
         """
 
     @abstractmethod
@@ -130,6 +139,10 @@ class MsgspecCodec(Codec[T]):
         converted: T = msgspec.convert(value, self._annotation, strict=False)
         return converted
 
+    def from_builtins(self, value: object) -> T:
+        converted: T = msgspec.convert(value, self._annotation, builtin_types=_BYTES)
+        return converted
+
     def _nullable_in(self, row: Mapping[Any, Any]) -> tuple[tuple[str, bool], ...]:
         if len(self._nullable) == 1:
             return next(iter(self._nullable.values()))
@@ -164,6 +177,9 @@ class BytesCodec(Codec[bytes]):
     def convert(self, value: object) -> bytes:
         """Bytes as they are; a text (a cell, a command-line argument) as UTF-8."""
         return value.encode() if isinstance(value, str) else msgspec.convert(value, bytes)
+
+    def from_builtins(self, value: object) -> bytes:
+        return msgspec.convert(value, bytes, builtin_types=_BYTES)
 
     def to_builtins(self, value: bytes) -> str:
         return base64.b64encode(value).decode()

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from penstock.errors import ConfigurationError, InvalidInput
+from penstock.functions.plain import to_json, to_msgpack, to_row
 from penstock.records import EgressRow
 
 FileFormat = Literal["csv", "jsonl"]
@@ -235,7 +236,7 @@ class FileEgress:
     def encode(self, value: Any) -> bytes:
         """One line. JSON has no NaN or infinity: they are written as null."""
         if self.columns is None:
-            return _json(value, "a file of JSON lines") + b"\n"
+            return to_json(value, "a file of JSON lines") + b"\n"
         return _csv_line(_cells(value, self.columns))
 
     @property
@@ -270,7 +271,7 @@ class PostgresEgress:
 
     def encode(self, value: Any) -> bytes:
         """One JSON object whose members are the columns."""
-        row = _mapping(value, f"table {self.table}", self.columns, keep=(bytes, bytearray, memoryview))
+        row = to_row(value, f"table {self.table}", self.columns, keep=(bytes, bytearray, memoryview))
         for name, cell in row.items():
             if isinstance(cell, bytes | bytearray | memoryview):
                 row[name] = "\\x" + bytes(cell).hex()  # How PostgreSQL reads bytea from text.
@@ -281,7 +282,7 @@ class PostgresEgress:
             raise InvalidInput(
                 "PEN0206", f"A row without columns can't be written to table {self.table}. Give it fields."
             )
-        data = _json(row, f"table {self.table}")
+        data = to_json(row, f"table {self.table}")
         if _NUL_IN_JSON.search(data):
             raise InvalidInput(
                 "PEN0206",
@@ -327,7 +328,7 @@ class HttpEgress:
 
     def encode(self, value: Any) -> bytes:
         """One JSON body. `bytes` are sent as they are."""
-        return bytes(value) if isinstance(value, bytes) else _json(value, self.url)
+        return bytes(value) if isinstance(value, bytes) else to_json(value, self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +342,7 @@ class StdoutEgress:
 
     def encode(self, value: Any) -> bytes:
         """One line of JSON."""
-        return _json(value, "standard output") + b"\n"
+        return to_json(value, "standard output") + b"\n"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -362,10 +363,7 @@ class MemoryEgress:
 
     def encode(self, value: Any) -> bytes:
         """The value in msgpack, which keeps bytes and times as they are."""
-        try:
-            return _TO_MSGPACK.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise _not_writable(value, "memory", error) from error
+        return to_msgpack(value, "memory")
 
     def values(self) -> list[Any]:
         """What was emitted, in the order of the commits."""
@@ -375,54 +373,8 @@ class MemoryEgress:
 # Encoding.
 
 
-def _builtin(value: Any) -> Any:
-    """What msgspec can encode in the place of `value`: its hook for types it doesn't know."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump()  # pydantic, without importing it
-    if hasattr(value, "DESCRIPTOR") and hasattr(value, "SerializeToString"):
-        from google.protobuf.json_format import MessageToDict
-
-        return MessageToDict(value, preserving_proto_field_name=True)
-    raise TypeError(f"objects of type {type(value).__qualname__} have no JSON form")
-
-
-_TO_JSON = msgspec.json.Encoder(enc_hook=_builtin)
-_TO_MSGPACK = msgspec.msgpack.Encoder(enc_hook=_builtin)
-
-
-def _json(value: Any, destination: str) -> bytes:
-    try:
-        return _TO_JSON.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise _not_writable(value, destination, error) from error
-
-
-def _mapping(
-    value: Any, destination: str, columns: Sequence[str] | None, *, keep: Iterable[type] = ()
-) -> dict[str, Any]:
-    """`value` as a dictionary of its fields, with the types in `keep` left alone.
-
-    The tag of a message, which is no field of it, is left out unless a column asks for it.
-    """
-    try:
-        row = msgspec.to_builtins(value, builtin_types=tuple(keep), enc_hook=_builtin, str_keys=True)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise _not_writable(value, destination, error) from error
-    if not isinstance(row, dict):
-        raise InvalidInput(
-            "PEN0206",
-            f"Value of type {type(value).__name__} can't be written to {destination}: its columns have no "
-            "names. Emit a mapping, a struct or a dataclass.",
-        )
-    if isinstance(value, msgspec.Struct):
-        tag_field = value.__struct_config__.tag_field
-        if tag_field is not None and tag_field not in (columns or ()):
-            del row[tag_field]
-    return row
-
-
 def _cells(value: Any, columns: Sequence[str]) -> list[str]:
-    row = _mapping(value, "a CSV file", columns)
+    row = to_row(value, "a CSV file", columns)
     _refuse_unknown(row, columns, "a CSV file")
     return [_cell(row.get(name)) for name in columns]
 
@@ -432,7 +384,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
-    return _json(value, "a CSV file").decode()
+    return to_json(value, "a CSV file").decode()
 
 
 def _refuse_unknown(row: Mapping[str, Any], columns: Sequence[str], destination: str) -> None:
@@ -449,14 +401,6 @@ def _csv_line(cells: Iterable[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue().encode()
-
-
-def _not_writable(value: Any, destination: str, error: Exception) -> InvalidInput:
-    return InvalidInput(
-        "PEN0206",
-        f"Value of type {type(value).__name__} can't be written to {destination}: {error}. "
-        "Emit builtins, a struct, a dataclass or a pydantic model.",
-    )
 
 
 # Checks.

@@ -41,6 +41,11 @@ class ProtobufCodec(Codec[P]):
             raise mismatch("$", self.name, describe(value))
         return json_format.ParseDict(dict(without_absent_texts(value, self._nullable)), self._message())
 
+    def from_builtins(self, value: object) -> P:
+        if not isinstance(value, Mapping):
+            raise mismatch("$", self.name, describe(value))
+        return json_format.ParseDict(dict(value), self._message())
+
     def to_builtins(self, value: P) -> Any:
         return json_format.MessageToDict(value, preserving_proto_field_name=True)
 

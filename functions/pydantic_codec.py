@@ -54,6 +54,10 @@ class PydanticCodec(Codec[P]):
             value = without_absent_texts(value, self._nullable)
         return self._model.model_validate(value, strict=False)
 
+    def from_builtins(self, value: object) -> P:
+        # Not strict: a list stands for a set, and a text for a member of an enum.
+        return self._model.model_validate(value, strict=False)
+
     def to_builtins(self, value: P) -> Any:
         return value.model_dump(mode="json", by_alias=True)
 

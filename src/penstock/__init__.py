@@ -32,6 +32,17 @@ if TYPE_CHECKING:
     )
     from penstock.functions.app import App, Egress, Ingress
     from penstock.functions.context import Context, MessageInfo
+    from penstock.functions.formats import (
+        Avro,
+        CloudEvents,
+        Format,
+        Json,
+        JsonSchema,
+        Msgpack,
+        Protobuf,
+        Raw,
+        SchemaRegistry,
+    )
     from penstock.functions.function import Function
     from penstock.functions.io import (
         FileEgress,
@@ -51,6 +62,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Address",
     "App",
+    "Avro",
+    "CloudEvents",
     "ConfigurationError",
     "Context",
     "CorruptSnapshot",
@@ -60,21 +73,28 @@ __all__ = [
     "Fenced",
     "FileEgress",
     "FileIngress",
+    "Format",
     "Function",
     "FunctionError",
     "GeneratorIngress",
     "HttpEgress",
     "Ingress",
     "InvalidInput",
+    "Json",
+    "JsonSchema",
     "Log",
     "MemoryEgress",
     "MemoryIngress",
     "Message",
     "MessageInfo",
+    "Msgpack",
     "PenstockError",
     "PostgresEgress",
+    "Protobuf",
     "ProtocolError",
+    "Raw",
     "Refused",
+    "SchemaRegistry",
     "State",
     "StdoutEgress",
     "Table",
@@ -98,6 +118,17 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
         ),
         "penstock.functions.app": ("App", "Egress", "Ingress"),
         "penstock.functions.context": ("Context", "MessageInfo"),
+        "penstock.functions.formats": (
+            "Avro",
+            "CloudEvents",
+            "Format",
+            "Json",
+            "JsonSchema",
+            "Msgpack",
+            "Protobuf",
+            "Raw",
+            "SchemaRegistry",
+        ),
         "penstock.functions.function": ("Function",),
         "penstock.functions.io": (
             "FileEgress",

@@ -43,6 +43,11 @@ MODULES: Final = (
     ("Ingresses", "penstock", ("FileIngress", "GeneratorIngress", "MemoryIngress")),
     ("Egresses", "penstock", ("FileEgress", "PostgresEgress", "HttpEgress", "StdoutEgress", "MemoryEgress")),
     (
+        "Formats of records",
+        "penstock",
+        ("Format", "Msgpack", "Json", "Raw", "Avro", "Protobuf", "JsonSchema", "CloudEvents", "SchemaRegistry"),
+    ),
+    (
         "Errors",
         "penstock",
         (
@@ -93,6 +98,10 @@ INTERNAL: Final = {
     "HttpEgress": ("encode",),
     "StdoutEgress": ("encode",),
     "MemoryEgress": ("encode",),
+    **dict.fromkeys(
+        ("Format", "Msgpack", "Json", "Raw", "Avro", "Protobuf", "JsonSchema", "CloudEvents"),
+        ("encode", "content_type"),
+    ),
     "Config": ("cache_bytes", "store_bytes", "pending_bytes"),
     "DeadLetter": ("payload", "cause", "state"),
 }

@@ -434,6 +434,35 @@ def test_pydantic_and_protobuf_convert_rows_too() -> None:
     assert (reading.sensor_id, list(reading.values), reading.HasField("count")) == ("a", [1.5], False)
 
 
+def test_typed_data_become_values_and_nothing_is_taken_for_something_else() -> None:
+    at = datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC)
+
+    assert codec_for(Delay).from_builtins({"minutes": 1, "reason": ""}) == Delay(1.0, "")
+    assert codec_for(dict[str, datetime.datetime]).from_builtins({"at": at}) == {"at": at}
+    assert codec_for(bytes).from_builtins(b"\xff") == b"\xff"
+    account = codec_for(Account).from_builtins({"ownerName": "", "secret": "s", "colour": "blue"})
+    assert (account.owner, account.colour) == ("", Colour.BLUE)
+    assert codec_for(Reading).from_builtins({"sensor_id": "NA"}) == Reading(sensor_id="NA")
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "message"),
+    [
+        (Delay, {"minutes": "1"}, '$.minutes expected float, got str "1".'),
+        (int, "12", '$ expected int, got str "12".'),
+        (bytes, "YQ==", '$ expected bytes, got str "YQ==".'),
+        (Reading, [], "$ expected Reading, got array []."),
+        (Account, {"ownerName": "a"}, "$.secret expected a value, got nothing."),
+    ],
+)
+def test_typed_data_that_do_not_fit_say_where(type_: Any, value: Any, message: str) -> None:
+    codec = codec_for(type_)
+    with pytest.raises(Exception) as caught:  # Whatever is quickest; `explain` makes words of it.
+        codec.from_builtins(value)
+
+    assert codec.explain(caught.value, value).message == message
+
+
 def test_strict_pydantic_json_does_not_guess() -> None:
     codec = codec_for(Account)
     data = b'{"ownerName": "ann", "secret": "s", "balance": "12"}'
