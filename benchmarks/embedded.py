@@ -29,7 +29,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from penstock import App, Context, GeneratorIngress, MemoryEgress, MemoryIngress, Message, State
+from penstock import App, Context, GeneratorIngress, MemoryEgress, Message, State
 from penstock.engine.config import Config
 from penstock.engine.worker import Worker
 from penstock.files import read_owner
@@ -263,9 +263,18 @@ def pause() -> Result:
         last = now
         ctx.state.data = bytes(1_000) + ctx.now_ms.to_bytes(8) + seen.to_bytes(8)
 
-    ingress = MemoryIngress()
-    app.ingress(ingress, to=blob, key="user")
-    return asyncio.run(_measure_pause(app, ingress, addresses, rewritten, checkpoints, gaps))
+    def records(start: int) -> Iterator[tuple[str, bytes]]:
+        # First every address once, then uniform draws: hardly any is drawn twice between two cuts.
+        draw = random.Random(7).randrange
+        for n in range(start, addresses):
+            yield f"blob-{n}", PAYLOAD
+        while True:
+            yield f"blob-{draw(addresses)}", PAYLOAD
+
+    app.ingress(
+        GeneratorIngress(_paced(records, addresses, rewritten / INTERVAL_MS * 1_000), format="msgpack"), to=blob
+    )
+    return asyncio.run(_measure_pause(app, addresses, checkpoints, gaps))
 
 
 def _paced(records: Callable[[int], Iterator[tuple[str, bytes]]], burst: int, per_s: float) -> Callable[[int], Any]:
@@ -284,29 +293,19 @@ def _paced(records: Callable[[int], Iterator[tuple[str, bytes]]], burst: int, pe
     return paced
 
 
-async def _measure_pause(
-    app: App, ingress: MemoryIngress, addresses: int, rewritten: int, checkpoints: int, gaps: list[float]
-) -> Result:
-    draw = random.Random(7).randrange
+async def _measure_pause(app: App, addresses: int, checkpoints: int, gaps: list[float]) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         worker = Worker(app, Config(directory=Path(directory), port=None, interval_ms=INTERVAL_MS))
         await worker.start()
         serving = asyncio.get_running_loop().create_task(worker.serve())
-        for first in range(0, addresses, 1_000):
-            ingress.feed(*(Click(f"blob-{n}", 1) for n in range(first, first + 1_000)))
-            while worker.ingresses[0].records < first:
-                await asyncio.sleep(0.001)
-        await asyncio.sleep(5)  # Until what the filling left has been folded.
-        feeding = asyncio.get_running_loop().create_task(
-            _feed(ingress, rewritten / INTERVAL_MS * 1_000, lambda: f"blob-{draw(addresses)}")
-        )
-        await asyncio.sleep(3)
+        while worker.ingresses[0].records < addresses:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(10)  # Until what the filling left has been folded and compacted.
         gaps.clear()
         first_cut, began = worker.coordinator.completed, time.perf_counter()
         while worker.coordinator.completed - first_cut < checkpoints:
             await asyncio.sleep(0.05)
         taken, cuts, took = list(gaps), worker.coordinator.completed - first_cut, time.perf_counter() - began
-        feeding.cancel()
         worker.stop()
         await serving
         await worker.finish()
@@ -322,16 +321,6 @@ async def _measure_pause(
         "all_gaps_ms_p99.9": round(percentile(taken, 0.999) * 1000, 2),
         "longest_ms": round(max(worst), 2),
     }
-
-
-async def _feed(ingress: MemoryIngress, per_s: float, id: Callable[[], str]) -> None:
-    """Give records at a steady rate, in small portions, so that handlers never wait long for input."""
-    began, fed = time.perf_counter(), 0
-    while True:
-        due = int((time.perf_counter() - began) * per_s) - fed
-        ingress.feed(*(Click(id(), 1) for _ in range(due)))
-        fed += due
-        await asyncio.sleep(0.001)
 
 
 def timers() -> Result:

@@ -20,8 +20,9 @@ from penstock.errors import CorruptSnapshot, Refused
 from penstock.records import EgressRow, Frozen, QueueCut, QueuedRow, Reply, TaskMeta
 
 FORMAT = 1
-SLICE_ROWS = 1_000
-"""Rows encoded between two turns: about 0.3 ms for rows of 1 KB."""
+SLICE_ROWS = 250
+SLICE_BYTES = 64 << 10
+"""A slice is encoded in one go: 250 rows or, when they are large, 64 KB, in 0.05 to 0.2 ms."""
 BODY_BYTES = 256 << 10
 """A body is closed when it has grown beyond this: the copies made on its way to the disk then stay in the CPU's
 cache."""
@@ -226,11 +227,11 @@ def _sections(frozen: Frozen) -> Iterator[_Section]:
 
 
 def _slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
-    """At most SLICE_ROWS rows, and not many more than BODY_BYTES bytes, at a time."""
+    """At most SLICE_ROWS rows, and not many more than SLICE_BYTES bytes, at a time."""
     items = iter(rows.items())
     while slice := dict(islice(items, SLICE_ROWS)):
         size = sum(len(value or b"") for value in slice.values())
-        if size <= BODY_BYTES:
+        if size <= SLICE_BYTES:
             yield slice
         else:
             yield from _small_slices(slice)
@@ -242,7 +243,7 @@ def _small_slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
     for key, value in rows.items():
         slice[key] = value
         size += len(value or b"")
-        if size > BODY_BYTES:
+        if size > SLICE_BYTES:
             yield slice
             slice, size = {}, 0
     if slice:
@@ -250,14 +251,14 @@ def _small_slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
 
 
 def _parts(rows: Sequence[_T], bytes_of: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """Of a sequence too: at most SLICE_ROWS rows, and not many more than BODY_BYTES bytes, at a time."""
+    """Of a sequence too: at most SLICE_ROWS rows, and not many more than SLICE_BYTES bytes, at a time."""
     start = 0
     while start < len(rows):
         part, size = [], 0
         for row in rows[start : start + SLICE_ROWS]:
             part.append(row)
             size += bytes_of(row)
-            if size > BODY_BYTES:
+            if size > SLICE_BYTES:
                 break
         yield part
         start += len(part)

@@ -37,8 +37,9 @@ from penstock.errors import Refused
 from penstock.functions.app import App
 from penstock.records import Reply
 
-ENCODE_S = 0.001
-"""CPU time spent on a delta between two turns."""
+ENCODE_S = 0.0005
+"""CPU time spent on a delta at a time. News of an input takes four or five passes of the event loop to reach the
+worker, and each of them waits for so much."""
 GENERATION = 1
 """Of the topology. It grows when the parallelism of a data directory changes."""
 DURATIONS_MAX = 1_000

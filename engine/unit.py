@@ -214,7 +214,8 @@ class TaskUnit:
         if self.reply_egress and frozen.replies:
             rows = [EgressRow(_encode(reply), 0, reply.request_id.encode()) for reply in frozen.replies]
             frozen = frozen._replace(egress={**frozen.egress, self.reply_egress: rows}, replies=[])
-        self._cuts.append(Cut(self.snapshot.attempt, checkpoint, frozen.meta, dict(frozen.egress)))
+        meta = msgspec.structs.replace(frozen.meta, schedule=[])  # It is long, and a store has no use for it.
+        self._cuts.append(Cut(self.snapshot.attempt, checkpoint, meta, dict(frozen.egress)))
         if frozen.replies:
             self._replies.append((checkpoint, frozen.replies))
         for name, rows in frozen.egress.items():

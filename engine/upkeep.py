@@ -97,10 +97,11 @@ class Upkeep:
 
     async def _fold(self, unit: TaskUnit, *, with_base: bool) -> None:
         """Write settled changes into the store, slice by slice; then, if wanted, make a base of it."""
+        overlay = unit.overlay
+        await _sliced(overlay.merge_slice)
         while unit.begin_fold():
-            while unit.overlay.fold_slice():  # noqa: ASYNC110  # It does not wait for something: it lets turns pass.
-                await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await _sliced(overlay.fold_slice)
+            await _sliced(overlay.merge_slice)
         if with_base:
             await self._make_base(unit)
             await self._rebased()
@@ -123,3 +124,10 @@ class Upkeep:
             logger.error("%s", error)
             return
         unit.rebase(name, checkpoint)
+
+
+async def _sliced(step: Callable[[], bool]) -> None:
+    """Do all steps of something, and let others have the event loop after each."""
+    while step():  # noqa: ASYNC110  # It does not wait for something: it lets turns pass.
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)

@@ -31,8 +31,8 @@ from penstock.state import keys
 from penstock.state.backend import Backend
 
 ABSENT = b""
-FOLD_ROWS_MAX = 100
-"""Rows written between two turns: a row costs 4 to 7 us, during which nobody else has the interpreter."""
+FOLD_ROWS_MAX = 50
+"""Rows written at a time: a row costs 4 to 7 us, during which nobody else has the interpreter."""
 FREED_ROWS_MAX = 1_000
 """Values freed between two turns: 100 ns each, more when they are large. A whole generation would take 10 ms."""
 MERGE_ROWS_MAX = 1_000
@@ -334,15 +334,17 @@ class Overlay:
         if last is not None and len(layer) <= MERGED_ROWS_MAX and len(last) <= SETTLED_ROWS_MAX:
             self._merging = last.absorb(layer)
 
-    def _merge_some(self) -> None:
+    def merge_slice(self) -> bool:
+        """Merge some of the newest settled layer. True while more is left to do."""
         if self._merging is not None and next(self._merging, _END) is _END:
             self._merging = None
             merged = self._settled.pop()
             self._refuse.add((*merged.values.values(), merged.rows))
+        return self._merging is not None
 
     def _merge_all(self) -> None:
-        while self._merging is not None:
-            self._merge_some()
+        while self.merge_slice():
+            pass
 
     # Folding settled layers into the backend.
 
@@ -366,7 +368,8 @@ class Overlay:
     def begin_fold(
         self, first: Iterable[tuple[bytes, bytes | None]], last: Iterable[tuple[bytes, bytes | None]]
     ) -> None:
-        """Start to write the oldest settled layer. `first` and `last` are the meta rows around it (PROTOCOL 12)."""
+        """Start to write the oldest settled layer. `first` and `last` are the meta rows around it (PROTOCOL 12). Quick
+        when `merge_slice` had nothing left to do."""
         assert not self.folding
         if len(self._settled) == 2:  # One may be on its way into the other.
             self._merge_all()
@@ -400,7 +403,7 @@ class Overlay:
     def tidy(self) -> None:
         """Do what keeps memory bounded and need not be done at once, some of it after each batch: merge settled layers,
         free what nobody reads, forget the older half of the cache of any type that outgrew its share."""
-        self._merge_some()
+        self.merge_slice()
         self._refuse.free_some()
         share = self._cache_bytes_max // max(1, len(self._cells))
         for cells in self._cells.values():

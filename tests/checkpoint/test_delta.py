@@ -11,6 +11,7 @@ from hypothesis.strategies import DataObject, binary, booleans, builds, data, di
 
 from penstock.checkpoint.delta import (
     BODY_BYTES,
+    SLICE_BYTES,
     SLICE_ROWS,
     DeltaEncoder,
     DeltaHeader,
@@ -66,7 +67,7 @@ def test_an_empty_delta_still_says_where_its_task_was() -> None:
 
 
 def test_a_large_delta_is_encoded_in_slices_and_spread_over_records() -> None:
-    large = frozen(values={"shop/cart": {str(n): bytes(400) for n in range(3 * SLICE_ROWS)}})
+    large = frozen(values={"shop/cart": {str(n): bytes(2_000) for n in range(3 * SLICE_ROWS)}})
     encoder = DeltaEncoder(large, IDENTITY)
 
     steps = 0
@@ -74,7 +75,7 @@ def test_a_large_delta_is_encoded_in_slices_and_spread_over_records() -> None:
         encoder.step()
         steps += 1
 
-    assert steps >= 4
+    assert steps >= 3 * SLICE_ROWS * 2_000 // (SLICE_BYTES + 2_000)
     records = encode_delta(large, IDENTITY)
     assert len(records) > 2
     assert [peek_header(record).index for record in records] == list(range(len(records)))

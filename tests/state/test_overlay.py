@@ -347,7 +347,7 @@ Step = tuple[str, str, int]
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["value", "row", "batch", "freeze", "settle", "tidy", "fold", "fold some", "rollback", "forget"]
+            ["value", "row", "batch", "freeze", "settle", "tidy", "merge", "fold", "fold some", "rollback", "forget"]
         ),
         st.sampled_from("abc"),
         st.integers(0, 3),
@@ -408,6 +408,8 @@ def check_program(program: list[Step]) -> None:
                 over.fold_slice(1)
             case "tidy":
                 over.tidy()
+            case "merge":
+                over.merge_slice()
             case "rollback":
                 checkpoint = max(model.settled, checkpoint - number)
                 over.rollback(checkpoint)
