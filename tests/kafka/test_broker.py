@@ -168,14 +168,15 @@ def test_properties_are_those_of_kafka_and_a_wrong_one_is_told(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("java")
-def test_a_broker_dies_with_the_process_that_started_it() -> None:
+def test_a_broker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = """
-from tests.kafka.broker import temporary_cluster
-with temporary_cluster() as cluster:
+import pathlib, sys
+from tests.kafka.broker import Cluster
+with Cluster(pathlib.Path(sys.argv[1])) as cluster:
     print(cluster.nodes[0].pid, cluster.bootstrap, flush=True)
     input()
 """
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid, bootstrap = parent.stdout.readline().split()
