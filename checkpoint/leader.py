@@ -30,6 +30,7 @@ from penstock.checkpoint.control import (
     ControlRecord,
     Manifest,
     Part,
+    Recap,
     decode_control,
     encode_control,
 )
@@ -52,7 +53,7 @@ from penstock.checkpoint.reports import (
     Report,
     Unable,
 )
-from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.retention import Retained, Retention, decide, oldest_of_attempts, truncation_point
 from penstock.errors import CorruptSnapshot
 
 LEADING_MS = 1_000
@@ -105,7 +106,11 @@ class FencesWritten(NamedTuple):
     attempt: int
 
 
-Event = Heard | Ticked | Written | FencesWritten
+class Aged(NamedTuple):
+    """It is time to forget what is retained no longer."""
+
+
+Event = Heard | Ticked | Written | FencesWritten | Aged
 
 # Actions.
 
@@ -135,13 +140,23 @@ class Announce(NamedTuple):
     manifest: Manifest
 
 
+class Forget(NamedTuple):
+    """What no retained checkpoint needs may be deleted: of the control log all before `offset`, and elsewhere what lies
+    before the positions of all `manifests`, the oldest of each attempt."""
+
+    offset: int
+    manifests: tuple[Manifest, ...]
+    bases: frozenset[str]
+    """Those that retained checkpoints build on."""
+
+
 class Note(NamedTuple):
     """For people: what happened that is not ordinary."""
 
     text: str
 
 
-Action = Write | Tell | Fence | Announce | Note
+Action = Write | Tell | Fence | Announce | Forget | Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +183,7 @@ class LeaderOptions:
     fresh: bool = False
     """Begin from nothing, once."""
     until_done: bool = False
+    retention: Retention = Retention()
     generation: int = 1
 
 
@@ -270,13 +286,6 @@ class Leader:
         assert isinstance(record, Complete)
         return record.manifest
 
-    def retain(self, kept: Iterable[Retained]) -> None:
-        """Forget all checkpoints but these."""
-        self.history.checkpoints = {each.checkpoint: each for each in kept}
-        self._manifests = {
-            checkpoint: data for checkpoint, data in self._manifests.items() if checkpoint in self.history.checkpoints
-        }
-
     def due_in_ms(self, now_ms: float) -> float:
         """How long until a tick may do something."""
         due = max(0.0, self._told_ms + LEADING_MS - now_ms)
@@ -302,6 +311,8 @@ class Leader:
                 actions += self._written(offset, now_ms)
             case FencesWritten(attempt):
                 actions += self._assign_all(attempt)
+            case Aged():
+                actions += self._age(now_ms)
         return actions
 
     def _hear(self, report: Report, now_ms: float) -> list[Action]:
@@ -513,6 +524,8 @@ class Leader:
             return [Fence(record.lineage.attempt)]
         if isinstance(record, Assign):
             return self._assigned(now_ms)
+        if isinstance(record, Recap):
+            return [*self._forget(), *self._tick(now_ms)]
         if self._phase is Phase.WAITING:
             return self._try_to_begin(now_ms)
         cost_ms = self._round.cost_ms if self._round is not None else 0.0
@@ -693,6 +706,38 @@ class Leader:
         """Those that were not carried out are tried again with the next checkpoint."""
         for move in self._moves.values():
             move.checkpoint = None
+
+    # Retention.
+
+    def _age(self, now_ms: float) -> list[Action]:
+        """Forget checkpoints that need not be retained any more. Only when a record says what those before it said may
+        they be deleted."""
+        attempt = self._attempt
+        if attempt is None or self._phase is not Phase.LEADING or not self.history.checkpoints:
+            return []
+        needed = frozenset({attempt.restored})
+        retained = list(self.history.checkpoints.values())
+        verdict = decide(retained, self._options.retention, int(now_ms), needed=needed)
+        if len(verdict.kept) == len(retained):
+            return []
+        self.history.checkpoints = {each.checkpoint: each for each in verdict.kept}
+        self._manifests = {each.checkpoint: self._manifests[each.checkpoint] for each in verdict.kept}
+        notes = [
+            Note(
+                f"PEN0402 checkpoint {dropped.checkpoint} is dropped before its time: checkpoints reached their limit "
+                f"of {self._options.retention.bytes_max:,} bytes"
+            )
+            for dropped in verdict.over_limit
+        ]
+        return [*notes, self._write(Recap(attempt, self.history.high, self.history.assigned))]
+
+    def _forget(self) -> list[Action]:
+        kept = list(self.history.checkpoints.values())
+        offset = truncation_point(kept)
+        if offset is None:
+            return []
+        oldest = tuple(self.manifest(each.checkpoint) for each in oldest_of_attempts(kept))
+        return [Forget(offset, oldest, frozenset(base for each in kept for base in each.bases))]
 
     def _enter(self, phase: Phase) -> None:
         assert phase in _MOVES[self._phase], f"{self._phase} -> {phase}"

@@ -1,0 +1,125 @@
+"""What a task reads of the application's own topics: frames of other tasks, and requests from outside.
+
+What always holds: a frame of a newer epoch stays where it is until the task has cut (Rule F), and `cut_due` names the
+cut; a record that is no frame or request becomes a dead letter, and the next one is read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from penstock.checkpoint.snapshot import Admission, SnapshotTask
+from penstock.engine.effects import Deliveries, FrameInput, Input, Rejected
+from penstock.engine.feeds import RequestFeed
+from penstock.errors import ProtocolError
+from penstock.records import EpochFrame
+from penstock.router.frames import FENCE_SOURCE, decode_frames
+from penstock.router.kafka_reader import KafkaReader
+from penstock.router.kafka_records import Fetched
+from penstock.router.requests import decode_request
+
+RECORDS_MAX = 64
+"""Records of an inbox taken at a time: each may hold hundreds of messages."""
+FOREIGN = "inbox"
+"""Source of what is in an inbox and no frame."""
+
+
+class TopicInbox:
+    """The inbox of one task: partition `task` of `topic`."""
+
+    done = True
+
+    def __init__(self, reader: KafkaReader, topic: str, task: int, snapshot: SnapshotTask, position: int) -> None:
+        self._reader = reader
+        self._topic = topic
+        self._task = task
+        self._snapshot = snapshot
+        self._waiting: deque[tuple[int, EpochFrame]] = deque()
+        """Frames taken from the reader and not yet admitted, with the position behind each."""
+        self.cut_due = 0
+        """The checkpoint to cut at before the next frame can be processed; 0 for none."""
+        self.paused = False
+        """While true, frames stay in the log, but for what calls for a cut."""
+        reader.add(topic, task, position)
+
+    @property
+    def behind(self) -> int:
+        """Records that were not taken yet, as far as is known."""
+        return len(self._waiting) + max(0, self._reader.end(self._topic, self._task) - self._position)
+
+    @property
+    def _position(self) -> int:
+        return self._reader.position(self._topic, self._task)
+
+    def take(self, count_max: int) -> list[Input]:
+        inputs: list[Input] = []
+        if not self._waiting:
+            for record in self._reader.take(self._topic, self._task, RECORDS_MAX):
+                inputs += self._open(record)
+        while self._waiting and count_max > 0:
+            position, frame = self._waiting[0]
+            admission = self._snapshot.admit(frame)
+            if admission is Admission.CUT_FIRST:
+                self.cut_due = frame.epoch
+                break
+            self._waiting.popleft()
+            if admission is Admission.PROCESS:
+                inputs.append(FrameInput(position, frame))
+                count_max -= len(frame.messages)
+        return inputs
+
+    def _open(self, record: Fetched) -> list[Input]:
+        """Queue the frames of a record. Only the last of them moves the position behind it: after a restore to a cut
+        between them it is read again, and what was admitted of it is dropped by its sequence."""
+        place = f"Offset {record.offset} of {self._topic}-{self._task}"
+        try:
+            frames = decode_frames(record.value or b"", place=place)
+        except ProtocolError as error:
+            if record.key:
+                return []  # Not for tasks: the record that identifies the topic.
+            return [Deliveries(FOREIGN, record.offset, [], [_rejected(error, place, record)])]
+        frames = [frame for frame in frames if frame.source != FENCE_SOURCE]
+        for number, frame in enumerate(frames, 1):
+            self._waiting.append((record.offset + (number == len(frames)), frame))
+        return []
+
+    def close(self) -> None:
+        self._reader.remove(self._topic, self._task)
+
+
+class TopicRequests:
+    """Requests for one task: partition `task` of `topic`."""
+
+    done = True
+
+    def __init__(self, reader: KafkaReader, topic: str, task: int, position: int) -> None:
+        self._reader = reader
+        self._topic = topic
+        self._task = task
+        reader.add(topic, task, position)
+
+    @property
+    def behind(self) -> int:
+        position = self._reader.position(self._topic, self._task)
+        return max(0, self._reader.end(self._topic, self._task) - position)
+
+    def take(self, count_max: int) -> list[Input]:
+        records = self._reader.take(self._topic, self._task, count_max)
+        if not records:
+            return []
+        envelopes, rejected = [], []
+        for record in records:
+            place = f"Offset {record.offset} of {self._topic}-{self._task}"
+            try:
+                envelopes.append(decode_request(record.value or b"", place=place))
+            except ProtocolError as error:
+                if not record.key:
+                    rejected.append(_rejected(error, place, record))
+        return [Deliveries(RequestFeed.SOURCE, records[-1].offset + 1, envelopes, rejected)]
+
+    def close(self) -> None:
+        self._reader.remove(self._topic, self._task)
+
+
+def _rejected(error: ProtocolError, place: str, record: Fetched) -> Rejected:
+    return Rejected(error.code, error.message, place, "", "", record.value or b"")

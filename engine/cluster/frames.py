@@ -1,0 +1,70 @@
+"""Frames on their way to the inboxes of an application: many of them in one record (PROTOCOL 4).
+
+What always holds: frames for one inbox are written in the order they were sent; `seal` leaves nothing in memory that
+the writer does not know; so when the writer has flushed after a `seal`, everything sent before is durable.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from functools import partial
+
+from penstock.records import EpochFrame
+from penstock.router.frames import encode_frames
+from penstock.router.kafka_batches import Record
+from penstock.router.kafka_writer import KafkaWriter
+
+RECORD_BYTES = 64 << 10
+"""A record is closed when the messages in it are about as large."""
+MESSAGE_OVERHEAD_BYTES = 48
+
+
+class FrameWriter:
+    """See the module. One per worker; its tasks share it, and records hold frames of any of them."""
+
+    def __init__(self, writer: KafkaWriter, topic: str) -> None:
+        self._writer = writer
+        self._topic = topic
+        self._open: dict[int, list[EpochFrame]] = {}
+        self._bytes: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self.sent = 0
+        """Records written since the start."""
+
+    def send(self, destination: int, frame: EpochFrame) -> None:
+        self._open.setdefault(destination, []).append(frame)
+        size = self._bytes.get(destination, 0)
+        size += sum(len(message.payload) for message in frame.messages) + MESSAGE_OVERHEAD_BYTES * len(frame.messages)
+        self._bytes[destination] = size
+        if size >= RECORD_BYTES:
+            self._close(destination)
+
+    def seal(self) -> None:
+        """Give everything sent so far to the writer."""
+        for destination in list(self._open):
+            self._close(destination)
+
+    def inbox_end(self, task: int) -> int:
+        """The offset behind the last record of this worker that is known to be durable."""
+        return self._ends.get(task, 0)
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """The same for every inbox written to since `begin_attempt`."""
+        return dict(self._ends)
+
+    def begin_attempt(self) -> None:
+        """Forget what an earlier attempt has sent: what of it is not written yet need not be."""
+        self._open.clear()
+        self._bytes.clear()
+        self._ends.clear()
+
+    def _close(self, destination: int) -> None:
+        record = Record(self._topic, destination, encode_frames(self._open.pop(destination)))
+        del self._bytes[destination]
+        self.sent += 1
+        self._writer.append(record).add_done_callback(partial(self._written, destination))
+
+    def _written(self, destination: int, future: Future[int]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._ends[destination] = max(future.result() + 1, self._ends.get(destination, 0))

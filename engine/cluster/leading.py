@@ -1,0 +1,215 @@
+"""Performs what a `Leader` decides, on Kafka.
+
+    fence older leaders -> read every decision -> listen to reports -> { decide -> write, in order -> tell }
+
+What always holds: records reach the control log one after the other, each in a transaction under the one id that fences
+every other leader; when a write fails, or nobody knows, this leader ends, and the next one reads what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from penstock.checkpoint.control import ControlRecord, Manifest, decode_control, encode_control
+from penstock.checkpoint.leader import (
+    Action,
+    Aged,
+    Announce,
+    Event,
+    Fence,
+    FencesWritten,
+    Forget,
+    Heard,
+    Leader,
+    LeaderOptions,
+    Note,
+    Tell,
+    Ticked,
+    Write,
+    Written,
+)
+from penstock.checkpoint.reports import Hint, Leading, Report, decode_report, encode_message
+from penstock.engine.background import Background
+from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics
+from penstock.engine.cluster.trimming import Trimming
+from penstock.engine.logs import logger
+from penstock.errors import Fenced, ProtocolError
+from penstock.router.frames import encode_fence
+from penstock.router.kafka_batches import Record
+from penstock.router.kafka_client import offsets
+from penstock.router.kafka_options import KafkaOptions
+from penstock.router.kafka_reader import KafkaReader, read_range
+from penstock.router.kafka_records import Fetched
+from penstock.router.kafka_topics import leader_id
+from penstock.router.kafka_transactions import KafkaTransactions
+from penstock.router.kafka_writer import KafkaWriter
+
+REPORTS_MAX = 10_000
+AGE_S = 10.0
+"""How often it is looked whether something need not be retained any more."""
+
+
+class LeaderService:
+    """See the module. `run` ends by an error: Fenced when somebody else leads, whatever else made it impossible to go
+    on. Start another one then."""
+
+    def __init__(
+        self,
+        kafka: KafkaOptions,
+        options: LeaderOptions,
+        *,
+        clock: Callable[[], float],
+        trimming: Trimming,
+    ) -> None:
+        self._kafka = kafka
+        self._options = options
+        self._clock = clock
+        self._trimming = trimming
+        self._topics = Topics.of(options.application)
+        self._transactions = KafkaTransactions(kafka, leader_id(options.application))
+        self._writer = KafkaWriter(kafka, failed=self._fail)
+        self._reader = KafkaReader(kafka, isolation="read_uncommitted", on_records=self._woken, failed=self._fail)
+        self._wake = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._to_write: deque[ControlRecord] = deque()
+        self._writable = asyncio.Event()
+        self._background = Background(self._fail)
+        self._told: deque[Report] = deque()
+        self.leader: Leader | None = None
+        self.announced: Manifest | None = None
+        """The newest complete checkpoint of this leader."""
+
+    async def run(self) -> None:
+        """Lead until something fails."""
+        try:
+            await self._transactions.fence()
+            await self._writer.start()
+            await self._reader.start()
+            leader = await self._begin()
+            self._spawn(self._write_all())
+            self._spawn(self._age())
+            await self._lead(leader)
+        finally:
+            await self._close()
+
+    def hear(self, report: Report) -> None:
+        """A report that did not come by Kafka: of whoever watches the processes of the workers."""
+        self._told.append(report)
+        self._woken()
+
+    async def _begin(self) -> Leader:
+        control, reports = (self._topics.control, DECISIONS), (self._topics.reports, 0)
+        bounds = await offsets(self._kafka, [control, reports])
+        records = await read_range(self._kafka, *control, bounds[control].start, bounds[control].end)
+        decisions = [
+            (record.offset, decode_control(record.value)) for record in records if record.value and not record.key
+        ]
+        leader = self.leader = Leader(self._options, decisions, self._now_ms())
+        self._reader.add(*reports, bounds[reports].end)
+        # Workers answer it with a report each, so that the leader knows at once who is there.
+        self._tell(Leading(self._options.name))
+        logger.info("%s leads %s", self._options.name, self._options.application)
+        return leader
+
+    async def _lead(self, leader: Leader) -> None:
+        while True:
+            for record in self._reader.take(self._topics.reports, 0, REPORTS_MAX):
+                report = _report(record)
+                if report is not None:
+                    self._handle(Heard(report))
+            while self._told:
+                self._handle(Heard(self._told.popleft()))
+            self._handle(Ticked())
+            if self._failure is not None:
+                raise self._failure
+            with suppress(TimeoutError):
+                async with asyncio.timeout(leader.due_in_ms(self._now_ms()) / 1000 + 0.001):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    def _handle(self, event: Event) -> None:
+        assert self.leader is not None
+        for action in self.leader.handle(event, self._now_ms()):
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Write(record):
+                self._to_write.append(record)
+                self._writable.set()
+            case Tell(hint):
+                self._tell(hint)
+            case Fence(attempt):
+                self._spawn(self._fence(attempt))
+            case Announce(manifest):
+                self.announced = manifest
+            case Forget():
+                self._spawn(self._trimming.forget(action))
+            case Note(text):
+                logger.warning("%s", text)
+
+    def _tell(self, hint: Hint) -> None:
+        self._writer.append(Record(self._topics.control, HINTS, encode_message(hint)))
+
+    async def _fence(self, attempt: int) -> None:
+        for task in range(self._options.tasks):
+            self._writer.append(Record(self._topics.inbox, task, encode_fence(attempt)))
+        await self._writer.flush()
+        self._handle(FencesWritten(attempt))
+        self._woken()
+
+    async def _write_all(self) -> None:
+        """Write decisions, one after the other."""
+        while True:
+            while self._to_write:
+                record = Record(self._topics.control, DECISIONS, encode_control(self._to_write[0]))
+                written = await self._transactions.commit([record])
+                self._to_write.popleft()
+                self._handle(Written(written[0]))
+                self._woken()
+                if not await self._transactions.fence():
+                    raise Fenced(
+                        "PEN0772",
+                        f"{self._options.name} leads no longer: somebody else has taken the role in between.",
+                    )
+            self._writable.clear()
+            await self._writable.wait()
+
+    async def _age(self) -> None:
+        while True:
+            await asyncio.sleep(AGE_S)
+            self._handle(Aged())
+
+    async def _close(self) -> None:
+        await self._background.cancel_all()
+        await self._reader.close()
+        await self._writer.close()
+        await self._transactions.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._background.spawn(work)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._woken()
+
+    def _woken(self) -> None:
+        self._wake.set()
+
+    def _now_ms(self) -> float:
+        return self._clock() * 1000
+
+
+def _report(record: Fetched) -> Report | None:
+    """What a record of the reports says; None for one that is no report."""
+    if record.key or record.value is None:
+        return None
+    try:
+        return decode_report(record.value)
+    except ProtocolError as error:
+        logger.error("%s", error)
+        return None

@@ -1,0 +1,275 @@
+"""The tasks that a worker has at present: restored, taken over, given away.
+
+    part of a manifest -> base fetched -> deltas read -> store opened -> unit, which takes turns from then on
+
+What always holds: changes are made one after the other, in the order they were asked for; `halt` drops those that are
+not made yet; the store of a task lies in a directory of its own for each time it comes here, so that nothing is left of
+an earlier time. Reports what can't be restored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock.checkpoint.control import Part
+from penstock.checkpoint.member import Adopt, Drop, Fetch, Restore
+from penstock.checkpoint.snapshot import SnapshotTask
+from penstock.checkpoint.store import BaseStore
+from penstock.engine.background import in_thread
+from penstock.engine.build import Assembly, Bury, Origin, origin_of_attempt
+from penstock.engine.cluster.deltas import Deltas
+from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
+from penstock.engine.cluster.frames import FrameWriter
+from penstock.engine.cluster.topics import Topics
+from penstock.engine.config import Config
+from penstock.engine.data import Progress, open_base
+from penstock.engine.feeds import Feed, RequestFeed
+from penstock.engine.logs import logger
+from penstock.engine.restore import Restored, restore_task
+from penstock.engine.unit import Channels, TaskUnit
+from penstock.errors import CorruptSnapshot
+from penstock.files import make_directory
+from penstock.records import TaskMeta
+from penstock.router.kafka_client import offsets
+from penstock.router.kafka_options import KafkaOptions
+from penstock.router.kafka_reader import KafkaReader, read_range
+from penstock.state.rocksdb import RocksMemory
+
+DRAIN_S = 10.0
+
+
+class TopicWiring:
+    """Connects tasks to the topics of the application. `starts`: where partitions begin that nobody has read yet."""
+
+    def __init__(self, reader: KafkaReader, topics: Topics, frames: FrameWriter) -> None:
+        self.channels: Channels = frames
+        self.starts: dict[tuple[str, int], int] = {}
+        self._reader = reader
+        self._topics = topics
+
+    def feeds(self, task: int, meta: TaskMeta, snapshot: SnapshotTask, *, fresh: bool) -> list[Feed]:
+        topics = self._topics
+        inbox_at = self.starts[topics.inbox, task] if fresh else meta.inbox_position
+        requests_at = meta.ingress_positions.get(RequestFeed.SOURCE)
+        if requests_at is None:
+            requests_at = self.starts[topics.requests, task]
+        return [
+            TopicRequests(self._reader, topics.requests, task, requests_at),
+            TopicInbox(self._reader, topics.inbox, task, snapshot, inbox_at),
+        ]
+
+
+class Placed(NamedTuple):
+    """What is known of a restore, for people."""
+
+    attempt: int
+    checkpoint: int
+    tasks: int
+    deltas: int
+    took_s: float
+
+
+class Tasks:
+    """See the module. `placed` learns of each unit that is there, and `damaged` of a checkpoint that can't be restored;
+    `failed` gets everything else that goes wrong."""
+
+    def __init__(
+        self,
+        config: Config,
+        kafka: KafkaOptions,
+        application: str,
+        store: BaseStore,
+        assembly: Assembly,
+        reader: KafkaReader,
+        frames: FrameWriter,
+        *,
+        directory: Path,
+        bury: Bury,
+        placed: Callable[[Sequence[TaskUnit], Placed], None],
+        damaged: Callable[[int, str], None],
+        forget: Callable[[Sequence[TaskUnit]], None],
+        failed: Callable[[BaseException], None],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._config = config
+        self._kafka = kafka
+        self._topics = Topics.of(application)
+        self._store = store
+        self._assembly = assembly
+        self._wiring: TopicWiring = TopicWiring(reader, self._topics, frames)
+        self._frames = frames
+        self._directory = directory
+        self._bury = bury
+        self._placed = placed
+        self._damaged = damaged
+        self._forget = forget
+        self._failed = failed
+        self._progress = progress
+        self._memory = RocksMemory(config.store_bytes)
+        self._asked: asyncio.Queue[Restore | Adopt | Drop] = asyncio.Queue()
+        self._changing: asyncio.Task[None] | None = None
+        self._times = 0
+        self._paths: dict[int, Path] = {}
+        self.halted = False
+        """Whether a new attempt has begun and its tasks are not here yet."""
+
+    @property
+    def units(self) -> list[TaskUnit]:
+        return self._assembly.units
+
+    def path_of(self, task: int) -> Path:
+        """Where the store of a task lies while it is here."""
+        return self._paths[task]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether every change that was asked for is made."""
+        return self._asked.empty() and (self._changing is None or self._changing.done())
+
+    # What the leader asks for.
+
+    def halt(self) -> None:
+        """All tasks stop: what they have done since the last checkpoint is void."""
+        self.halted = True
+        self._forget(self.units)
+        while not self._asked.empty():
+            self._asked.get_nowait()
+
+    def change(self, asked: Restore | Adopt | Drop) -> None:
+        """Make this change, after those asked for before."""
+        if isinstance(asked, Restore):
+            self.halt()
+        self._asked.put_nowait(asked)
+        if self._changing is None or self._changing.done():
+            self._changing = asyncio.get_running_loop().create_task(self._change_all())
+
+    async def fetch(self, asked: Fetch, prepared: Callable[[tuple[int, ...]], None]) -> None:
+        """Bring the bases of tasks here that will come."""
+        parts = asked.manifest.parts if asked.manifest is not None else ()
+        for part in parts:
+            if part.task in asked.tasks and part.base:
+                target = self._directory / "prepared"
+                try:
+                    await in_thread(self._store.fetch, part.base, target)
+                except (CorruptSnapshot, OSError) as error:
+                    logger.warning("%s", error)
+                await in_thread(shutil.rmtree, target, True)
+        prepared(asked.tasks)
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        if self._changing is not None:
+            self._changing.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await self._changing
+        await self._remove(list(self.units))
+
+    # How it is done.
+
+    async def _change_all(self) -> None:
+        try:
+            while not self._asked.empty():
+                await self._change(self._asked.get_nowait())
+        except Exception as error:  # noqa: BLE001  # Whatever it is, this worker has not the tasks it should have.
+            self._failed(error)
+
+    async def _change(self, asked: Restore | Adopt | Drop) -> None:
+        match asked:
+            case Restore(attempt, tasks, manifest):
+                await self._remove(list(self.units))
+                self._frames.begin_attempt()
+                self.halted = False
+                await self._place(tasks, origin_of_attempt(attempt, manifest))
+            case Adopt(attempt, tasks, manifest):
+                epoch = manifest.checkpoint if manifest is not None else 0
+                await self._place(tasks, Origin(attempt, manifest, epoch, attempt_starts=False))
+            case Drop(tasks, orphaned):
+                leaving = [unit for unit in self.units if unit.task in tasks]
+                await self._drain(unit for unit in leaving if unit.task in orphaned)
+                await self._remove(leaving)
+
+    async def _place(self, tasks: Iterable[int], origin: Origin) -> None:
+        began = asyncio.get_running_loop().time()
+        manifest = origin.manifest
+        parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
+        wanted = [parts.get(task) or _empty_part(task) for task in tasks]
+        await self._find_starts(wanted)
+        try:
+            restored = [(part, await self._restore(part)) for part in wanted]
+        except CorruptSnapshot as error:
+            logger.error("%s", error)
+            self._damaged(manifest.checkpoint if manifest is not None else 0, str(error))
+            return
+        units = []
+        for part, each in restored:
+            unit = self._assembly.add(part.task, each, origin, self._wiring, retained=None, bury=self._bury)
+            self._assembly.resume(unit, each)
+            units.append(unit)
+        took_s = asyncio.get_running_loop().time() - began
+        number, deltas = origin.attempt.lineage.attempt, sum(each.deltas for _, each in restored)
+        checkpoint = manifest.checkpoint if manifest is not None else 0
+        self._placed(units, Placed(number, checkpoint, len(units), deltas, took_s))
+
+    async def _restore(self, part: Part) -> Restored:
+        path = self._new_path(part.task)
+        deltas = Deltas("", ())
+        if part.first >= 0 and part.head >= part.first:
+            place = (self._topics.deltas, part.task)
+            start = (await offsets(self._kafka, [place]))[place].start
+            records = await read_range(self._kafka, *place, max(part.first, start), isolation="read_uncommitted")
+            deltas = Deltas(f"{place[0]}-{part.task}", records)
+        return await in_thread(
+            lambda: restore_task(
+                part,
+                deltas,
+                lambda base: open_base(self._store, base, path, self._memory),
+                cache_bytes_max=self._config.cache_bytes // self._config.parallelism,
+                progress=lambda done, total: self._progress(Progress(part.task, done, total)),
+            )
+        )
+
+    async def _find_starts(self, parts: Iterable[Part]) -> None:
+        """Where the partitions begin from which these tasks have read nothing yet."""
+        topics = self._topics
+        places = [
+            (topic, part.task)
+            for part in parts
+            for topic in (topics.inbox, topics.requests)
+            if (topic, part.task) not in self._wiring.starts
+        ]
+        if places:
+            bounds = await offsets(self._kafka, places, isolation="read_uncommitted")
+            self._wiring.starts.update((place, found.start) for place, found in bounds.items())
+
+    def _new_path(self, task: int) -> Path:
+        self._times += 1
+        directory = self._directory / "tasks"
+        make_directory(directory)
+        self._paths[task] = directory / f"{task}-{self._times}"
+        return self._paths[task]
+
+    async def _drain(self, units: Iterable[TaskUnit]) -> None:
+        """Nobody takes these tasks: make visible what is decided, for as long as that may take."""
+        waiting = list(units)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while not all(driver.quiet for unit in waiting for driver in unit.sinks.values()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+
+    async def _remove(self, units: list[TaskUnit]) -> None:
+        self._forget(units)
+        for unit in units:
+            for feed in unit.feeds:
+                if isinstance(feed, TopicInbox | TopicRequests):
+                    feed.close()
+            await self._assembly.remove(unit)
+            await in_thread(shutil.rmtree, self._paths.pop(unit.task), True)
+
+
+def _empty_part(task: int) -> Part:
+    return Part(task, "", 0, -1, 0, -1, 0, 0)

@@ -1,0 +1,456 @@
+"""One of the workers of an application: its life, and the loop of its turns.
+
+    start   topics verified -> producers, readers, sinks -> known to the leader
+    serve   what the leader decided -> every task in turn -> frames out -> what changed is reported
+    finish  asked to be relieved -> last checkpoint -> output committed -> everything closed
+
+What always holds: tasks take turns, are cut and change hands by this loop alone, so nothing happens to one during its
+turn; what was decided about a task is done before its next turn; a failure that could lose data ends the process, and
+the leader begins a new attempt. The one that decides is `Member`, on what the leader says; this performs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from penstock.checkpoint.control import Manifest
+from penstock.checkpoint.leader import LeaderOptions
+from penstock.checkpoint.member import (
+    Action,
+    Adopt,
+    Cut,
+    Drop,
+    End,
+    Fetch,
+    GoOn,
+    Halt,
+    Leave,
+    Restore,
+    Settle,
+)
+from penstock.checkpoint.reports import Alive, Fault, Prepared
+from penstock.checkpoint.stores import open_store
+from penstock.engine.background import Background
+from penstock.engine.build import Assembly
+from penstock.engine.clock import SteadyClock
+from penstock.engine.cluster.candidate import Candidate
+from penstock.engine.cluster.feeds import TopicInbox
+from penstock.engine.cluster.frames import FrameWriter
+from penstock.engine.cluster.link import LeaderLink
+from penstock.engine.cluster.options import ClusterOptions
+from penstock.engine.cluster.replies import REPLIES, Replies
+from penstock.engine.cluster.snapshots import Snapshots
+from penstock.engine.cluster.tasks import Placed, Tasks
+from penstock.engine.cluster.topics import Topics
+from penstock.engine.config import Config
+from penstock.engine.data import Progress
+from penstock.engine.logs import logger
+from penstock.engine.requests import Requests
+from penstock.engine.unit import TaskUnit
+from penstock.engine.upkeep import Upkeep
+from penstock.engine.worker import SWITCH_INTERVAL_S
+from penstock.errors import Fenced, PenstockError, ProtocolError
+from penstock.files import DirectoryLock, make_directory
+from penstock.functions.app import App
+from penstock.router.kafka_batches import Record
+from penstock.router.kafka_reader import KafkaReader
+from penstock.router.kafka_topics import ensure
+from penstock.router.kafka_writer import KafkaWriter
+
+GENERATION = 1
+"""Of the topology. It grows when the parallelism of an application changes."""
+
+
+class ClusterWorker:
+    """See the module. `await run()` does everything; `stop()` ends it in an orderly way."""
+
+    def __init__(
+        self,
+        app: App,
+        config: Config,
+        cluster: ClusterOptions,
+        *,
+        clock: Callable[[], float] = time.time,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.cluster = cluster
+        self._clock = SteadyClock(clock)
+        self._progress = progress
+        self.started_at = self._clock()
+        self.ready = False
+        self.stopping = False
+        self.recovery = Placed(0, 0, 0, 0, 0.0)
+        self.last_checkpoint: Manifest | None = None
+        self.last_checkpoint_ms = 0.0
+        instance = cluster.instance or f"{socket.gethostname()}{config.directory.absolute()}"
+        self.name = f"{instance}#{uuid.uuid4().hex[:8]}"
+        self._instance = instance
+        self._topics = Topics.of(app.name)
+        self._wake_event = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._worked_at = 0.0
+        self._final = False
+        """Whether this worker has given back everything it had."""
+        self._ended = "stopped"
+        """Why, for the leader."""
+        self._opened = AsyncExitStack()
+        self._background = Background(self._fail)
+        self._assembly = Assembly(app, config, wake=self._wake, failed=self._fail)
+
+    # The life of a worker.
+
+    async def run(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Start, run until `stop` is called, the work is done or this worker is fenced, and stop. Raises what made it
+        fail."""
+        try:
+            await self.start(started)
+            await self.serve()
+            self._final = True
+        except BaseException as error:
+            self._ended = str(error) or type(error).__name__
+            raise
+        finally:
+            self.ready = False
+            await self._close()
+
+    async def start(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Get ready for tasks. Raises ConfigurationError, Refused, Fenced or Unavailable."""
+        self.app.check()
+        config, kafka = self.config, self.cluster.kafka
+        make_directory(config.directory)
+        started_at = datetime.fromtimestamp(self._clock(), UTC).astimezone()
+        lock = DirectoryLock(config.directory, command="penstock run", started=started_at)
+        self._opened.callback(lock.release)
+        await ensure(
+            kafka,
+            self.app.name,
+            application_id=self.app.name,
+            parallelism=config.parallelism,
+            replicas=self.cluster.replicas,
+        )
+        self._writer = KafkaWriter(kafka, failed=self._fail)
+        await self._writer.start()
+        self._opened.push_async_callback(self._close_writer)
+        self._reader = KafkaReader(kafka, isolation="read_uncommitted", on_records=self._wake, failed=self._fail)
+        await self._reader.start()
+        self._opened.push_async_callback(self._reader.close)
+        await self._open_parts()
+        if started is not None:
+            await started()
+        await self.link.start()
+        self._opened.push_async_callback(lambda: self.link.close(self._ended))
+        # The last to be opened are the first to be closed: nothing runs any more when its parts go.
+        self._opened.push_async_callback(lambda: self._assembly.close(final=self._final))
+        self._opened.push_async_callback(self.tasks.close)
+        self._opened.push_async_callback(self._background.cancel_all)
+        self._opened.push_async_callback(self._assembly.cancel)
+        if self.cluster.candidate:
+            self._background.spawn(self._candidate().run())
+        # Under load a thread that has synced a file would wait 5 ms (the default) for each return into the interpreter.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    async def _open_parts(self) -> None:
+        """Make what the worker consists of."""
+        app, config, cluster, kafka = self.app, self.config, self.cluster, self.cluster.kafka
+        self._frames = FrameWriter(self._writer, self._topics.inbox)
+        self.replies = Replies(self.name, app.name, config.parallelism, self._reader, self._writer)
+        await self.replies.start(kafka)
+        self.requests = Requests(
+            app.name,
+            config.parallelism,
+            lambda task, record: self._writer.append(Record(self._topics.requests, task, record)),
+            flush=self._writer.flush,
+            accepting=lambda: not self.stopping,
+            wake=self._wake,
+            prefix=self.replies.prefix,
+        )
+        await self._assembly.open_sinks()
+        self._assembly.add_reply_sink(REPLIES, self.replies)
+        alive = Alive(self.name, self._instance, socket.gethostname(), os.getpid())
+        self.link = LeaderLink(
+            kafka,
+            app.name,
+            alive,
+            self._writer,
+            heartbeat_ms=cluster.heartbeat_ms,
+            received=self._wake,
+            failed=self._fail,
+        )
+        self.snapshots = Snapshots(
+            self.name,
+            app.name,
+            GENERATION,
+            self._writer,
+            self._frames,
+            report=self.link.report,
+            done=lambda unit: unit.idle and self._assembly.done,
+            spawn=self._background.spawn,
+        )
+        self.store = open_store(cluster.store, cluster.store_options, cache=cluster.cache or config.directory / "cache")
+        self.tasks = Tasks(
+            config,
+            kafka,
+            app.name,
+            self.store,
+            self._assembly,
+            self._reader,
+            self._frames,
+            directory=config.directory,
+            bury=self.requests.bury,
+            placed=self._placed,
+            damaged=self._damaged,
+            forget=self.snapshots.forget,
+            failed=self._fail,
+            progress=self._progress,
+        )
+        self._upkeep = Upkeep(
+            config,
+            self._assembly.units,
+            self.store,
+            self.tasks.path_of,
+            rebased=_nothing,
+            spawn=self._background.spawn,
+        )
+
+    def _candidate(self) -> Candidate:
+        return Candidate(
+            self.cluster, leader_options(self.app, self.config, self.cluster, self.name), self.link, self.store
+        )
+
+    def stop(self) -> None:
+        """Give all tasks back after a last checkpoint, and return from `run`."""
+        self.stopping = True
+        self._wake()
+
+    async def _close(self) -> None:
+        """Close what was opened. What goes wrong meanwhile is said, and the rest is closed all the same."""
+        if hasattr(self, "requests"):
+            self.requests.close()
+        try:
+            await self._opened.aclose()
+        except Exception as error:  # noqa: BLE001  # As above.
+            logger.warning("closing: %s", error)
+
+    async def _close_writer(self) -> None:
+        with suppress(TimeoutError, PenstockError):
+            async with asyncio.timeout(2):
+                await self._writer.flush()
+        await self._writer.close()
+
+    # Turns.
+
+    async def serve(self) -> None:
+        """Take turns until this worker has nothing to do any more, or something fails for good, which is raised."""
+        leave_by: float | None = None
+        while self._fatal is None:
+            for action in self.link.actions():
+                self._obey(action)
+            if self.stopping and leave_by is None:
+                self.link.leave()
+                leave_by = time.monotonic() + self.config.stop_timeout_ms / 1000
+            if leave_by is not None and (self._relieved or time.monotonic() > leave_by):
+                break
+            for reply in self.replies.take():
+                self.requests.tell(reply)
+            now_ms = int(self._clock() * 1000)
+            worked = self._take_turns(now_ms)
+            self._frames.seal()
+            self._report_changes()
+            self._upkeep.start_due(self._clock() - self._worked_at)
+            if worked:
+                self._worked_at = now_ms / 1000
+                await asyncio.sleep(0)
+            else:
+                await self._wait(now_ms)
+        if self._fatal is not None:
+            raise self._fatal
+        if not self._relieved:
+            logger.error(
+                "PEN0604 Stopping took longer than %g s, so the last checkpoint or its output may be missing. Nothing "
+                "is lost: the other workers, or the next start, continue from the last checkpoint.",
+                self.config.stop_timeout_ms / 1000,
+            )
+
+    @property
+    def _relieved(self) -> bool:
+        """Whether this worker has no task any more, and nothing left to do for one it had."""
+        return not self.link.member.tasks and self.tasks.quiet and not self.units
+
+    def _take_turns(self, now_ms: int) -> bool:
+        """One turn of each unit that may take one. Returns whether any had something to do."""
+        if self.tasks.halted:
+            return False
+        worked = False
+        paused, burying = self._upkeep.under_pressure, self.requests.burying
+        still = self.link.member.still
+        for unit in self.units:
+            if unit.task in still:
+                continue
+            try:
+                effects = unit.turn(now_ms, paused=paused, burying=burying)
+            except ProtocolError as error:
+                self._give_up_attempt(unit, error)
+                return False
+            worked |= effects is not None
+            self._cut_if_due(unit)
+        return worked
+
+    def _cut_if_due(self, unit: TaskUnit) -> None:
+        """A frame of a newer epoch waits: all tasks here cut before it is processed (Rule F)."""
+        for feed in unit.feeds:
+            if isinstance(feed, TopicInbox) and feed.cut_due:
+                due, feed.cut_due = feed.cut_due, 0
+                self._cut(due, frozenset())
+
+    def _give_up_attempt(self, unit: TaskUnit, error: ProtocolError) -> None:
+        """This attempt can't go on; the leader begins another."""
+        logger.error("task %d: %s", unit.task, error)
+        self.tasks.halt()
+        self.link.report(Fault(self.name, unit.snapshot.attempt, str(error)))
+
+    async def _wait(self, now_ms: int) -> None:
+        """Sleep until something is due or `_wake` is called."""
+        due = [at - now_ms for unit in self.units if (at := unit.core.next_due_ms()) is not None]
+        upkeep_ms = self._upkeep.due_in_ms()
+        if upkeep_ms is not None:
+            due.append(upkeep_ms)
+        if self.stopping:
+            due.append(20)
+        timeout_s = max(0, min(due)) / 1000 if due else None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake_event.wait()
+        self._wake_event.clear()
+
+    def _report_changes(self) -> None:
+        """Tell the leader that a checkpoint is worth while, and how urgent it is."""
+        urgent, changed = "", False
+        for unit in self.units:
+            if unit.core.changed:
+                changed = True
+                if unit.core.has_output:
+                    urgent = "output"
+                    break
+        if changed:
+            self.link.changed(urgent)
+
+    # What the leader decides.
+
+    def _obey(self, action: Action) -> None:
+        match action:
+            case Halt():
+                logger.warning("a new attempt begins")
+                self.ready = False
+                self.tasks.halt()
+            case Restore() | Adopt() | Drop():
+                self.tasks.change(action)
+            case GoOn():
+                self._wake()
+            case Cut(checkpoint, release):
+                self._cut(checkpoint, release)
+            case Settle(manifest):
+                self._settle(manifest)
+            case Fetch():
+                self._background.spawn(self.tasks.fetch(action, self._prepared))
+            case Leave():
+                self.stop()
+            case End(reason):
+                raise Fenced(
+                    "PEN0770",
+                    f"Worker {self.name} was fenced: it {reason}. Its tasks are with others, and nothing it did since "
+                    "counts. Start it again: it joins as a new worker.",
+                )
+
+    def _cut(self, checkpoint: int, release: frozenset[int]) -> None:
+        """Every task that takes turns cuts; those to be released stand still from here on."""
+        if self.tasks.halted:
+            return
+        member = self.link.member
+        units = [unit for unit in self.units if unit.task not in member.still]
+        standing = frozenset(unit.task for unit in units if unit.task in release and unit.snapshot.wants(checkpoint))
+        self.snapshots.cut(units, checkpoint, standing)
+        member.released(standing)
+        self.link.cut()
+
+    def _settle(self, manifest: Manifest) -> None:
+        for unit in self.units:
+            unit.completed(manifest)
+        self.last_checkpoint = manifest
+        self.last_checkpoint_ms = self._clock() * 1000
+
+    def _placed(self, units: Sequence[TaskUnit], placed: Placed) -> None:
+        """Tasks are here: they take part in the checkpoint under way, and take turns from now on."""
+        self.recovery = placed
+        self._clock.not_before(max((unit.core.clock_ms for unit in units), default=0) / 1000)
+        for feed in (feed for unit in units for feed in unit.feeds):
+            if isinstance(feed, TopicInbox):
+                feed.cut_due = 0
+        begun = self.link.member.begun
+        if begun and not self.tasks.halted:
+            self.snapshots.cut(units, begun, frozenset())
+        self.ready = True
+        logger.info(
+            "attempt %d: %d tasks continue checkpoint %d, after %d deltas, in %.2f s",
+            placed.attempt,
+            placed.tasks,
+            placed.checkpoint,
+            placed.deltas,
+            placed.took_s,
+        )
+        self._wake()
+
+    def _prepared(self, tasks: tuple[int, ...]) -> None:
+        self.link.report(Prepared(self.name, tasks))
+
+    def _damaged(self, checkpoint: int, reason: str) -> None:
+        self.tasks.halted = True
+        self.link.report(Fault(self.name, self.link.member.number, reason, checkpoint))
+
+    # What the parts report.
+
+    def _wake(self) -> None:
+        self._wake_event.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """Something ended this worker that no retry can mend."""
+        self._fatal = self._fatal or error
+        self._wake()
+
+    @property
+    def units(self) -> Sequence[TaskUnit]:
+        return self._assembly.units
+
+
+async def _nothing() -> None:
+    """What no checkpoint needs any more is deleted by the leader."""
+
+
+def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str) -> LeaderOptions:
+    """How an application is led."""
+    return LeaderOptions(
+        name=name,
+        application=app.name,
+        tasks=config.parallelism,
+        fingerprints=app.fingerprints(),
+        interval_ms=config.interval_ms,
+        timeout_ms=config.checkpoint_timeout_ms,
+        session_ms=cluster.session_ms,
+        settle_ms=cluster.settle_ms,
+        workers_expected=cluster.workers_expected,
+        from_checkpoint=config.from_checkpoint,
+        fresh=config.fresh,
+        until_done=config.until_done,
+        retention=config.retention,
+        generation=GENERATION,
+    )
