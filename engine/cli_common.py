@@ -109,6 +109,59 @@ def where_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_where
 
 
+def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --kafka and --property, as one argument `kafka`."""
+
+    @click.option("--kafka", "bootstrap", required=True, metavar="BROKERS", help="Addresses of brokers: host:port,...")
+    @click.option(
+        "--property",
+        "properties",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A property of Kafka clients, such as security.protocol=SASL_SSL. Can be given several times.",
+    )
+    @functools.wraps(function)
+    def with_kafka(bootstrap: str, properties: Sequence[str], **arguments: Any) -> Any:
+        from penstock.router.kafka_options import KafkaOptions
+
+        parsed = {}
+        for text in properties:
+            name, sign, value = text.partition("=")
+            if not sign:
+                raise click.BadParameter(f"{name!r} has no '='.", param_hint="--property")
+            parsed[name] = value
+        _silence_kafka_client()
+        return function(kafka=KafkaOptions(bootstrap, parsed), **arguments)
+
+    return with_kafka
+
+
+def _silence_kafka_client() -> None:
+    """What aiokafka would log to standard error is told by our errors, which say what to do."""
+    import logging
+
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+
+
+def name_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --name and --app, as one argument `name`: of an application in a Kafka cluster, or None."""
+
+    @click.option("--name", metavar="APP", help="The name of the application, which its topics begin with.")
+    @click.option("--app", metavar="MODULE:APP", help="The application, or its file, instead of its name.")
+    @functools.wraps(function)
+    def with_name(name: str | None, app: str | None, **arguments: Any) -> Any:
+        from penstock.engine.loading import load_app
+        from penstock.functions.app import App
+
+        if name is not None:
+            name = App(name).name  # Which refuses what can't be a name.
+        elif app is not None:
+            name = load_app(app, Path.cwd()).app.name
+        return function(name=name, **arguments)
+
+    return with_name
+
+
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a verb --json and --debug."""
     function = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)

@@ -439,11 +439,14 @@ class Admin:
         return found
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` answers, asked again as long as a request may take while a partition changes its leader."""
+        """What `ask` answers, asked again as long as a request may take while partitions change their leaders."""
         deadline = _now() + self._timeout_s
         while True:
             try:
                 return await ask()
+            except Unavailable:  # The leader ended, and the others do not know it yet.
+                if _now() > deadline:
+                    raise
             except _NotYetError as error:
                 if _now() > deadline:
                     raise self._failed(error.doing, error.why) from error

@@ -194,7 +194,7 @@ async def ensure(
         missing = [spec for spec in specs if spec.topic not in before]
         await _refuse_deleted(admin, before, missing)
         created = await _create(admin, cluster, missing)
-        found = await _settled(admin, specs)
+        found = await settled(admin, specs)
         ours = Owner(app, application_id)
         unclaimed = await _check_owner(admin, ours, found.values())
         settings = await admin.topic_settings(found)
@@ -304,7 +304,7 @@ async def _create(admin: Admin, cluster: Cluster, missing: Sequence[Specificatio
     return [spec.topic for spec in missing if spec.topic not in refused]
 
 
-async def _settled(admin: Admin, specs: Sequence[Specification]) -> dict[str, Topic]:
+async def settled(admin: Admin, specs: Sequence[Specification]) -> dict[str, Topic]:
     """The topics, once every partition has a leader: a moment after their creation."""
     deadline = asyncio.get_running_loop().time() + admin.options.request_timeout_s
     while True:
@@ -428,7 +428,7 @@ async def destroy(options: KafkaOptions, app: str, now_ms: int) -> Inventory:
                 raise denied(options, ["Delete"], "topic", topic)
             if why.code != UNKNOWN_TOPIC:
                 raise _not_removed(f"topic {topic}: {why}")
-        await _gone(admin, [each.name for each in found.holdings if each.kind == "topic"])
+        await gone(admin, [each.name for each in found.holdings if each.kind == "topic"])
         for group in (each.name for each in found.holdings if each.kind == "group"):
             problem = await admin.delete_group(group)
             if problem is not None and problem.denied:
@@ -438,7 +438,7 @@ async def destroy(options: KafkaOptions, app: str, now_ms: int) -> Inventory:
     return found
 
 
-async def _gone(admin: Admin, topics: Collection[str]) -> None:
+async def gone(admin: Admin, topics: Collection[str]) -> None:
     """Wait until no topic is there any more, a moment after its deletion: then the name may be used again."""
     deadline = asyncio.get_running_loop().time() + admin.options.request_timeout_s
     while left := await admin.topics(topics):

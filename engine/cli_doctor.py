@@ -1,0 +1,94 @@
+"""`penstock doctor`: will the application run in this Kafka cluster?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from penstock.engine.cli_common import kafka_options, name_options, output_options, print_json
+
+if TYPE_CHECKING:
+    from penstock.router.kafka_doctor import Finding
+    from penstock.router.kafka_options import KafkaOptions
+
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command()
+@kafka_options
+@name_options
+@click.option("--parallelism", type=click.IntRange(1, 128), default=1, show_default=True, help="Its number of tasks.")
+@click.option("--replicas", type=click.IntRange(1, 9), help="Of its topics; 3, or as many as there are brokers.")
+@click.option("--reads", multiple=True, metavar="TOPIC", help="A topic it reads. Can be given several times.")
+@click.option("--writes", multiple=True, metavar="TOPIC", help="A topic it writes. Can be given several times.")
+@click.option("--acls", metavar="PRINCIPAL", help="Only print the commands that grant what User:NAME needs.")
+@output_options
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    kafka: KafkaOptions,
+    name: str | None,
+    parallelism: int,
+    replicas: int | None,
+    reads: Sequence[str],
+    writes: Sequence[str],
+    acls: str | None,
+    as_json: bool,
+) -> None:
+    """Say whether an application can run in a Kafka cluster.
+
+    Nothing that exists is changed. A topic of its own is created, written, read and deleted, and a transactional id of
+    its own is used. Exit code 1 when something would not work.
+    """
+    from penstock.router.kafka_doctor import NAMELESS, Plan, examine
+
+    if acls is not None:
+        _print_acls(kafka, name or NAMELESS, reads, writes, acls, as_json=as_json)
+        return
+    plan = Plan(app=name, parallelism=parallelism, replicas=replicas, reads=reads, writes=writes)
+    if not as_json:
+        click.echo(
+            f"A topic {plan.name}.doctor-* is created and deleted, and transactional id {plan.name}-doctor used."
+        )
+    findings = asyncio.run(examine(kafka, plan, lambda: int(time.time() * 1000)))
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        _print(findings)
+    if any(finding.result == "fail" for finding in findings):
+        ctx.exit(1)
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    """A line for each, with what to do below it."""
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        result = click.style(finding.result, fg=COLOURS[finding.result], bold=True)
+        click.echo(f"{result}  {finding.check:<{width}}  {finding.found}")
+        if finding.remedy:
+            click.echo(f"      {'':<{width}}  -> {finding.remedy}")
+    counts = {result: sum(finding.result == result for finding in findings) for result in COLOURS}
+    click.echo(", ".join(f"{count} {result}" for result, count in counts.items()))
+
+
+def _print_acls(
+    kafka: KafkaOptions, app: str, reads: Sequence[str], writes: Sequence[str], principal: str, *, as_json: bool
+) -> None:
+    from penstock.router.kafka_doctor import command, grants
+
+    if ":" not in principal:
+        raise click.BadParameter(f"{principal!r} has no type: write User:{principal}.", param_hint="--acls")
+    rows: list[dict[str, Any]] = [
+        {**grant._asdict(), "command": command(grant, kafka.bootstrap, principal)}
+        for grant in grants(app, reads, writes)
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        click.echo(f"# {row['purpose']}")
+        click.echo(row["command"])
