@@ -27,7 +27,7 @@ from penstock.engine.restore import Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import TaskCore, TaskOptions
 from penstock.engine.unit import Channels, LogChannels, Suspended, TaskUnit
-from penstock.errors import ConfigurationError, Unavailable
+from penstock.errors import ConfigurationError, PenstockError, Unavailable
 from penstock.functions.app import App, Ingress
 from penstock.functions.context import Outlet
 from penstock.functions.types import codec_for
@@ -291,6 +291,17 @@ class Assembly:
         """Whether everything that checkpoints have decided is visible."""
         return all(driver.quiet for unit in self.units for driver in unit.sinks.values())
 
+    def unwritten(self) -> str:
+        """Which egresses have rows that are not visible, and why; empty when there are none."""
+        found = [
+            f"Egress {name} has {driver.unwritten:,} rows that are not written"
+            + (f" ({driver.unavailable.rstrip('.')})" if driver.unavailable else "")
+            for unit in self.units
+            for name, driver in unit.sinks.items()
+            if driver.unwritten
+        ]
+        return "; ".join(found)
+
     async def cancel(self) -> None:
         """Let go of handlers that are suspended and of rows that are under way: the next start has them again."""
         for placed in self._placed.values():
@@ -305,8 +316,16 @@ class Assembly:
         """Close what is read from and written to; `final` when everything decided is visible."""
         for feed in self.ingresses:
             await feed.close()
+        failed: list[PenstockError] = []
         for sink in self._sinks.values():
-            await sink.close(final)
+            try:
+                await sink.close(final)
+            except PenstockError as error:
+                failed.append(error)  # The others are closed all the same.
+        for further in failed[1:]:
+            logger.error("%s", further)
+        if failed:
+            raise failed[0]
 
 
 def _outlets(app: App, bytes_max: int) -> dict[Any, Outlet]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -32,7 +33,7 @@ from penstock.engine.run import Watch, watched
 from penstock.engine.settings import Settings, load_settings
 from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
-from penstock.errors import Refused
+from penstock.errors import PenstockError, Refused
 from penstock.files import read_owner
 
 EXIT_AT_ONCE = 1
@@ -145,8 +146,48 @@ def _prepare(flags: Mapping[str, Any], target: str | None) -> tuple[Settings, Lo
 
 def _run_worker(loaded: Loaded, config: Config, settings: Settings, *, quiet: bool) -> None:
     watch = None if quiet or settings["log_json"] else show_progress
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(loaded, config, settings, watch))
+    end = _End(config.stop_timeout_ms / 1000)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            try:
+                runner.run(_serve(loaded, config, settings, watch))
+            except BaseException as error:
+                end.failed = error
+                raise
+            finally:
+                end.expect()
+    finally:
+        end.came()
+
+
+class _End:
+    """Ends the process when the worker has ended and a handler keeps the event loop, or one of its threads, from it.
+
+    Leaving the event loop waits for every task and thread without a bound, and nothing in Python ends either of them.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.failed: BaseException | None = None
+        """What the worker ended with."""
+        self._timeout_s = timeout_s
+        self._timer = threading.Timer(timeout_s, self._force)
+        self._timer.daemon = True
+
+    def expect(self) -> None:
+        self._timer.start()
+
+    def came(self) -> None:
+        self._timer.cancel()
+
+    def _force(self) -> None:
+        if isinstance(self.failed, PenstockError):
+            note(str(self.failed))
+        note(
+            f"PEN0628 A handler did not end within stop_timeout = {self._timeout_s:g} s of being cancelled, so the "
+            "process ends without it. Nothing is lost: its message is processed again at the next start. Let handlers "
+            "pass asyncio.CancelledError on, and give blocking calls a timeout."
+        )
+        os._exit(EXIT_AT_ONCE)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -91,6 +91,12 @@ class SinkDriver(_Worked):
         """Whether everything decided is visible."""
         return self._core.quiet and self._running is None
 
+    @property
+    def unwritten(self) -> int:
+        """Rows that are not known to be visible."""
+        statistics = self._core.statistics()
+        return statistics.rows_undecided + statistics.rows_decided
+
     def statistics(self) -> Statistics:
         return self._core.statistics()
 
@@ -153,7 +159,7 @@ class SinkDriver(_Worked):
         return Committed()
 
     def _complain(self, error: Unavailable) -> None:
-        if not self.unavailable:
+        if error.code not in self.unavailable:
             logger.warning("egress %s waits: %s", self._name, error)
         self.unavailable = str(error)
 
@@ -180,9 +186,16 @@ class EagerDriver(_Worked):
         """The first of the rows, as long as it is not known which of them are written."""
         self.waiting_bytes = 0
         """What the rows hold that are not written yet."""
+        self.unavailable = ""
+        """As of `SinkDriver`."""
         self.sent = 0
         self.refused = 0
         self.written = 0
+
+    @property
+    def unwritten(self) -> int:
+        """Rows that are neither written nor refused."""
+        return self.sent - self.settled
 
     @property
     def settled(self) -> int:
@@ -239,6 +252,7 @@ class EagerDriver(_Worked):
                         await self._sink.commit(self._task, rows, {})
                 except Unavailable as error:
                     logger.warning("egress %s waits %.1f s: %s", self._name, delay_s, error)
+                    self.unavailable = str(error)
                     self._rows.extendleft(reversed(rows))
                     await asyncio.sleep(delay_s)
                     delay_s = min(2 * delay_s, 10.0)
@@ -246,6 +260,7 @@ class EagerDriver(_Worked):
                     self._drop(rows, error)
                 else:
                     self._count_written(rows)
+                    self.unavailable = ""
                     delay_s = EAGER_RETRY_S
         except Exception as error:  # noqa: BLE001  # As above.
             self._failed(_coded(self._name, error))

@@ -37,7 +37,7 @@ from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
-from penstock.errors import CorruptSnapshot
+from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.functions.app import App
 from penstock.records import Reply
 from penstock.state.backend import Backend
@@ -191,22 +191,35 @@ class Worker:
     async def finish(self) -> None:
         """Stop in an orderly way: what is done is checkpointed and committed, what is not stays in the snapshot.
 
-        Raises what failed for good meanwhile.
+        Raises what failed for good meanwhile, and Unavailable when it took too long: then something is missing that the
+        next start will do.
         """
+        unfinished: Unavailable | None = None
         try:
             async with asyncio.timeout(self.config.stop_timeout_ms / 1000):
                 await self._drain()
         except TimeoutError:
-            logger.error(
-                "PEN0604 Stopping took longer than %g s, so the last checkpoint or its output may be missing. Nothing "
-                "is lost: the next start continues from checkpoint %s.",
-                self.config.stop_timeout_ms / 1000,
-                self.last_checkpoint.checkpoint if self.last_checkpoint else "none",
-            )
+            unfinished = self._unfinished()
         if self._fatal is not None:
             await self._abort()
             raise self._fatal
-        await self._close(final=True)
+        try:
+            await self._close(final=True)
+        except Unavailable as error:
+            if unfinished is None:
+                raise
+            logger.error("%s", error)
+        if unfinished is not None:
+            raise unfinished
+
+    def _unfinished(self) -> Unavailable:
+        missing = self._assembly.unwritten() or "The last checkpoint is not complete"
+        last = self.last_checkpoint.checkpoint if self.last_checkpoint else self.recovery.restored
+        return Unavailable(
+            "PEN0604",
+            f"Stopping took longer than stop_timeout = {self.config.stop_timeout_ms / 1000:g} s. {missing}. Nothing is "
+            f"lost: the next start continues from checkpoint {last or 'none'}, and writes what is missing.",
+        )
 
     async def _drain(self) -> None:
         """Checkpoint and commit until all is visible that was done. Turns are taken only for rows that a sink refuses:
@@ -238,12 +251,14 @@ class Worker:
         try:
             await self._assembly.cancel()
             await self._background.cancel_all()
-            await self._assembly.close(final=final)
-            if final:
-                self.data.journal.write_index(self.data.history)
-            for store in self._stores:
-                store.close()
-            self.requests.close()
+            try:
+                await self._assembly.close(final=final)
+            finally:
+                if final:
+                    self.data.journal.write_index(self.data.history)
+                for store in self._stores:
+                    store.close()
+                self.requests.close()
         finally:
             gc.unfreeze()
             if hasattr(self, "checkpoint_driver"):

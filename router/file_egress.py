@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -76,6 +77,10 @@ class FileSink:
         self._tasks: dict[int, _Task] = {}
         """What is known of each task. A task is forgotten when an operation failed, and read again from the disk."""
         self._busy: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._hiding: dict[int, _Marker] = {}
+        """The markers of parts that are committed to and not visible: what is lost when the directory is."""
+        self._device = -1
+        self._looking = threading.Lock()
 
     async def open(self) -> None:
         await asyncio.to_thread(self._open)
@@ -97,6 +102,8 @@ class FileSink:
     async def close(self, final: bool) -> None:
         try:
             if final:
+                if self._hiding:
+                    await asyncio.to_thread(self._look)
                 for task in await asyncio.to_thread(self._tasks_on_disk):
                     async with self._busy[task]:
                         await asyncio.to_thread(self._publish, task)
@@ -119,10 +126,45 @@ class FileSink:
                 self._remove_strays()
                 fsync_directory(self._hidden)
                 fsync_directory(self._directory)
+                self._device = self._directory.stat().st_dev
             except BaseException:
                 self._lock.release()
                 self._lock = None
                 raise
+
+    # The directory while we run: somebody may remove it, or the volume it is on.
+
+    def _look(self) -> None:
+        """Raise Unavailable unless the directory is there. One that was made anew is taken, and what is lost said."""
+        with self._looking:
+            if self._hidden.is_dir():
+                return
+            hiding = ", ".join(f"{marker.length:,} bytes in {marker.part}" for marker in self._hiding.values())
+            # A mount point without its volume is a directory, but not the one that was opened.
+            if not self._directory.is_dir() or self._directory.stat().st_dev != self._device:
+                lost = f"Rows that are committed and not visible yet are only there: {hiding}. " if hiding else ""
+                raise Unavailable(
+                    "PEN0530",
+                    f"The output directory {self._directory} is gone: it was removed or moved, or its volume is not "
+                    f"mounted. Put it back. {lost}All other rows are kept, and are written when it is back.",
+                )
+            self._take_anew()
+            if hiding:
+                raise Unavailable(
+                    "PEN0531",
+                    f"The output directory {self._directory} was removed and made anew, without what was committed and "
+                    f"not visible yet: {hiding}. These rows are lost, unless the directory is restored from a backup "
+                    "while the application is stopped. Rows after them are written now.",
+                )
+
+    def _take_anew(self) -> None:
+        for task in list(self._tasks):
+            self._forget(task)
+        self._hiding.clear()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self._open()
 
     def _own(self) -> DirectoryLock:
         started = datetime.fromtimestamp(self._clock(), UTC)
@@ -148,6 +190,8 @@ class FileSink:
         marker = self._stored_marker(task)
         loaded = _Task(marker, None)
         if marker is not None:
+            if not marker.sealed:
+                self._hiding[task] = marker
             hidden = self._hidden / marker.part
             if marker.sealed:
                 if hidden.exists():
@@ -196,6 +240,7 @@ class FileSink:
     # Committing.
 
     def _read_marker(self, task: int) -> dict[int, int]:
+        self._look()
         with storage_errors(self._marker_path(task), "reading it"):
             # An interrupted replacement may have been seen by nobody but the cache.
             fsync_directory(self._hidden)
@@ -204,6 +249,7 @@ class FileSink:
 
     def _commit(self, task: int, rows: Sequence[EgressRow], attempts: Mapping[int, int]) -> None:
         try:
+            self._look()
             with storage_errors(self._hidden, f"committing {len(rows):,} rows"):
                 self._append(task, self._task(task), rows, dict(attempts))
         except BaseException:
@@ -247,6 +293,7 @@ class FileSink:
 
     def _store_marker(self, task: int, marker: _Marker) -> None:
         write_checked(self._marker_path(task), msgspec.json.encode(marker))
+        self._hiding[task] = marker
 
     def _marker_path(self, task: int) -> Path:
         return self._hidden / f"task-{task:03d}.marker"
@@ -262,6 +309,7 @@ class FileSink:
 
     def _publish(self, task: int) -> None:
         try:
+            self._look()
             with storage_errors(self._directory, "publishing a part"):
                 state = self._task(task)
                 if state.part is not None:
@@ -290,6 +338,7 @@ class FileSink:
             )
         (self._hidden / marker.part).rename(visible)
         fsync_directory(self._directory)
+        self._hiding = {task: known for task, known in self._hiding.items() if known.part != marker.part}
 
     def _forget(self, task: int) -> None:
         state = self._tasks.pop(task, None)

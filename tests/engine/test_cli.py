@@ -591,6 +591,41 @@ class Process:
         return self.process.returncode, said
 
 
+STUBBORN = """
+import asyncio, time
+from penstock import App, Context
+
+app = App("stubborn")
+
+
+@app.function("stubborn/task")
+async def task(ctx: Context[None], message: None) -> None:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except BaseException:
+            continue
+
+
+@app.function("stubborn/thread")
+async def thread(ctx: Context[None], message: None) -> None:
+    await asyncio.to_thread(time.sleep, 60)
+"""
+
+
+@pytest.mark.parametrize("function", ["stubborn/task", "stubborn/thread"])
+def test_a_handler_that_does_not_end_does_not_keep_the_process(run: Run, folder: Path, function: str) -> None:
+    (folder / "app.py").write_text(STUBBORN)
+    (folder / "penstock.toml").write_text('stop_timeout = "300ms"\n')
+    process = Process(folder)
+    assert run("send", function, "a").exit_code == 0
+
+    code, said = process.end(signal.SIGTERM)
+
+    assert code == 1
+    assert "PEN0628 A handler did not end within stop_timeout = 0.3 s" in said
+
+
 @pytest.fixture
 def running(folder: Path) -> Iterator[Process]:
     (folder / "app.py").write_text(SHOP)

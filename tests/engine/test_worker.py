@@ -843,6 +843,39 @@ def test_rows_refused_in_the_last_commit_are_buried_and_the_others_written(
     assert sum(unit.core.letters.written for unit in worker.units) == 1
 
 
+def test_a_stop_while_the_output_directory_is_gone_fails_and_the_next_start_writes_the_rows(tmp_path: Path) -> None:
+    out, data = tmp_path / "out", tmp_path / "data"
+    ingress = MemoryIngress(type=Add)
+    app = App("removed")
+    app.egress("test/out", FileEgress(str(out)))
+
+    @app.function("test/emit")
+    def emit(ctx: Context[None], add: Add) -> None:
+        ctx.emit("test/out", {"n": add.amount})
+
+    app.ingress(ingress, to=emit, key="id")
+
+    async def scenario() -> None:
+        worker = Worker(app, Config(directory=data, port=None, interval_ms=10, stop_timeout_ms=300))
+        await worker.start()
+        serving = asyncio.ensure_future(worker.serve())
+        await _until(lambda: worker.ready)
+        out.rename(tmp_path / "aside")
+        ingress.feed(Add("a", 1), Add("a", 2))
+        await _until(lambda: worker.last_checkpoint is not None)
+        worker.stop()
+        await serving
+        with pytest.raises(Unavailable, match=r"PEN0604 .* Egress test/out has 2 rows that are not written \(PEN0530 "):
+            await worker.finish()
+
+    asyncio.run(scenario())
+    (tmp_path / "aside").rename(out)
+    ingress.finish()
+    run(app, data)
+    (part,) = out.glob("part-*")
+    assert part.read_text() == '{"n":1}\n{"n":2}\n'
+
+
 def decided_and_unwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     """An application that was killed when a checkpoint had decided its five rows, while the sink was away."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,65 @@ async def test_a_part_that_lost_committed_rows_is_refused(tmp_path: Path, clock:
         f"PEN0526 {part} has 4 bytes, but 8 were committed to it: rows are missing. Restore {tmp_path} from a "
         "backup, or move it away to start a new output. Nothing was changed."
     )
+
+
+@synchronous
+async def test_a_directory_that_is_gone_is_waited_for_and_nothing_is_lost_when_it_is_back(
+    tmp_path: Path, clock: Clock
+) -> None:
+    out, aside = tmp_path / "out", tmp_path / "aside"
+    sink = await opened(out, clock)
+    await sink.commit(0, rows(1, 2), {1: 1})
+    out.rename(aside)
+
+    for attempt in (sink.commit(0, rows(3), {1: 2}), sink.read_marker(0), sink.close(final=True)):
+        with pytest.raises(Unavailable, match=r"PEN0530 .*out is gone: .*16 bytes in part-"):
+            await attempt
+    assert not out.exists()
+
+    sink = await opened(aside, clock)
+    await sink.close(final=False)
+    aside.rename(out)
+    sink = await opened(out, clock)
+    out.rename(aside)
+    with pytest.raises(Unavailable, match="PEN0530"):
+        await sink.commit(0, rows(3), {1: 2})
+    aside.rename(out)
+    assert await sink.read_marker(0) == {1: 1}
+    await sink.commit(0, rows(3), {1: 2})
+    await sink.close(final=True)
+    assert everything(out) == [1, 2, 3]
+
+
+@synchronous
+async def test_a_directory_that_was_made_anew_is_taken_and_what_is_lost_is_said(tmp_path: Path, clock: Clock) -> None:
+    out = tmp_path / "out"
+    sink = await opened(out, clock)
+    await sink.commit(0, rows(1), {1: 1})
+    shutil.rmtree(out)
+    with pytest.raises(Unavailable, match="PEN0530"):
+        await sink.commit(0, rows(2), {1: 2})
+    out.mkdir()
+
+    with pytest.raises(Unavailable, match=r"PEN0531 .*out was removed and made anew, .*8 bytes in part-"):
+        await sink.read_marker(0)
+    assert await sink.read_marker(0) == {}
+    await sink.commit(0, rows(2), {1: 2})
+    with pytest.raises(Fenced):
+        await opened(out, clock)
+    await sink.close(final=True)
+    assert everything(out) == [2]
+
+
+@synchronous
+async def test_a_directory_removed_when_all_was_visible_harms_no_stop(tmp_path: Path, clock: Clock) -> None:
+    sink = await opened(tmp_path / "out", clock)
+    await sink.commit(0, rows(1), {1: 1})
+    clock.now += 3_600
+    await sink.tick()
+    shutil.rmtree(tmp_path / "out")
+
+    await sink.close(final=True)
 
 
 @synchronous
