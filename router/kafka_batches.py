@@ -135,6 +135,13 @@ def is_too_large(error: BaseException) -> bool:
     return isinstance(error, kafka.MessageSizeTooLargeError | kafka.RecordListTooLargeError)
 
 
+def is_about_topic(error: BaseException) -> bool:
+    """Whether it is the topic that takes nothing from us, and not one record of a batch that it refuses."""
+    return isinstance(
+        error, kafka.InvalidTopicError | kafka.TopicAuthorizationFailedError | kafka.UnknownTopicOrPartitionError
+    )
+
+
 def coded(error: BaseException, what: str) -> PenstockError:
     """The error to raise when `what` could not be done because of `error`, which is not about records."""
     if isinstance(error, PenstockError):

@@ -1,20 +1,23 @@
 """Producers of the client library, as Penstock uses them: made, re-initialised and given up in bounded time.
 
-What always holds: whatever state a producer is in, `discard` ends it; `renew` gives a transactional producer a new
-epoch or fails. It is the one place that reaches beneath the public surface of a producer, so it checks the version;
-with another one `renew` is impossible, and a new producer does the same at a higher price.
+What always holds: whatever state a producer is in, `discard` ends it; `renew` gives a transactional producer its next
+epoch, or finds that somebody else has taken its id. It is the one place that reaches beneath the public surface of a
+producer, so it checks the version; with another one `renew` is impossible, and a new producer has to do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import aiokafka
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
+from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.producer.transaction_manager import PidAndEpoch, TransactionState
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
 from penstock.errors import Unavailable
 from penstock.router.kafka_batches import BATCH_BYTES, InvalidRecord, coded
@@ -25,18 +28,6 @@ VERSIONS = ("0.14.",)
 STOP_S = 1.0
 """For each step of giving a producer up. Nobody waits for what it was doing."""
 TOPIC_POLL_S = 0.1
-
-
-class Identity(NamedTuple):
-    """What a broker knows a transactional producer by. Each initialisation of its id gives the next epoch; so two that
-    follow one another prove that nobody else had the id in between."""
-
-    producer: int
-    epoch: int
-
-    def follows(self, earlier: Identity | None) -> bool:
-        """Whether this is the very next one."""
-        return earlier is not None and self == (earlier.producer, earlier.epoch + 1)
 
 
 async def connect(options: KafkaOptions, *, compression: str | None, **arguments: Any) -> Any:
@@ -85,6 +76,11 @@ async def _end(producer: Any) -> None:
     await _cancel(closing)
     if producer._sender.sender_task is not None:
         await _cancel(producer._sender.sender_task)
+    # Futures of its own that failed and that it never looks at, each of which would be complained about.
+    waiters = [batch._drain_waiter for batches in producer._message_accumulator._batches.values() for batch in batches]
+    for waiter in (producer._txn_manager._transaction_waiter, *waiters):
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -121,14 +117,6 @@ async def partitions_of(producer: Any, topic: str, patience_s: float) -> int:
     return len(partitions)
 
 
-def identity(producer: Any) -> Identity | None:
-    """Under which identity a transactional producer writes; None with a version of the library that is not known."""
-    if not _is_known():
-        return None
-    manager = producer._txn_manager
-    return Identity(manager.producer_id, manager.producer_epoch)
-
-
 def renewable(producer: Any) -> bool:
     """Whether `renew` can be used: between two transactions, on a producer that never failed."""
     return (
@@ -142,21 +130,30 @@ def renewable(producer: Any) -> bool:
 
 
 async def renew(producer: Any) -> None:
-    """Initialise the transactional id of a live producer again: older owners are fenced, and it gets the next epoch.
+    """Give the transactional id of a live producer its next epoch, and only if nobody has taken the id since its last
+    (KIP-360): a producer that slept can't take it back from whoever came after.
 
-    Raises what the client library fails with. Then the producer is of no more use.
+    Raises ProducerFenced when somebody has, and whatever else the client library fails with. Then the producer is of no
+    more use.
     """
     assert renewable(producer), "a renewed producer is idle"
-    manager = producer._txn_manager
-    manager._pid_and_epoch = PidAndEpoch(-1, -1)
-    manager._pid_waiter = asyncio.get_running_loop().create_future()
-    manager.state = TransactionState.UNINITIALIZED
-    manager._sequence_numbers.clear()
-    manager.notify_task_waiter()  # Wakes the sender, which asks for an identity before anything else.
-    sender = producer._sender.sender_task
-    await asyncio.wait({manager._pid_waiter, sender}, return_when=asyncio.FIRST_COMPLETED)
-    if not manager.has_pid():
-        raise sender.exception() or kafka.KafkaError("the sender stopped")
+    manager, sender = producer._txn_manager, producer._sender
+    while True:
+        node = await sender._find_coordinator(CoordinationType.TRANSACTION, manager.transactional_id)
+        request = _RenewRequest(
+            manager.transactional_id, manager.transaction_timeout_ms, manager.producer_id, manager.producer_epoch
+        )
+        answer = await producer.client.send(node, request, group=ConnectionGroup.COORDINATION)
+        error = kafka.for_code(answer.error_code)
+        if error is kafka.NoError:
+            manager._pid_and_epoch = PidAndEpoch(answer.producer_id, answer.producer_epoch)
+            manager._sequence_numbers.clear()
+            return
+        if error in _ELSEWHERE:
+            sender._coordinator_dead(CoordinationType.TRANSACTION)
+        elif error not in _LATER:
+            raise kafka.ProducerFenced if error is kafka.InvalidProducerEpoch else error
+        await asyncio.sleep(sender._retry_backoff)
 
 
 def _is_known() -> bool:
@@ -176,3 +173,47 @@ def _prepare_library() -> None:
     logger = logging.getLogger("aiokafka")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
+
+
+_ELSEWHERE = (kafka.CoordinatorNotAvailableError, kafka.NotCoordinatorError)
+_LATER = (kafka.CoordinatorLoadInProgressError, kafka.ConcurrentTransactions)
+
+
+# The request as the protocol has it since version 3; the client library has only version 0.
+
+
+class _RenewResponse(Response):  # type: ignore[misc]
+    API_KEY = 22
+    API_VERSION = 3
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("tags", TaggedFields),
+    )
+
+
+class _RenewStruct(RequestStruct):  # type: ignore[misc]
+    API_KEY = 22
+    API_VERSION = 3
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _RenewResponse
+    SCHEMA = Schema(
+        ("transactional_id", CompactString("utf-8")),
+        ("transaction_timeout_ms", Int32),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("tags", TaggedFields),
+    )
+
+
+class _RenewRequest(Request[_RenewStruct]):  # type: ignore[misc]
+    API_KEY = 22
+    CLASSES: ClassVar = [_RenewStruct]
+
+    def __init__(self, transactional_id: str, timeout_ms: int, producer: int, epoch: int) -> None:
+        self._fields: tuple[Any, ...] = (transactional_id, timeout_ms, producer, epoch, {})
+
+    def build(self, request_struct_class: type[_RenewStruct]) -> _RenewStruct:
+        return request_struct_class(*self._fields)

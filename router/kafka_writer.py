@@ -28,6 +28,7 @@ from penstock.router.kafka_batches import (
     Spread,
     coded,
     fill,
+    is_about_topic,
     is_too_large,
     refusal,
 )
@@ -282,11 +283,13 @@ class KafkaWriter:
             self._settle(queue, outcome.result().offset)
             return
         reason = refusal(error)
-        if is_too_large(error) and queue.under_way > 1:
-            queue.bytes_max = max(1, queue.bytes_max // 4)  # Smaller batches may pass.
+        if reason is not None and queue.under_way > 1 and not is_about_topic(error):
+            queue.bytes_max = max(1, queue.bytes_max // 4)  # Smaller batches may pass, or show which record it is.
         elif reason is not None:
             topic, partition = queue.key
             self._refuse(queue.entries, queue.under_way, f"topic {topic} partition {partition}", reason)
+            if not is_too_large(error):
+                queue.bytes_max = BATCH_BYTES
         self._break(error)  # A batch that is left out leaves a gap in the sequence, which the broker would refuse.
 
     def _break(self, error: BaseException) -> None:
