@@ -97,6 +97,9 @@ class Assign(msgspec.Struct, frozen=True, array_like=True, tag="assign"):
     moved: tuple[int, ...]
     manifest: Manifest | None
     """None: the moved tasks start empty."""
+    resolved: int
+    """Tasks that stand still since the cut of this checkpoint, or of one before, go on where they are named; those
+    released later wait for the next assignment."""
 
 
 class Recap(msgspec.Struct, frozen=True, array_like=True, tag="recap"):

@@ -16,7 +16,7 @@ What a leader must know is in the log and in the reports of the workers. Reads n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ from penstock.checkpoint.reports import (
     Report,
     Unable,
 )
-from penstock.checkpoint.retention import Retained, Retention, decide, oldest_of_attempts, truncation_point
+from penstock.checkpoint.retention import Retention, decide, oldest_of_attempts, truncation_point
 from penstock.errors import CorruptSnapshot
 
 LEADING_MS = 1_000
@@ -183,7 +183,7 @@ class LeaderOptions:
     fresh: bool = False
     """Begin from nothing, once."""
     until_done: bool = False
-    retention: Retention = Retention()
+    retention: Retention = field(default_factory=Retention)
     generation: int = 1
 
 
@@ -237,6 +237,8 @@ class Leader:
         self._round: _Round | None = None
         self._moves: dict[int, _Move] = {}
         self._sent: dict[int, int] = {}
+        self._resolved = 0
+        """The newest checkpoint that is complete or given up: what was released for it is decided."""
         self._unwritten: list[ControlRecord] = []
         self._phase = Phase.WAITING
         self._reason = "start"
@@ -460,7 +462,7 @@ class Leader:
         self._version += 1
         self._owners = dict(owners)
         members = tuple(dict.fromkeys([*self._members, *owners.values()]))
-        return self._write(Assign(self._version, self._attempt, dict(owners), members, moved, manifest))
+        return self._write(Assign(self._version, self._attempt, dict(owners), members, moved, manifest, self._resolved))
 
     def _may_adopt(self, assigned: Assign) -> bool:
         """Whether the attempt that runs can go on under this leader."""
@@ -482,6 +484,7 @@ class Leader:
         for phase in (Phase.BEGINNING, Phase.FENCING, Phase.ASSIGNING, Phase.LEADING):
             self._enter(phase)
         self._went_back = True
+        self._resolved = self.history.high
         self._start_rounds(used=self.history.high)
         self._changed = True
         self._pending.append(self._assign(self._owners, (), None))
@@ -639,6 +642,7 @@ class Leader:
         current, self._round = self._round, None
         if current is None:
             return []
+        self._resolved = current.checkpoint
         actions: list[Action] = []
         settled = all(part.inbox_position >= part.inbox_end for part in manifest.parts)
         if self._options.until_done and settled and not current.undone and not self._finished:
@@ -697,7 +701,8 @@ class Leader:
 
     def _abandoned(self) -> list[Action]:
         """Whoever let a task stand still for the checkpoint goes on with it."""
-        self._round = None
+        if self._round is not None:
+            self._resolved, self._round = self._round.checkpoint, None
         asked = any(move.checkpoint is not None for move in self._moves.values())
         self._forget_round_of_moves()
         return [self._assign(self._owners, (), None)] if asked else []

@@ -10,6 +10,7 @@ they follow. Performs nothing: the worker does.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest
@@ -92,8 +93,8 @@ class Member:
         """The one this worker takes part in."""
         self.tasks: frozenset[int] = frozenset()
         """Those it owns."""
-        self.still: frozenset[int] = frozenset()
-        """Those of them that stand still."""
+        self._released: dict[int, int] = {}
+        """Those of them that stand still, with the checkpoint since whose cut they do."""
         self._newest_attempt = 0
         self._version = 0
         self._begun = (0, 0)
@@ -140,9 +141,14 @@ class Member:
             case Leading():
                 return []
 
-    def released(self, tasks: frozenset[int]) -> None:
-        """These stand still since their cut."""
-        self.still |= tasks
+    @property
+    def still(self) -> Collection[int]:
+        """The tasks that stand still."""
+        return self._released.keys()
+
+    def released(self, tasks: Iterable[int], checkpoint: int) -> None:
+        """These stand still since the cut of this checkpoint."""
+        self._released.update(dict.fromkeys(tasks, checkpoint))
 
     def _begin_attempt(self, begun: AttemptBegun) -> list[Action]:
         if begun.lineage.attempt <= self._newest_attempt:
@@ -161,22 +167,25 @@ class Member:
         owned = frozenset(task for task, owner in assigned.owners.items() if owner == self.worker)
         if number != self.number:
             self._newest_attempt = max(self._newest_attempt, number)
-            had, self.attempt, self.tasks, self.still = self.tasks, assigned.attempt, owned, frozenset()
+            had, self.attempt, self.tasks, self._released = self.tasks, assigned.attempt, owned, {}
             return [Restore(assigned.attempt, tuple(sorted(owned)), assigned.manifest)] if owned or had else []
         return self._change_tasks(assigned, owned)
 
     def _change_tasks(self, assigned: Assign, owned: frozenset[int]) -> list[Action]:
         """The attempt goes on, with some tasks elsewhere."""
-        lost, gained, stay = self.tasks - owned, owned - self.tasks, self.still & owned
-        assert lost <= self.still, "a task that takes turns was given away"
+        lost, gained = self.tasks - owned, owned - self.tasks
+        assert lost <= self._released.keys(), "a task that takes turns was given away"
         assert gained <= frozenset(assigned.moved), "a task was given to this worker without its state"
-        self.tasks, self.still = owned, frozenset()
+        going_on = [task for task, since in self._released.items() if task in owned and since <= assigned.resolved]
+        for task in (*lost, *going_on):
+            del self._released[task]
+        self.tasks = owned
         actions: list[Action] = []
         if lost:
             orphaned = frozenset(task for task in lost if task not in assigned.owners)
             actions.append(Drop(tuple(sorted(lost)), orphaned))
-        if stay:
-            actions.append(GoOn(tuple(sorted(stay))))
+        if going_on:
+            actions.append(GoOn(tuple(sorted(going_on))))
         if gained:
             actions.append(Adopt(assigned.attempt, tuple(sorted(gained)), assigned.manifest))
         return actions

@@ -99,15 +99,23 @@ class _Placed(NamedTuple):
 
 
 class Assembly:
-    """See the module. `wake` says that a unit has something to do again; `failed` gets what must end the worker."""
+    """See the module. `wake` says that a unit has something to do again; `failed` gets what must end the worker.
+    `contested`: tasks come and go, and another worker may believe for a while that one of ours is its."""
 
     def __init__(
-        self, app: App, config: Config, *, wake: Callable[[], None], failed: Callable[[BaseException], None]
+        self,
+        app: App,
+        config: Config,
+        *,
+        wake: Callable[[], None],
+        failed: Callable[[BaseException], None],
+        contested: bool = False,
     ) -> None:
         self._app = app
         self._config = config
         self._wake = wake
         self._failed = failed
+        self._contested = contested
         self._eager = frozenset(e.name for e in app.egresses.values() if e.spec.delivery == "eager")
         self._outlets = _outlets(app, config.message_bytes_max)
         self._sinks: dict[str, Sink] = {}
@@ -120,10 +128,16 @@ class Assembly:
 
     # Putting together.
 
-    async def open_sinks(self) -> None:
-        """Open every sink."""
+    async def open_sinks(self, instance: str = "") -> None:
+        """Open every sink. `instance` names the history that markers are of; left out, it is the data directory's."""
         for egress in self._app.egresses.values():
-            sink = sink_for(egress.spec, self._config.directory, application=self._app.name, egress=egress.name)
+            sink = sink_for(
+                egress.spec,
+                self._config.directory,
+                application=self._app.name,
+                egress=egress.name,
+                instance=instance,
+            )
             self._sinks[egress.name] = sink
             await sink.open()
 
@@ -267,6 +281,7 @@ class Assembly:
             discard=lambda checkpoint: unit.committed(name, checkpoint),
             bury=lambda rows: bury(name, rows),
             failed=self._failed,
+            contested=self._contested,
         )
 
     # At work, and the end.

@@ -27,7 +27,7 @@ from penstock.checkpoint.sinks import (
     TwoPhaseSink,
 )
 from penstock.engine.logs import logger
-from penstock.errors import FunctionError, PenstockError, Unavailable
+from penstock.errors import Fenced, FunctionError, PenstockError, Unavailable
 from penstock.records import EgressRow
 from penstock.router.sink import RowsRefused, Sink
 
@@ -55,7 +55,9 @@ class _Worked:
 
 class SinkDriver(_Worked):
     """See the module. `discard` learns which checkpoint's rows are visible; `bury` gets rows the sink refuses, and
-    returns when they are durable as dead letters; `failed` gets what must stop the application."""
+    returns when they are durable as dead letters; `failed` gets what must stop the application. `contested`: several
+    processes may believe for a while that the task is theirs; a sink that was taken over is asked again then, since it
+    is not for sinks to say whose the task is."""
 
     def __init__(
         self,
@@ -66,10 +68,13 @@ class SinkDriver(_Worked):
         discard: Callable[[int], None],
         bury: Callable[[Sequence[tuple[EgressRow, str]]], asyncio.Future[None]],
         failed: Callable[[BaseException], None],
+        contested: bool = False,
     ) -> None:
         self._name = name
         self._task = task
         self._sink = sink
+        self._passing = (Unavailable, Fenced) if contested else (Unavailable,)
+        """What a sink raises when it may take the rows another time."""
         self._core = TwoPhaseSink()
         self._discard = discard
         self._bury = bury
@@ -141,7 +146,7 @@ class SinkDriver(_Worked):
             await asyncio.sleep(delay_s)
         try:
             marker = await self._sink.read_marker(self._task)
-        except Unavailable as error:
+        except self._passing as error:
             self._complain(error)
             return MarkerFailed()
         self._recovered()
@@ -150,7 +155,7 @@ class SinkDriver(_Worked):
     async def _commit(self, rows: Sequence[EgressRow], marker: dict[int, int]) -> Event:
         try:
             await self._sink.commit(self._task, rows, marker)
-        except Unavailable as error:
+        except self._passing as error:
             self._complain(error)
             return CommitFailed()
         except RowsRefused as error:
@@ -158,7 +163,7 @@ class SinkDriver(_Worked):
         self._recovered()
         return Committed()
 
-    def _complain(self, error: Unavailable) -> None:
+    def _complain(self, error: PenstockError) -> None:
         if error.code not in self.unavailable:
             logger.warning("egress %s waits: %s", self._name, error)
         self.unavailable = str(error)

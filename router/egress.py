@@ -34,9 +34,13 @@ def sink_for(
     *,
     application: str,
     egress: str,
+    instance: str = "",
     clock: Callable[[], float] = time.time,
 ) -> Sink:
-    """The sink of the egress named `egress`. It opens nothing before `open`."""
+    """The sink of the egress named `egress`. It opens nothing before `open`.
+
+    `instance` names the history that markers are of; left out, it is that of the data directory.
+    """
     if isinstance(spec, MemoryEgress):
         return MemorySink(spec)
     if isinstance(spec, StdoutEgress):
@@ -44,7 +48,7 @@ def sink_for(
     if isinstance(spec, FileEgress):
         from penstock.router.file_egress import FileSink
 
-        return FileSink(spec, application=application, instance=instance_of(data_directory), clock=clock)
+        return FileSink(spec, application=application, instance=instance or instance_of(data_directory), clock=clock)
     if isinstance(spec, PostgresEgress):
         try:
             from penstock.router.postgres import PostgresSink
@@ -54,7 +58,8 @@ def sink_for(
                 f"Egress {egress} writes to PostgreSQL, for which psycopg is missing. Install it: "
                 "pip install 'penstock[postgres]'.",
             ) from error
-        return PostgresSink(spec, application=application, instance=instance_of(data_directory), egress=egress)
+        instance = instance or instance_of(data_directory)
+        return PostgresSink(spec, application=application, instance=instance, egress=egress)
     if isinstance(spec, HttpEgress):
         from penstock.router.http import HttpSink
 

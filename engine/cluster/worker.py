@@ -106,7 +106,7 @@ class ClusterWorker:
         """Why, for the leader."""
         self._opened = AsyncExitStack()
         self._background = Background(self._fail)
-        self._assembly = Assembly(app, config, wake=self._wake, failed=self._fail)
+        self._assembly = Assembly(app, config, wake=self._wake, failed=self._fail, contested=True)
 
     # The life of a worker.
 
@@ -132,7 +132,7 @@ class ClusterWorker:
         started_at = datetime.fromtimestamp(self._clock(), UTC).astimezone()
         lock = DirectoryLock(config.directory, command="penstock run", started=started_at)
         self._opened.callback(lock.release)
-        await ensure(
+        ensured = await ensure(
             kafka,
             self.app.name,
             application_id=self.app.name,
@@ -145,7 +145,7 @@ class ClusterWorker:
         self._reader = KafkaReader(kafka, isolation="read_uncommitted", on_records=self._wake, failed=self._fail)
         await self._reader.start()
         self._opened.push_async_callback(self._reader.close)
-        await self._open_parts()
+        await self._open_parts(ensured.incarnations[self._topics.control])
         if started is not None:
             await started()
         await self.link.start()
@@ -160,8 +160,8 @@ class ClusterWorker:
         # Under load a thread that has synced a file would wait 5 ms (the default) for each return into the interpreter.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
-    async def _open_parts(self) -> None:
-        """Make what the worker consists of."""
+    async def _open_parts(self, history: str) -> None:
+        """Make what the worker consists of. `history` names the one that the topics hold."""
         app, config, cluster, kafka = self.app, self.config, self.cluster, self.cluster.kafka
         self._frames = FrameWriter(self._writer, self._topics.inbox)
         self.replies = Replies(self.name, app.name, config.parallelism, self._reader, self._writer)
@@ -175,7 +175,7 @@ class ClusterWorker:
             wake=self._wake,
             prefix=self.replies.prefix,
         )
-        await self._assembly.open_sinks()
+        await self._assembly.open_sinks(history)
         self._assembly.add_reply_sink(REPLIES, self.replies)
         alive = Alive(self.name, self._instance, socket.gethostname(), os.getpid())
         self.link = LeaderLink(
@@ -355,8 +355,8 @@ class ClusterWorker:
                 self.tasks.halt()
             case Restore() | Adopt() | Drop():
                 self.tasks.change(action)
-            case GoOn():
-                self._wake()
+            case GoOn(tasks):
+                self._join_round([unit for unit in self.units if unit.task in tasks])
             case Cut(checkpoint, release):
                 self._cut(checkpoint, release)
             case Settle(manifest):
@@ -380,7 +380,7 @@ class ClusterWorker:
         units = [unit for unit in self.units if unit.task not in member.still]
         standing = frozenset(unit.task for unit in units if unit.task in release and unit.snapshot.wants(checkpoint))
         self.snapshots.cut(units, checkpoint, standing)
-        member.released(standing)
+        member.released(standing, checkpoint)
         self.link.cut()
 
     def _settle(self, manifest: Manifest) -> None:
@@ -396,9 +396,7 @@ class ClusterWorker:
         for feed in (feed for unit in units for feed in unit.feeds):
             if isinstance(feed, TopicInbox):
                 feed.cut_due = 0
-        begun = self.link.member.begun
-        if begun and not self.tasks.halted:
-            self.snapshots.cut(units, begun, frozenset())
+        self._join_round(units)
         self.ready = True
         logger.info(
             "attempt %d: %d tasks continue checkpoint %d, after %d deltas, in %.2f s",
@@ -408,6 +406,12 @@ class ClusterWorker:
             placed.deltas,
             placed.took_s,
         )
+
+    def _join_round(self, units: Sequence[TaskUnit]) -> None:
+        """These take turns from now on, and part in the checkpoint under way."""
+        begun = self.link.member.begun
+        if begun and not self.tasks.halted:
+            self.snapshots.cut(units, begun, frozenset())
         self._wake()
 
     def _prepared(self, tasks: tuple[int, ...]) -> None:
