@@ -8,13 +8,29 @@ had to go back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest, Recap, Reserve
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.retention import Retained
 from penstock.errors import Refused
+
+
+def attempts_needed(retained: Sequence[Manifest]) -> Callable[[int], bool]:
+    """Which ancestors a lineage must still name, so that it does not grow with every start (PROTOCOL 16).
+
+    `retained` has the oldest retained checkpoint of every attempt that has one. An attempt before all of these is
+    needed only while an inbox may still be read from before the end it had then: nothing of that attempt is behind it.
+    """
+    if not retained:
+        return lambda attempt: True
+    oldest = min(retained, key=lambda manifest: manifest.checkpoint)
+    ends = {part.task: part.inbox_end for part in oldest.parts}
+    passed = all(
+        part.task in ends and part.inbox_position >= ends[part.task] for manifest in retained for part in manifest.parts
+    )
+    return lambda attempt: not passed or attempt >= oldest.lineage.attempt
 
 
 class History:

@@ -18,7 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from penstock.checkpoint.control import AttemptBegun, Manifest, Part
+from penstock.checkpoint.recovery import attempts_needed
 from penstock.checkpoint.retention import Retained, oldest_of_attempts
 from penstock.checkpoint.store import BaseStore, DirectoryStore
 from penstock.engine.config import Config
@@ -124,12 +127,24 @@ class DataDirectory:
             )
         return None, restore_all([_empty_part(task) for task in range(self._config.parallelism)])
 
-    def next_attempt(self, manifest: Manifest | None, now_ms: int) -> AttemptBegun:
-        """The attempt that continues what was restored. It has not begun yet."""
+    def next_attempt(
+        self, manifest: Manifest | None, now_ms: int, *, staged: frozenset[int] = frozenset()
+    ) -> AttemptBegun:
+        """The attempt that continues what was restored. It has not begun yet. `staged` are the attempts of rows whose
+        fate only the markers of their egresses tell."""
         lineage = manifest.lineage if manifest is not None else None
         restored = manifest.checkpoint if manifest is not None else 0
         reason = "replay" if self._config.from_checkpoint is not None else "start"
-        return self.history.next_attempt(lineage, restored, now_ms, reason)
+        attempt = self.history.next_attempt(lineage, restored, now_ms, reason)
+        try:
+            needed = attempts_needed([self.journal.manifest(each) for each in self._oldest_retained()])
+        except CorruptSnapshot:
+            return attempt  # What can't be read may need any of them.
+        kept = frozenset(each for each in attempt.lineage.attempts if needed(each)) | staged
+        return msgspec.structs.replace(attempt, lineage=attempt.lineage.prune(kept))
+
+    def _oldest_retained(self) -> list[Retained]:
+        return oldest_of_attempts(list(self.history.checkpoints.values()))
 
     def retained_attempts(self) -> frozenset[int] | None:
         """The attempts that some retained checkpoint descends from; None when that can't be known.
@@ -138,7 +153,7 @@ class DataDirectory:
         made visible must not be forgotten.
         """
         attempts: set[int] = set()
-        for each in oldest_of_attempts(list(self.history.checkpoints.values())):
+        for each in self._oldest_retained():
             try:
                 attempts |= self.journal.manifest(each).lineage.attempts
             except CorruptSnapshot:

@@ -8,7 +8,7 @@ whole: each attempt works in a directory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import msgspec
 
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.delta import DeltaHeader
+from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef
 from penstock.errors import CorruptSnapshot
@@ -24,8 +25,11 @@ from penstock.state import keys
 from penstock.state.backend import Backend
 from penstock.state.overlay import Overlay, decode_queued
 
+SETTLING_META = keys.encode_meta_key("settling")
 SETTLED_META = keys.encode_meta_key("settled")
+"""A fold writes the first before all its rows, and the second behind them: attempt and checkpoint (PROTOCOL 12)."""
 META = keys.encode_meta_key("task")
+_decode_mark = msgspec.msgpack.Decoder(tuple[int, int]).decode
 _decode_staged = msgspec.msgpack.Decoder(tuple[int, EgressRow]).decode
 
 
@@ -87,6 +91,7 @@ def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callab
     queues: dict[str, dict[int, QueuedRow]] = {}
     staged: dict[str, dict[int, Staged]] = {}
     if part.base:
+        _check_base(part, backend)
         _read_base(backend, restored, queues, staged)
     overlay.begin_restore(part.base_checkpoint)
     chain = deltas.chain(part.head, part.first)
@@ -108,6 +113,38 @@ def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callab
     restored.queues = _queues(queues, restored.meta.queues)
     restored.staged = _undecided(staged, restored.meta.committed)
     return restored
+
+
+def may_serve(backend: Backend, lineage: Lineage, checkpoint: int) -> bool:
+    """Whether a store that is left from earlier can be brought to `checkpoint` of `lineage` by deltas alone.
+
+    It can when everything in it is settled on that history, and nothing in it is newer, not even half of a fold: such
+    rows could not be taken back. Otherwise it must be discarded.
+    """
+    settling, settled = backend.get(SETTLING_META), backend.get(SETTLED_META)
+    if settled is None:
+        return settling is None and next(iter(backend.scan(b"", b"\xff\xff")), None) is None
+    assert settling is not None, "a fold begins before it ends"
+    marks = (_decode_mark(settling), _decode_mark(settled))
+    return all(number <= checkpoint and lineage.contains(attempt, number) for attempt, number in marks)
+
+
+def staged_attempts(restored: Iterable[Restored]) -> frozenset[int]:
+    """The attempts whose rows may not be visible yet."""
+    return frozenset(batch.attempt for each in restored for batches in each.staged.values() for batch in batches)
+
+
+def _check_base(part: Part, backend: Backend) -> None:
+    """A base is made between two folds, at the cut that its part names (PROTOCOL 13)."""
+    settling, settled = backend.get(SETTLING_META), backend.get(SETTLED_META)
+    found = None if settled is None else _decode_mark(settled)[1]
+    if settling != settled or found != part.base_checkpoint:
+        raise CorruptSnapshot(
+            "PEN0404",
+            f"Base {part.base} of task {part.task} should hold the cut of checkpoint {part.base_checkpoint}, and holds "
+            f"{'none' if found is None else found if settling == settled else 'half of a later one'}. An older "
+            "checkpoint is used.",
+        )
 
 
 def _check_head(part: Part, header: DeltaHeader) -> None:

@@ -26,7 +26,7 @@ from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
 from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input
 from penstock.engine.feeds import Completions, Feed, RequestFeed
-from penstock.engine.restore import META, SETTLED_META, Restored
+from penstock.engine.restore import META, SETTLED_META, SETTLING_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Outcome, TaskCore
 from penstock.records import EgressRow, EpochFrame, Frozen, Reply, TaskMeta
@@ -269,7 +269,7 @@ class TaskUnit:
         if cut is not None:
             self._folded_meta = cut.meta
         marker = _encode((self.snapshot.attempt, checkpoint))
-        first = [(keys.encode_meta_key("settling"), marker), *rows]
+        first = [(SETTLING_META, marker), *rows]
         self.overlay.begin_fold(first, [(META, _encode(self._folded_meta)), (SETTLED_META, marker)])
         return True
 

@@ -34,7 +34,7 @@ from penstock.engine.feeds import IngressFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.logs import logger
 from penstock.engine.requests import Requests
-from penstock.engine.restore import Restored
+from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
 from penstock.errors import CorruptSnapshot, Unavailable
@@ -153,7 +153,7 @@ class Worker:
         # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
         await self._assembly.open_sinks()
         data.history.pass_attempt(await self._assembly.highest_attempt())
-        attempt = data.next_attempt(manifest, int(self._clock() * 1000))
+        attempt = data.next_attempt(manifest, int(self._clock() * 1000), staged=staged_attempts(restored))
         retained = data.retained_attempts()
         origin, wiring = origin_of_attempt(attempt, manifest), LogWiring(data.log, self.config.parallelism)
         for task, each in enumerate(restored):

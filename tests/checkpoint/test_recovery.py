@@ -7,7 +7,7 @@ import pytest
 from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, Part, Reserve
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.lineage import Lineage
-from penstock.checkpoint.recovery import History
+from penstock.checkpoint.recovery import History, attempts_needed
 from penstock.errors import Refused
 
 
@@ -166,3 +166,29 @@ def test_a_history_continues_behind_the_last_record_it_took_in() -> None:
     assert read.scanned == 2
     again = History(read.attempt, read.high, iter(read.checkpoints.values()), read.scanned)
     assert (choices(again), again.high, again.scanned) == ([3], 10, 2)
+
+
+def retained(checkpoint: int, lineage: Lineage, *inboxes: tuple[int, int]) -> Manifest:
+    """A checkpoint whose tasks had read up to the first number of their inboxes, which then ended at the second."""
+    parts = tuple(Part(task, "", 0, -1, 0, -1, position, end) for task, (position, end) in enumerate(inboxes))
+    return Manifest(1, "shop", checkpoint, lineage, 0, 128, len(parts), 1, {}, parts)
+
+
+@pytest.mark.parametrize(
+    ("manifests", "needed"),
+    [
+        ([], {1, 2, 3}),
+        ([retained(1, FIRST, (0, 0))], {1, 2, 3}),
+        ([retained(4, SECOND, (5, 5), (7, 7))], {2, 3}),
+        ([retained(4, SECOND, (5, 5), (6, 7))], {1, 2, 3}),  # A frame of attempt 1 may be before 7.
+        ([retained(13, THIRD, (9, 9))], {3}),
+        ([retained(4, SECOND, (5, 5)), retained(13, THIRD, (9, 9))], {2, 3}),
+        ([retained(4, SECOND, (5, 5)), retained(13, THIRD, (4, 9))], {1, 2, 3}),  # A replay reads from further back.
+    ],
+)
+def test_an_ancestor_is_needed_by_what_is_retained_and_by_what_its_inboxes_may_still_give(
+    manifests: list[Manifest], needed: set[int]
+) -> None:
+    is_needed = attempts_needed(manifests)
+
+    assert {attempt for attempt in (1, 2, 3) if is_needed(attempt)} == needed

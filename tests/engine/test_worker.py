@@ -308,6 +308,17 @@ def short_journal(monkeypatch: pytest.MonkeyPatch, many_bases: None) -> Retentio
     return Retention(all_ms=0, spaced_ms=0)
 
 
+def test_a_lineage_does_not_grow_with_every_start(tmp_path: Path, short_journal: Retention) -> None:
+    ancestors = []
+    for start in range(1, 7):
+        worker = run(adding(start * 2_000), tmp_path, retention=short_journal)
+        assert worker.last_checkpoint is not None
+        ancestors.append(len(worker.last_checkpoint.lineage.ancestors))
+
+    assert max(ancestors) <= 3
+    assert sums(adding(12_000), tmp_path) == expected(12_000)
+
+
 @pytest.mark.parametrize("damage", [lambda index: flip(index, 60), Path.unlink])
 def test_a_lost_index_of_a_truncated_journal_costs_no_state(
     tmp_path: Path, short_journal: Retention, damage: Callable[[Path], None]
