@@ -217,6 +217,7 @@ class TaskCore:
                 self._count(entry, slice)
                 self._run_plain_or_stateless(entry, islice(messages, slice))
                 done += slice
+                self._run_slices()  # What these sent, while it is in the CPU's cache.
         entry.queue.extend(messages)
 
     @staticmethod
@@ -243,11 +244,15 @@ class TaskCore:
             before = self._invocations
             for _ in range(min(len(self._ready), self._slice_max)):
                 self._run_held(*self._ready.popleft())
-            for entry in self._entries.values():
-                if entry.queue and self._may_go_on():
-                    self._run_slice(entry, min(len(entry.queue), self._slice_max))
+            self._run_slices()
             if self._invocations == before and not self._ready:
                 return
+
+    def _run_slices(self) -> None:
+        """One slice of each function that has messages."""
+        for entry in self._entries.values():
+            if entry.queue and self._may_go_on():
+                self._run_slice(entry, min(len(entry.queue), self._slice_max))
 
     def _may_go_on(self) -> bool:
         """Whether the bounds of the batch leave room for another slice. The first one always has some, so that there

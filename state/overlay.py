@@ -106,8 +106,8 @@ class Layer:
 def _update(known: dict[_K, _V], changed: dict[_K, _V]) -> Iterator[None]:
     """`known.update(changed)` in slices."""
     items = iter(changed.items())
-    while slice := list(islice(items, MERGE_ROWS_MAX)):
-        known.update(slice)
+    for _ in range(0, len(changed), MERGE_ROWS_MAX):
+        known.update(islice(items, MERGE_ROWS_MAX))
         yield
 
 
@@ -338,8 +338,7 @@ class Overlay:
         """Merge some of the newest settled layer. True while more is left to do."""
         if self._merging is not None and next(self._merging, _END) is _END:
             self._merging = None
-            merged = self._settled.pop()
-            self._refuse.add((*merged.values.values(), merged.rows))
+            self._settled.pop()  # What it says is in the other one now, so next to nothing is freed by this.
         return self._merging is not None
 
     def _merge_all(self) -> None:

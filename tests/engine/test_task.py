@@ -808,6 +808,28 @@ def test_retries_that_are_due_together_stay_within_the_bound_of_a_batch() -> Non
     assert [bench.run(invocations_max=4).invocations for _ in range(4)] == [4, 4, 2, 0]
 
 
+def test_what_a_slice_sends_runs_before_the_next_slice_of_a_column() -> None:
+    app, ran = App("bench"), []
+
+    @app.function("t/second")
+    def second(ctx: Context[None], message: Add) -> None:
+        ran.append("second " + ctx.id)
+
+    @app.function("t/first")
+    def first(ctx: Context[None], message: Add) -> None:
+        ran.append("first " + ctx.id)
+        ctx.send(second, ctx.id, message)
+
+    bench = Bench(app)
+    ids = [str(n) for n in range(2 * SLICE_MESSAGES)]
+    payload = first.message_codec.encode(Add())
+    effects = bench.core.run(Batch(bench.clock_ms, [Column("p", len(ids), "t/first", ids, [payload] * len(ids), 1)]))
+
+    early, late = ids[:SLICE_MESSAGES], ids[SLICE_MESSAGES:]
+    assert effects.invocations == 2 * len(ids)
+    assert ran == [f"{name} {id}" for part in (early, late) for name in ("first", "second") for id in part]
+
+
 @pytest.mark.parametrize(("form", "slice"), [("column", LOOKED_UP_MAX), ("deliveries", SLICE_MESSAGES)])
 def test_a_batch_ends_with_the_slice_in_which_its_time_is_over_and_nothing_is_lost(form: str, slice: int) -> None:
     bench = Bench(counting_app())
