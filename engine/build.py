@@ -137,6 +137,7 @@ class Assembly:
                 application=self._app.name,
                 egress=egress.name,
                 instance=instance,
+                contested=self._contested,
             )
             self._sinks[egress.name] = sink
             await sink.open()
@@ -201,13 +202,16 @@ class Assembly:
                 # Only a snapshot says so, and none is complete before these rows are written, as with all eager ones.
                 unit.committed(name, batches[-1].checkpoint)
 
-    async def remove(self, unit: TaskUnit) -> None:
-        """Let go of a unit: of its handlers, its rows that are under way, its inputs and its store."""
+    async def remove(self, unit: TaskUnit, *, final: bool) -> None:
+        """Let go of a unit: of its handlers, its rows that are under way, its inputs and its store. `final` when nobody
+        else has its task, and all its rows are written."""
         placed = self._placed.pop(unit.task)
         self.units[:] = [self._placed[each].unit for each in sorted(self._placed)]
         await self._cancel(placed)
         for feed in placed.ingresses:
             await feed.close()
+        for sink in self._sinks.values():
+            await sink.release(unit.task, final=final)
         unit.overlay.backend.close()
 
     def _core(self, task: int, restored: Restored, origin: Origin, suspended: Suspended) -> TaskCore:

@@ -35,11 +35,13 @@ def sink_for(
     application: str,
     egress: str,
     instance: str = "",
+    contested: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> Sink:
     """The sink of the egress named `egress`. It opens nothing before `open`.
 
-    `instance` names the history that markers are of; left out, it is that of the data directory.
+    `instance` names the history that markers are of; left out, it is that of the data directory. `contested`: other
+    processes have other tasks of the same application.
     """
     if isinstance(spec, MemoryEgress):
         return MemorySink(spec)
@@ -48,7 +50,14 @@ def sink_for(
     if isinstance(spec, FileEgress):
         from penstock.router.file_egress import FileSink
 
-        return FileSink(spec, application=application, instance=instance or instance_of(data_directory), clock=clock)
+        instance = instance or instance_of(data_directory)
+        if contested:
+            return TaskSinks(
+                lambda task: FileSink(
+                    spec, application=application, instance=instance, clock=clock, hidden=f"task-{task:03d}"
+                )
+            )
+        return FileSink(spec, application=application, instance=instance, clock=clock)
     if isinstance(spec, PostgresEgress):
         try:
             from penstock.router.postgres import PostgresSink
@@ -89,6 +98,41 @@ def instance_of(data_directory: Path) -> str:
         return name
 
 
+class TaskSinks:
+    """A sink for each task, opened when the task comes to this process: for one that has a destination to itself."""
+
+    def __init__(self, make: Callable[[int], Sink]) -> None:
+        self._make = make
+        self._sinks: dict[int, Sink] = {}
+
+    async def open(self) -> None:
+        pass
+
+    async def read_marker(self, task: int) -> dict[int, int]:
+        sink = self._sinks.get(task)
+        if sink is None:
+            sink = self._make(task)
+            await sink.open()
+            self._sinks[task] = sink
+        return await sink.read_marker(task)
+
+    async def commit(self, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
+        await self._sinks[task].commit(task, rows, marker)
+
+    async def release(self, task: int, *, final: bool) -> None:
+        sink = self._sinks.pop(task, None)
+        if sink is not None:
+            await sink.close(final)
+
+    async def tick(self) -> None:
+        for sink in list(self._sinks.values()):
+            await sink.tick()
+
+    async def close(self, final: bool) -> None:
+        for task in list(self._sinks):
+            await self.release(task, final=final)
+
+
 class MemorySink:
     """Appends rows to the lists of a `MemoryEgress`, which outlive the sink as a database would."""
 
@@ -104,6 +148,9 @@ class MemorySink:
     async def commit(self, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
         self._spec.rows.extend(rows)
         self._spec.markers[task] = dict(marker)
+
+    async def release(self, task: int, *, final: bool) -> None:
+        pass
 
     async def tick(self) -> None:
         pass
@@ -127,6 +174,9 @@ class StdoutSink:
     async def commit(self, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
         # In a thread: the reader of a pipe may be slow, and the event loop must not wait for it.
         await asyncio.to_thread(self._write, b"".join(row.value for row in rows))
+
+    async def release(self, task: int, *, final: bool) -> None:
+        pass
 
     async def tick(self) -> None:
         pass

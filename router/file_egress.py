@@ -66,10 +66,13 @@ class _Task:
 class FileSink:
     """The sink of a `FileEgress`. All disk work is done in threads."""
 
-    def __init__(self, spec: FileEgress, *, application: str, instance: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, spec: FileEgress, *, application: str, instance: str, clock: Callable[[], float], hidden: str = ""
+    ) -> None:
+        """`hidden` is a part of the name of what is hidden, for sinks of several processes in one directory."""
         self._spec = spec
         self._directory = Path(spec.directory)
-        self._hidden = self._directory / f".penstock-{spec.prefix}"
+        self._hidden = self._directory / f".penstock-{spec.prefix}{f'-{hidden}' if hidden else ''}"
         self._application = application
         self._instance = instance
         self._clock = clock
@@ -92,6 +95,12 @@ class FileSink:
     async def commit(self, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
         async with self._busy[task]:
             await asyncio.to_thread(self._commit, task, rows, marker)
+
+    async def release(self, task: int, *, final: bool) -> None:
+        async with self._busy[task]:
+            if final:
+                await asyncio.to_thread(self._publish, task)
+            self._forget(task)
 
     async def tick(self) -> None:
         for task in list(self._tasks):

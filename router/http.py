@@ -66,6 +66,9 @@ class HttpSink:
             )
         delivered.clear()
 
+    async def release(self, task: int, *, final: bool) -> None:
+        pass
+
     async def tick(self) -> None:
         """Nothing is due by time."""
 

@@ -140,6 +140,9 @@ class PostgresSink:
                 raise await self._lost(error) from error
             self._known[task] = dict(marker)
 
+    async def release(self, task: int, *, final: bool) -> None:
+        self._known.pop(task, None)
+
     async def tick(self) -> None:
         """Nothing is due by time: rows are visible as soon as they are committed."""
 

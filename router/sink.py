@@ -34,6 +34,11 @@ class Sink(Protocol):
         """
         ...
 
+    async def release(self, task: int, *, final: bool) -> None:
+        """This process has the task no longer: another may have it. `final` when nobody has it, and all that was
+        decided is committed. It may come back: then its marker is read first."""
+        ...
+
     async def tick(self) -> None:
         """Do what is due without new rows. To be called about every second."""
         ...

@@ -71,6 +71,9 @@ class Replies:
                 self._writer.append(Record(self._topic, int(partition), row.value, key=row.key))
         await self._writer.flush()
 
+    async def release(self, task: int, *, final: bool) -> None:
+        pass
+
     async def tick(self) -> None:
         pass
 

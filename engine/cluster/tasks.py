@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -191,7 +191,7 @@ class Tasks:
             case Drop(tasks, orphaned):
                 leaving = [unit for unit in self.units if unit.task in tasks]
                 await self._drain(unit for unit in leaving if unit.task in orphaned)
-                await self._remove(leaving)
+                await self._remove(leaving, orphaned)
 
     async def _place(self, tasks: Iterable[int], origin: Origin) -> None:
         began = asyncio.get_running_loop().time()
@@ -261,13 +261,14 @@ class Tasks:
                 while not all(driver.quiet for unit in waiting for driver in unit.sinks.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
 
-    async def _remove(self, units: list[TaskUnit]) -> None:
+    async def _remove(self, units: list[TaskUnit], orphaned: Collection[int] = ()) -> None:
         self._forget(units)
         for unit in units:
             for feed in unit.feeds:
                 if isinstance(feed, TopicInbox | TopicRequests):
                     feed.close()
-            await self._assembly.remove(unit)
+            final = unit.task in orphaned and all(driver.quiet for driver in unit.sinks.values())
+            await self._assembly.remove(unit, final=final)
             await in_thread(shutil.rmtree, self._paths.pop(unit.task), True)
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from penstock.errors import ConfigurationError, Unavailable
+from penstock.errors import ConfigurationError, Fenced, Unavailable
 from penstock.functions.io import EgressSpec, FileEgress, HttpEgress, MemoryEgress, PostgresEgress, StdoutEgress
 from penstock.records import EgressRow
 from penstock.router.egress import MemorySink, StdoutSink, instance_of, sink_for
 from penstock.router.file_egress import FileSink
 from penstock.router.http import HttpSink
 from penstock.router.postgres import PostgresSink
+from penstock.router.sink import Sink
 from tests.router.sink_contract import SinkContract, rows
 
 
@@ -103,3 +104,32 @@ def test_a_broken_pipe_keeps_the_rows() -> None:
         "PEN0528 Standard output takes no more rows: [Errno 32] Broken pipe. Keep its reader running, or write to a "
         "file. The rows are kept and tried again."
     )
+
+
+def test_tasks_of_several_processes_share_a_directory(tmp_path: Path) -> None:
+    """Each process opens the files of a task when it gets it, and the next one goes on where it stopped."""
+
+    def sink() -> Sink:
+        spec = FileEgress(str(tmp_path / "out"))
+        return sink_for(spec, tmp_path, application="shop", egress="shop/orders", instance="i", contested=True)
+
+    async def scene() -> tuple[dict[int, int], str]:
+        one, other = sink(), sink()
+        await one.open()
+        await other.open()
+        for number, mine in enumerate((one, other)):
+            assert await mine.read_marker(number) == {}
+            await mine.commit(number, [EgressRow(b"%d\n" % number, 1)], {1: 5})
+        with pytest.raises(Fenced) as fenced:
+            await other.read_marker(0)
+        await one.release(0, final=False)
+        taken_over = await other.read_marker(0)
+        await other.commit(0, [EgressRow(b"2\n", 2)], {1: 6})
+        await other.close(final=True)
+        await one.close(final=True)
+        return taken_over, fenced.value.code
+
+    taken_over, code = asyncio.run(scene())
+    assert (taken_over, code) == ({1: 5}, "PEN0525")
+    visible = sorted(path.read_bytes() for path in (tmp_path / "out").glob("part-*"))
+    assert visible == [b"0\n2\n", b"1\n"]
