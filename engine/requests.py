@@ -26,8 +26,8 @@ from penstock.router.requests import encode_request
 
 class Requests:
     """See the module. `append` puts a record behind the requests of a task, and `flush` makes durable what it got;
-    while `accepting` says no, all are refused. `prefix` begins the name of every request: where there are several workers,
-    it leads the answer back here."""
+    while `accepting` says no, all are refused. `prefix` begins the name of every request: where there are several
+    workers, it leads the answer back here."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Requests:
         if reply.error:
             code, _, message = reply.error.partition(" ")
             raise InvalidInput(code, message)
-        return msgspec.msgpack.decode(reply.value)
+        return msgspec.json.decode(reply.value)
 
     async def _ask(self, envelope: Envelope, request_id: str, append: Callable[[Envelope], None]) -> Reply:
         """Give a request to the log by `append`, and wait for its answer."""
