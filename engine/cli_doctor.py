@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +23,7 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 @click.command()
 @kafka_options
 @name_options
-@click.option("--parallelism", type=click.IntRange(1, 128), default=1, show_default=True, help="Its number of tasks.")
+@click.option("--parallelism", type=click.IntRange(1, 128), help="Its number of tasks, if not as in the settings.")
 @click.option("--replicas", type=click.IntRange(1, 9), help="Of its topics; 3, or as many as there are brokers.")
 @click.option("--reads", multiple=True, metavar="TOPIC", help="A topic it reads. Can be given several times.")
 @click.option("--writes", multiple=True, metavar="TOPIC", help="A topic it writes. Can be given several times.")
@@ -32,7 +34,7 @@ def doctor(
     ctx: click.Context,
     kafka: KafkaOptions,
     name: str | None,
-    parallelism: int,
+    parallelism: int | None,
     replicas: int | None,
     reads: Sequence[str],
     writes: Sequence[str],
@@ -44,12 +46,22 @@ def doctor(
     Nothing that exists is changed. A topic of its own is created, written, read and deleted, and a transactional id of
     its own is used. Exit code 1 when something would not work.
     """
+    from penstock.engine.settings import load_settings
     from penstock.router.kafka_doctor import NAMELESS, Plan, examine
 
     if acls is not None:
         _print_acls(kafka, name or NAMELESS, reads, writes, acls, as_json=as_json)
         return
-    plan = Plan(app=name, parallelism=parallelism, replicas=replicas, reads=reads, writes=writes)
+    settings = load_settings(Path.cwd(), os.environ, {} if parallelism is None else {"parallelism": parallelism})
+    plan = Plan(
+        app=name,
+        parallelism=settings["parallelism"],
+        replicas=replicas,
+        message_bytes_max=settings["message_bytes_max"],
+        reads=reads,
+        writes=writes,
+        retention_ms=max(settings["retention_all"], settings["retention_spaced"]),
+    )
     if not as_json:
         click.echo(
             f"A topic {plan.name}.doctor-* is created and deleted, and transactional id {plan.name}-doctor used."

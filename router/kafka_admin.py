@@ -14,14 +14,14 @@ import asyncio
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import UUID
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
@@ -62,6 +62,8 @@ from aiokafka.protocol.types import (
 
 from penstock.errors import ConfigurationError, PenstockError, Refused, Unavailable
 from penstock.router.kafka_options import KafkaOptions
+from penstock.router.kafka_reader import read_range
+from penstock.router.kafka_records import Fetched
 
 OLDEST: Final = "3.9"
 """The oldest release of Kafka that is tested."""
@@ -157,15 +159,6 @@ class Refusal(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}" if self.text else self.name
-
-
-class Found(NamedTuple):
-    """A record."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp_ms: int
 
 
 class Appended(NamedTuple):
@@ -318,11 +311,11 @@ class Admin:
         end = await self._patiently(lambda: ask(_END))
         return {each: (first[each], end[each]) for each in partitions}
 
-    async def first_records(self, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Found]:
+    async def first_records(self, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Fetched]:
         """The first record of each partition that has one."""
         return await self._read(partitions, lambda first, _: first)
 
-    async def last_records(self, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Found]:
+    async def last_records(self, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Fetched]:
         """The newest record of each partition that has one. Not for partitions written in transactions, whose last
         offset is the end of one and no record."""
         return await self._read(partitions, lambda _, end: end - 1)
@@ -417,26 +410,19 @@ class Admin:
 
     async def _read(
         self, partitions: Collection[tuple[str, int]], where: Callable[[int, int], int]
-    ) -> dict[tuple[str, int], Found]:
+    ) -> dict[tuple[str, int], Fetched]:
         """The record that `where` chooses from the first offset and the end, of each partition that has one."""
-        found: dict[tuple[str, int], Found] = {}
-        async with self._consumer() as consumer:
-            offsets = await self.offsets(partitions)
-            rest = {TopicPartition(*each): where(first, end) for each, (first, end) in offsets.items() if first < end}
-            consumer.assign(list(rest))
-            for each, offset in rest.items():
-                consumer.seek(each, offset)
-            deadline = _now() + self._timeout_s
-            while rest:
-                if _now() > deadline:
-                    raise self._failed(f"reading {', '.join(sorted({each.topic for each in rest}))}", refusal(7))
-                topic = min(each.topic for each in rest)
-                reading = consumer.getmany(*rest, timeout_ms=1000)
-                batches = await self._bounded(reading, f"reading {topic}", needs=("Read", topic))
-                for each, (record, *_) in batches.items():
-                    found[each.topic, each.partition] = Found(record.offset, record.key, record.value, record.timestamp)
-                    del rest[each]
-        return found
+        for topic in (await self.topics({topic for topic, _ in partitions})).values():
+            if "Read" not in topic.allowed:
+                raise denied(self.options, ["Read"], "topic", topic.name)
+        offsets = await self.offsets(partitions)
+        chosen = {each: where(first, end) for each, (first, end) in offsets.items() if first < end}
+        reading = [
+            read_range(self.options, topic, partition, offset, offset + 1, isolation="read_uncommitted")
+            for (topic, partition), offset in chosen.items()
+        ]
+        found = zip(chosen, await asyncio.gather(*reading), strict=True)
+        return {place: records[0] for place, records in found if records}
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` answers, asked again as long as a request may take while partitions change their leaders."""
@@ -473,17 +459,6 @@ class Admin:
             found[leader][topic].append((partition, value))
         return {leader: list(wanted.items()) for leader, wanted in found.items()}
 
-    @asynccontextmanager
-    async def _consumer(self) -> AsyncIterator[Any]:
-        consumer = AIOKafkaConsumer(
-            **self.options.client_arguments(), enable_auto_commit=False, auto_offset_reset="none"
-        )
-        try:
-            await self._bounded(consumer.start(), "connecting")
-            yield consumer
-        finally:
-            await self._stop(consumer)
-
     async def _stop(self, client: Any) -> None:
         """A client that can't even be stopped has nothing left that matters: what it did has been confirmed."""
         with suppress(Unavailable):
@@ -495,10 +470,15 @@ class Admin:
     async def _send(self, request: Request[Any], broker: int | None = None) -> Any:
         """The answer of `broker`, or of any."""
         brokers = [broker] if broker is not None else [each.nodeId for each in self._client.cluster.brokers()]
+        name = type(request).__name__.strip("_").removesuffix("Request")
+
+        async def ask(each: int) -> Any:
+            return await self._bounded(self._client.send(each, request), f"{name} at broker {each}")
+
         for each in brokers[:-1]:
             with suppress(Unavailable):
-                return await self._bounded(self._client.send(each, request), f"asking broker {each}")
-        return await self._bounded(self._client.send(brokers[-1], request), f"asking broker {brokers[-1]}")
+                return await ask(each)
+        return await ask(brokers[-1])
 
     async def _bounded(self, waiting: Awaitable[Any], doing: str, *, needs: tuple[str, str] | None = None) -> Any:
         """What `waiting` becomes, in bounded time. `needs` is the operation on a topic that may not be permitted."""
@@ -508,7 +488,8 @@ class Admin:
         except (IncompatibleBrokerVersion, NotImplementedError) as error:
             raise ConfigurationError(
                 "PEN0750",
-                f"The Kafka cluster at {self.options.bootstrap} is too old: {error}. Penstock needs {OLDEST} or newer.",
+                f"The Kafka cluster at {self.options.bootstrap} is too old: {doing} is not known there in a version "
+                f"that is needed. Upgrade it to {OLDEST} or newer.",
             ) from error
         except BrokerResponseError as error:
             if error.errno in _DENIED and needs is not None:

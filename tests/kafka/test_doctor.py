@@ -17,9 +17,9 @@ from penstock.engine.cli import cli
 from penstock.router.kafka_admin import Admin, NewTopic
 from penstock.router.kafka_doctor import Finding, Plan, command, examine, grants
 from penstock.router.kafka_options import KafkaOptions
-from penstock.router.kafka_topics import ensure
+from penstock.router.kafka_topics import PARTS, destroy, ensure
 from tests.kafka.broker import QUICK, Cluster, temporary_cluster
-from tests.kafka.jars import NEWEST, jars_of
+from tests.kafka.jars import NEWEST, OLDEST, jars_of
 
 pytestmark = pytest.mark.kafka
 
@@ -113,6 +113,20 @@ def test_topics_that_exist_are_verified(kafka: str, kafka_app: str) -> None:
     assert of("topics", wrong)[0]["found"] == (
         f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. The parallelism of an "
         "application is fixed with its first start. Start it with parallelism = 2, or under another name."
+    )
+
+
+def test_it_knows_the_settings(kafka: str, kafka_app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "penstock.toml").write_text('parallelism = 2\nretention_spaced = "2d"\n')
+    asyncio.run(ensure(KafkaOptions(kafka), kafka_app, application_id="1", parallelism=2, replicas=1))
+    create(kafka, f"{kafka_app}-orders", {"retention.ms": "86400000"})
+
+    found = findings("--kafka", kafka, "--name", kafka_app, "--reads", f"{kafka_app}-orders")
+
+    assert of("topics", found)[0]["result"] == "pass"
+    assert of("ingress topics", found)[0]["found"] == (
+        f"{kafka_app}-orders keeps records for 1d, and checkpoints reach back 2d: the oldest can't be replayed."
     )
 
 
@@ -251,6 +265,27 @@ def test_brokers_that_invent_topics_and_can_not_commit(java: None) -> None:
             "Set it to 1 at most, or start more brokers.",
         ),
     ]
+
+
+@pytest.mark.slow
+def test_the_oldest_release_passes(java: None) -> None:
+    with temporary_cluster(version=OLDEST) as cluster:
+        found = examined(cluster.bootstrap, Plan(app="shop"))
+        asyncio.run(ensure(KafkaOptions(cluster.bootstrap), "shop", application_id="1", parallelism=1))
+        removed = asyncio.run(destroy(KafkaOptions(cluster.bootstrap), "shop", now_ms=0))
+
+    assert [each.check for each in found if each.result != "pass"] == ["replicas"]
+    assert len(removed.holdings) == len(PARTS)
+
+
+def test_a_release_older_than_that_is_told(kafka: str, kafka_app: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.router.kafka_doctor._FETCH_OF_OLDEST", 1_000)
+
+    (brokers,) = (each for each in examined(kafka, Plan(app=kafka_app)) if each.check == "brokers")
+
+    assert brokers == Finding(
+        "brokers", "warn", "Some are older than 3.9, the oldest release that Penstock is tested with.", "Upgrade them."
+    )
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
 from penstock.router.kafka_admin import Admin, NewTopic, Partition, Topic
 from penstock.router.kafka_admin import Cluster as Found
+from penstock.router.kafka_client import connected
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_topics import (
     ALIVE_MS,
@@ -25,6 +26,7 @@ from penstock.router.kafka_topics import (
     default_replicas,
     destroy,
     ensure,
+    group_name,
     inventory,
     is_incarnation,
     refuse_recreated,
@@ -424,6 +426,20 @@ def test_everything_is_removed(options: KafkaOptions, kafka_app: str) -> None:
     assert made(options, kafka_app, parallelism=4, application_id="application-2").created
 
 
+def test_positions_told_to_the_group_are_removed_with_the_topics(options: KafkaOptions, kafka_app: str) -> None:
+    made(options, kafka_app)
+
+    async def tell_and_destroy() -> bool | None:
+        async with connected(options) as client:
+            await client.commit(group_name(kafka_app), {(topic_name(kafka_app, "dead"), 0): 1})
+        removed = await destroy(options, kafka_app, now_ms=0)
+        assert [each.name for each in removed.holdings if each.kind == "group"] == [kafka_app]
+        async with Admin(options) as admin:
+            return await admin.has_group(group_name(kafka_app))
+
+    assert asyncio.run(tell_and_destroy()) is False
+
+
 @pytest.mark.parametrize("place", ["reports", "control"])
 def test_nothing_is_removed_while_it_runs(options: KafkaOptions, kafka_app: str, place: Part) -> None:
     made(options, kafka_app)
@@ -531,6 +547,19 @@ def test_the_wrong_protocol_is_told(guarded: Cluster) -> None:
         f"PEN0740 No Kafka broker can be reached: {guarded.bootstrap_sasl} accepts connections, and answers no "
         "question (KafkaConnectionError). Check the addresses, that the brokers run, and that security.protocol fits "
         "the listener (it is PLAINTEXT)."
+    )
+
+
+def test_brokers_that_are_too_old_are_refused(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if topics had no ids: in brokers before 2.8."""
+    monkeypatch.setattr("penstock.router.kafka_admin._MetadataStruct.API_VERSION", 1_000)
+
+    error = refused(KafkaOptions(kafka), "shop")
+
+    assert isinstance(error, ConfigurationError)
+    assert str(error) == (
+        f"PEN0750 The Kafka cluster at {kafka} is too old: Metadata at broker 1 is not known there in a version that "
+        "is needed. Upgrade it to 3.9 or newer."
     )
 
 
