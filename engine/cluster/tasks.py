@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.member import Adopt, Drop, Fetch, Restore
@@ -27,7 +27,7 @@ from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.config import Config
-from penstock.engine.data import Progress, open_base
+from penstock.engine.data import Progress, close_stores, open_base
 from penstock.engine.feeds import Feed, RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
@@ -198,29 +198,31 @@ class Tasks:
         manifest = origin.manifest
         parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
         wanted = [parts.get(task) or _empty_part(task) for task in tasks]
-        await self._find_starts(wanted)
+        starts = await self._find_starts(wanted)
         try:
-            restored = [(part, await self._restore(part)) for part in wanted]
+            restored = await _restore_all(
+                self._restore(part, starts[self._topics.deltas, part.task]) for part in wanted
+            )
         except CorruptSnapshot as error:
             logger.error("%s", error)
             self._damaged(manifest.checkpoint if manifest is not None else 0, str(error))
             return
         units = []
-        for part, each in restored:
+        for part, each in zip(wanted, restored, strict=True):
             unit = self._assembly.add(part.task, each, origin, self._wiring, retained=None, bury=self._bury)
             self._assembly.resume(unit, each)
             units.append(unit)
         took_s = asyncio.get_running_loop().time() - began
-        number, deltas = origin.attempt.lineage.attempt, sum(each.deltas for _, each in restored)
+        number, deltas = origin.attempt.lineage.attempt, sum(each.deltas for each in restored)
         checkpoint = manifest.checkpoint if manifest is not None else 0
         self._placed(units, Placed(number, checkpoint, len(units), deltas, took_s))
 
-    async def _restore(self, part: Part) -> Restored:
+    async def _restore(self, part: Part, start: int) -> Restored:
+        """`start` is the first delta that is still there."""
         path = self._new_path(part.task)
         deltas = Deltas("", ())
         if part.first >= 0 and part.head >= part.first:
             place = (self._topics.deltas, part.task)
-            start = (await offsets(self._kafka, [place]))[place].start
             records = await read_range(self._kafka, *place, max(part.first, start), isolation="read_uncommitted")
             deltas = Deltas(f"{place[0]}-{part.task}", records)
         return await in_thread(
@@ -233,18 +235,13 @@ class Tasks:
             )
         )
 
-    async def _find_starts(self, parts: Iterable[Part]) -> None:
-        """Where the partitions begin from which these tasks have read nothing yet."""
+    async def _find_starts(self, parts: Iterable[Part]) -> Mapping[tuple[str, int], int]:
+        """Where the partitions of these tasks begin."""
         topics = self._topics
-        places = [
-            (topic, part.task)
-            for part in parts
-            for topic in (topics.inbox, topics.requests)
-            if (topic, part.task) not in self._wiring.starts
-        ]
-        if places:
-            bounds = await offsets(self._kafka, places, isolation="read_uncommitted")
-            self._wiring.starts.update((place, found.start) for place, found in bounds.items())
+        places = [(topic, part.task) for part in parts for topic in (topics.inbox, topics.requests, topics.deltas)]
+        bounds = await offsets(self._kafka, places, isolation="read_uncommitted") if places else {}
+        self._wiring.starts.update((place, found.start) for place, found in bounds.items())
+        return self._wiring.starts
 
     def _new_path(self, task: int) -> Path:
         self._times += 1
@@ -270,6 +267,17 @@ class Tasks:
             final = unit.task in orphaned and all(driver.quiet for driver in unit.sinks.values())
             await self._assembly.remove(unit, final=final)
             await in_thread(shutil.rmtree, self._paths.pop(unit.task), True)
+
+
+async def _restore_all(works: Iterable[Coroutine[Any, Any, Restored]]) -> list[Restored]:
+    """Restore all at once. When one can't be, the stores of the others are closed before its error is raised."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    errors = [each for each in results if isinstance(each, BaseException)]
+    restored = [each for each in results if not isinstance(each, BaseException)]
+    if errors:
+        close_stores(restored)
+        raise errors[0]
+    return restored
 
 
 def _empty_part(task: int) -> Part:
