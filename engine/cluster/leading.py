@@ -37,7 +37,7 @@ from penstock.engine.background import Background
 from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
-from penstock.errors import Fenced, ProtocolError
+from penstock.errors import Fenced, PenstockError, ProtocolError
 from penstock.router.frames import encode_fence
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
@@ -49,6 +49,7 @@ from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.kafka_writer import KafkaWriter
 
 REPORTS_MAX = 10_000
+RESIGN_S = 1.0
 AGE_S = 10.0
 """How often it is looked whether something need not be retained any more."""
 
@@ -186,9 +187,18 @@ class LeaderService:
 
     async def _close(self) -> None:
         await self._background.cancel_all()
+        await self._resign()
         await self._reader.close()
         await self._writer.close()
         await self._transactions.close()
+
+    async def _resign(self) -> None:
+        """Say that nobody leads now, if nobody has taken over, so that the next leader need not wait."""
+        if self.leader is not None and not isinstance(self._failure, Fenced):
+            self._tell(Leading(""))
+            with suppress(PenstockError, TimeoutError):
+                async with asyncio.timeout(RESIGN_S):
+                    await self._writer.flush()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._background.spawn(work)

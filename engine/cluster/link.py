@@ -9,6 +9,7 @@ while the event loop runs, and at once when a new leader shows itself. Does noth
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -56,7 +57,7 @@ class LeaderLink:
         self.leader = ""
         """Who was heard to lead last."""
         self.leader_heard_s = 0.0
-        """When, by the clock of the event loop."""
+        """When, by the clock of the event loop; long ago when it has resigned."""
         self.workers: tuple[Alive, ...] = ()
         """Those the leader knows."""
 
@@ -114,11 +115,11 @@ class LeaderLink:
             logger.error("%s", error)
             return []
         if isinstance(hint, Leading):
-            self.leader_heard_s = asyncio.get_running_loop().time()
+            self.leader_heard_s = asyncio.get_running_loop().time() if hint.leader else -math.inf
             self.workers = hint.members or self.workers
-            if hint.leader != self.leader:
-                self.leader = hint.leader
+            if hint.leader not in ("", self.leader):
                 self.report(self.alive)
+            self.leader = hint.leader
         return self.member.hinted(hint)
 
     async def _beat(self) -> None:

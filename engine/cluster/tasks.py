@@ -193,7 +193,7 @@ class Tasks:
                 await self._drain(unit for unit in leaving if unit.task in orphaned)
                 await self._remove(leaving, orphaned)
 
-    async def _place(self, tasks: Iterable[int], origin: Origin) -> None:
+    async def _place(self, tasks: Sequence[int], origin: Origin) -> None:
         began = asyncio.get_running_loop().time()
         manifest = origin.manifest
         parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
