@@ -80,7 +80,7 @@ class IngressRouter:
         """
         _check_combination(name, spec, to=to, key=key, router=router)
         if router is not None:
-            messages_of = _by_router(router, resolve)
+            messages_of = by_router(router, resolve)
             passthrough = None
         else:
             typename, target_codec = resolve(to)
@@ -89,10 +89,10 @@ class IngressRouter:
                 messages_of = _by_pair(typename)
             else:
                 value_codec = value_codec or target_codec
-                _check_accepted(name, value_codec, typename, target_codec)
-                _check_field(name, key, value_codec)
+                check_accepted(name, value_codec, typename, target_codec)
+                check_field(name, key, value_codec)
                 passthrough = None
-                messages_of = _by_key(typename, key, _encoder(typename, value_codec, target_codec))
+                messages_of = by_key(typename, key, encoder_of(typename, value_codec, target_codec))
         return cls(
             decode=_decoder(spec, value_codec) if passthrough is None else _as_it_is,
             explain=_explainer(value_codec),
@@ -104,14 +104,14 @@ class IngressRouter:
     def route(self, record: Any, place: str) -> list[Routed]:
         """The messages of one record that stands at `place`. Raises InvalidInput if it has to be refused."""
         if type(record) is BadRecord:
-            raise InvalidInput("PEN0202", _rejected(f"{record.reason}.", place))
+            raise InvalidInput("PEN0202", rejected(f"{record.reason}.", place))
         try:
             value = self._decode(record)
         except Exception as error:  # Codecs raise what is quickest; a type may run user code.
             explained = self._explain(error, record)
             raise DecodeError(
                 explained.code,
-                _rejected(explained.message, place),
+                rejected(explained.message, place),
                 path=explained.path,
                 expected=explained.expected,
                 got=explained.got,
@@ -119,17 +119,17 @@ class IngressRouter:
         try:
             messages = self._messages_of(value)
         except PenstockError as error:
-            raise InvalidInput(error.code, _rejected(error.message, place)) from error
+            raise InvalidInput(error.code, rejected(error.message, place)) from error
         except Exception as error:  # Of an encoder: a record that a program made may hold what no bytes can.
             problem = f"it can't be encoded: {type(error).__name__}: {error}."
-            raise InvalidInput("PEN0209", _rejected(problem, place)) from error
+            raise InvalidInput("PEN0209", rejected(problem, place)) from error
         for typename, id, payload, _ in messages:
             if len(payload) > self._bytes_max:
                 problem = (
                     f'message of {len(payload):,} bytes to {typename} "{id}" exceeds message_bytes_max = '
                     f"{self._bytes_max:,}."
                 )
-                raise InvalidInput("PEN0204", _rejected(problem, place))
+                raise InvalidInput("PEN0204", rejected(problem, place))
         return messages
 
     def route_chunk(self, records: Sequence[Any], first: int, locate: Callable[[int], str]) -> RoutedChunk:
@@ -226,7 +226,7 @@ def _explainer(codec: Codec[Any] | None) -> Callable[[Exception, Any], DecodeErr
 # From a value to messages.
 
 
-def _by_key(
+def by_key(
     typename: str, key: str | Callable[[Any], Any] | None, encode: Callable[[Any], bytes]
 ) -> Callable[[Any], list[Routed]]:
     assert key is not None
@@ -235,7 +235,7 @@ def _by_key(
     def messages_of(value: Any) -> list[Routed]:
         id = key_of(value)
         if type(id) is not str or not id or not id.isascii():
-            id = _checked_id(id)
+            id = checked_id(id)
         return [(typename, id, encode(value), None)]
 
     return messages_of
@@ -263,18 +263,18 @@ def _guarded(key: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return read
 
 
-def _by_router(router: Callable[[Any], Iterable[Sequence[Any]]], resolve: Resolve) -> Callable[[Any], list[Routed]]:
+def by_router(router: Callable[[Any], Iterable[Sequence[Any]]], resolve: Resolve) -> Callable[[Any], list[Routed]]:
     encoders: dict[str, Callable[[Any], bytes]] = {}
 
     def route_one(target: Any, id: Any, message: Any, headers: Mapping[str, str] | None = None) -> Routed:
         typename, codec = resolve(target)
         encode = encoders.get(typename)
         if encode is None:
-            encode = encoders[typename] = _encoder(typename, None, codec)
+            encode = encoders[typename] = encoder_of(typename, None, codec)
         for name, text in headers.items() if headers else ():
             if not (is_utf8(name) and is_utf8(text)):
                 raise InvalidInput("PEN0209", f"its header {name!r} is {text!r}, which is no text that UTF-8 can hold.")
-        return (typename, _checked_id(id), encode(message), headers)
+        return (typename, checked_id(id), encode(message), headers)
 
     def messages_of(value: Any) -> list[Routed]:
         try:
@@ -295,12 +295,12 @@ def _by_pair(typename: str) -> Callable[[Any], list[Routed]]:
             raise InvalidInput(
                 "PEN0201", f"expected a pair of an id and the bytes of a message, got {type(record).__name__}."
             )
-        return [(typename, _checked_id(record[0]), record[1], None)]
+        return [(typename, checked_id(record[0]), record[1], None)]
 
     return messages_of
 
 
-def _checked_id(id: Any) -> str:
+def checked_id(id: Any) -> str:
     """`id` as the text it is to be; numbers are written out. Raises InvalidInput for anything else."""
     if type(id) is str and id:
         if not is_utf8(id):
@@ -312,7 +312,7 @@ def _checked_id(id: Any) -> str:
     raise InvalidInput("PEN0203", f"its key is {got}, not a text or a whole number.")
 
 
-def _encoder(typename: str, value_codec: Codec[Any] | None, target_codec: Codec[Any]) -> Callable[[Any], bytes]:
+def encoder_of(typename: str, value_codec: Codec[Any] | None, target_codec: Codec[Any]) -> Callable[[Any], bytes]:
     encode = target_codec.encode
     if value_codec is target_codec:
         return encode
@@ -330,7 +330,7 @@ def _encoder(typename: str, value_codec: Codec[Any] | None, target_codec: Codec[
     return checked
 
 
-def _rejected(problem: str, place: str) -> str:
+def rejected(problem: str, place: str) -> str:
     return f"Record rejected: {problem} Read from {place}; nothing else was affected."
 
 
@@ -359,7 +359,7 @@ def _check_combination(name: str, spec: IngressSpec, *, to: Any, key: Any, route
         raise ConfigurationError("PEN0144", f"Ingress {name} has key={key!r}. {remedy}.")
 
 
-def _check_accepted(name: str, value: Codec[Any], typename: str, target: Codec[Any]) -> None:
+def check_accepted(name: str, value: Codec[Any], typename: str, target: Codec[Any]) -> None:
     if value.types and target.types and not set(value.types) <= set(target.types):
         raise ConfigurationError(
             "PEN0145",
@@ -368,7 +368,7 @@ def _check_accepted(name: str, value: Codec[Any], typename: str, target: Codec[A
         )
 
 
-def _check_field(name: str, key: object, codec: Codec[Any]) -> None:
+def check_field(name: str, key: object, codec: Codec[Any]) -> None:
     if not isinstance(key, str):
         return
     for cls in codec.types:
