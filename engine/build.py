@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
@@ -25,16 +26,16 @@ from penstock.engine.logs import logger
 from penstock.engine.migrate import migrate_task
 from penstock.engine.restore import Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
-from penstock.engine.task import TaskCore, TaskOptions
+from penstock.engine.task import Start, TaskCore, TaskOptions
 from penstock.engine.unit import Channels, LogChannels, Suspended, TaskUnit
 from penstock.errors import ConfigurationError, PenstockError, Unavailable
 from penstock.functions.app import App, Ingress
 from penstock.functions.context import Outlet
-from penstock.functions.types import codec_for
+from penstock.functions.types import Codec, codec_for
 from penstock.ids import key_group
 from penstock.records import EgressRow, TaskMeta
 from penstock.router.egress import sink_for
-from penstock.router.ingress import reader_for
+from penstock.router.ingress import Reader, reader_for
 from penstock.router.log import Log
 from penstock.router.routing import IngressRouter
 from penstock.router.sink import Sink
@@ -90,6 +91,78 @@ def origin_of_attempt(attempt: AttemptBegun, manifest: Manifest | None) -> Origi
     return Origin(attempt, manifest, attempt.high - RESERVED_IDS)
 
 
+def build_core(
+    app: App,
+    config: Config,
+    task: int,
+    restored: Restored,
+    outlets: Mapping[Any, Outlet],
+    start: Start,
+    *,
+    manifest: Manifest | None,
+    internal: Container[str] = (),
+    attempt_starts: bool = True,
+) -> TaskCore:
+    """The core of one task, migrated to `app` and as `restored` left it. Rows for egresses that are neither declared
+    nor `internal` become dead letters.
+
+    Raises FunctionError for a migration that fails.
+    """
+    core = TaskCore(
+        app.functions.values(),
+        outlets,
+        restored.overlay,
+        TaskOptions(
+            task=task,
+            tasks=config.parallelism,
+            message_bytes_max=config.message_bytes_max,
+            eager=eager_egresses(app),
+            idempotency_keep_ms=config.idempotency_keep_ms,
+            check_state=config.check_state,
+        ),
+        start,
+    )
+    migrate_task(app, manifest, core, restored.overlay)
+    declared = {name: rows for name, rows in restored.staged.items() if name not in internal}
+    core.restore(restored.meta, restored.queues, declared, attempt_starts=attempt_starts)
+    return core
+
+
+def build_ingress(
+    app: App, ingress: Ingress, reader: Reader, *, message_bytes_max: int, wake: Callable[[], None]
+) -> IngressFeed:
+    """The feed of an ingress that is read by `reader`. Raises ConfigurationError as `compile_router` does."""
+    return IngressFeed(app.name, ingress, reader, compile_router(app, ingress, message_bytes_max), wake)
+
+
+def compile_router(app: App, ingress: Ingress, message_bytes_max: int) -> IngressRouter:
+    """Where the records of an ingress go. Raises ConfigurationError for a route that makes no sense."""
+    return IngressRouter.compile(
+        ingress.name,
+        ingress.spec,
+        to=ingress.to,
+        key=ingress.key,
+        router=ingress.router,
+        value_codec=codec_for(ingress.spec.type) if ingress.spec.type is not None else None,
+        resolve=partial(resolve_function, app),
+        message_bytes_max=message_bytes_max,
+    )
+
+
+def resolve_function(app: App, target: Any) -> tuple[str, Codec[Any]]:
+    """The name of a function that is given as itself or by its name, and how its messages are written."""
+    name = target if isinstance(target, str) else getattr(target, "typename", str(target))
+    function = app.functions.get(name)
+    if function is None:
+        known = ", ".join(sorted(app.functions)) or "none"
+        raise ConfigurationError("PEN0105", f"{name} is no function of this application. Known: {known}.")
+    return name, function.message_codec
+
+
+def eager_egresses(app: App) -> frozenset[str]:
+    return frozenset(egress.name for egress in app.egresses.values() if egress.spec.delivery == "eager")
+
+
 class _Placed(NamedTuple):
     """A unit, and what was made for it alone."""
 
@@ -116,7 +189,7 @@ class Assembly:
         self._wake = wake
         self._failed = failed
         self._contested = contested
-        self._eager = frozenset(e.name for e in app.egresses.values() if e.spec.delivery == "eager")
+        self._eager = eager_egresses(app)
         self._outlets = _outlets(app, config.message_bytes_max)
         self._sinks: dict[str, Sink] = {}
         self._internal: set[str] = set()
@@ -215,24 +288,17 @@ class Assembly:
         unit.overlay.backend.close()
 
     def _core(self, task: int, restored: Restored, origin: Origin, suspended: Suspended) -> TaskCore:
-        app, config = self._app, self._config
-        core = TaskCore(
-            app.functions.values(),
+        core = build_core(
+            self._app,
+            self._config,
+            task,
+            restored,
             self._outlets,
-            restored.overlay,
-            TaskOptions(
-                task=task,
-                tasks=config.parallelism,
-                message_bytes_max=config.message_bytes_max,
-                eager=self._eager,
-                idempotency_keep_ms=config.idempotency_keep_ms,
-                check_state=config.check_state,
-            ),
             suspended.start,
+            manifest=origin.manifest,
+            internal=self._internal,
+            attempt_starts=origin.attempt_starts,
         )
-        migrate_task(app, origin.manifest, core, restored.overlay)
-        declared = {name: rows for name, rows in restored.staged.items() if name not in self._internal}
-        core.restore(restored.meta, restored.queues, declared, attempt_starts=origin.attempt_starts)
         core.origin_of = self._origin_of
         return core
 
@@ -248,32 +314,12 @@ class Assembly:
         feeds = []
         for ingress in self._app.ingresses.values():
             if key_group(ingress.name) % self._config.parallelism == task:
-                feed = self._ingress_feed(ingress)
+                reader = reader_for(ingress.spec)
+                bytes_max = self._config.message_bytes_max
+                feed = build_ingress(self._app, ingress, reader, message_bytes_max=bytes_max, wake=self._wake)
                 feed.seek(meta.ingress_positions.get(ingress.name))
                 feeds.append(feed)
         return feeds
-
-    def _ingress_feed(self, ingress: Ingress) -> IngressFeed:
-        router = IngressRouter.compile(
-            ingress.name,
-            ingress.spec,
-            to=ingress.to,
-            key=ingress.key,
-            router=ingress.router,
-            value_codec=codec_for(ingress.spec.type) if ingress.spec.type is not None else None,
-            resolve=self._resolve,
-            message_bytes_max=self._config.message_bytes_max,
-        )
-        return IngressFeed(self._app.name, ingress, reader_for(ingress.spec), router, self._wake)
-
-    def _resolve(self, target: Any) -> tuple[str, Any]:
-        """A function or typename as a target of an ingress."""
-        name = target if isinstance(target, str) else getattr(target, "typename", str(target))
-        function = self._app.functions.get(name)
-        if function is None:
-            known = ", ".join(sorted(self._app.functions)) or "none"
-            raise ConfigurationError("PEN0105", f"{name} is no function of this application. Known: {known}.")
-        return name, function.message_codec
 
     def _driver(self, unit: TaskUnit, name: str, sink: Sink, bury: Bury) -> SinkDriver | EagerDriver:
         if name in self._eager:

@@ -8,15 +8,12 @@ from typing import Any
 import click
 
 from penstock.checkpoint.control import Manifest
+from penstock.engine.build import compile_router
 from penstock.engine.cli_common import Where, output_options, print_json, print_table, where_options
 from penstock.engine.loading import load_app
 from penstock.engine.migrate import check_shapes
 from penstock.engine.offline import Directory
-from penstock.errors import ConfigurationError
 from penstock.functions.app import App
-from penstock.functions.codecs import Codec
-from penstock.functions.types import codec_for
-from penstock.router.routing import IngressRouter
 
 DIFFERENCES = 5
 
@@ -56,24 +53,8 @@ def check(ctx: click.Context, where: Where, target: str | None, against: str | N
 def check_edges(app: App) -> None:
     """Raise ConfigurationError unless every ingress leads to a function and can be routed."""
 
-    def resolve(target: Any) -> tuple[str, Codec[Any]]:
-        name = target if isinstance(target, str) else getattr(target, "typename", str(target))
-        if name not in app.functions:
-            known = ", ".join(sorted(app.functions)) or "none"
-            raise ConfigurationError("PEN0105", f"{name} is no function of this application. Known: {known}.")
-        return name, app.functions[name].message_codec
-
     for ingress in app.ingresses.values():
-        IngressRouter.compile(
-            ingress.name,
-            ingress.spec,
-            to=ingress.to,
-            key=ingress.key,
-            router=ingress.router,
-            value_codec=codec_for(ingress.spec.type) if ingress.spec.type is not None else None,
-            resolve=resolve,
-            message_bytes_max=1 << 20,
-        )
+        compile_router(app, ingress, 1 << 20)
 
 
 def compare(app: App, manifest: Manifest | None) -> list[dict[str, Any]]:

@@ -26,12 +26,8 @@ def checkpoint() -> None:
 @output_options
 def list_(where: Where, as_json: bool) -> None:
     """List the checkpoints that can be replayed, oldest first."""
-    client = where.running()
-    if client is not None:
-        rows = client.checkpoints()
-    else:
-        with where.opened() as directory:
-            rows = directory.checkpoints()
+    with where.checkpoints() as application:
+        rows = application.checkpoints()
     if as_json:
         print_json(rows)
         return
@@ -45,12 +41,8 @@ def list_(where: Where, as_json: bool) -> None:
 @output_options
 def show(where: Where, number: int, as_json: bool) -> None:
     """Show everything a checkpoint says of itself."""
-    client = where.running()
-    if client is not None:
-        found = client.checkpoint(number)
-    else:
-        with where.opened() as directory:
-            found = directory.checkpoint(number)
+    with where.checkpoints() as application:
+        found = application.checkpoint(number)
     if as_json:
         print_json(found)
         return

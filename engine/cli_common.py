@@ -82,6 +82,16 @@ class Where:
         return Directory(self.directory)
 
     @contextmanager
+    def checkpoints(self) -> Iterator[Client | Directory]:
+        """Whoever can tell of checkpoints: the running application, or its directory."""
+        client = self.running()
+        if client is not None:
+            yield client
+            return
+        with self.opened() as directory:
+            yield directory
+
+    @contextmanager
     def reader(self, *, at: int | None = None) -> Iterator[Client | StoppedApplication]:
         """Whoever can answer: the running application, or its newest checkpoint, or checkpoint `at`."""
         client = None if at is not None else self.running()
@@ -187,6 +197,11 @@ def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Output.
+
+
+def would(what: str, *, possible: bool = True) -> None:
+    """Say what a verb with --yes would do, at the end of its preview."""
+    click.echo(f"Would {what}{'; add --yes.' if possible else '.'}")
 
 
 def print_json(value: Any) -> None:

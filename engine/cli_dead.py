@@ -15,6 +15,7 @@ from penstock.engine.cli_common import (
     print_json,
     print_table,
     where_options,
+    would,
     yes_option,
 )
 from penstock.engine.client import Client
@@ -120,7 +121,7 @@ def _change(
         return
     for (function, error), count in Counter((each["function"], each["code"]) for each in letters).items():
         click.echo(f"{count:>7,}  {function}  {error}")
-    click.echo(f"Would {verb} {_letters(len(chosen))}{'; add --yes.' if chosen else '.'}")
+    would(f"{verb} {_letters(len(chosen))}", possible=bool(chosen))
 
 
 def _letters(count: int) -> str:

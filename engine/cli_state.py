@@ -13,6 +13,7 @@ from penstock.engine.cli_common import (
     print_json,
     print_table,
     where_options,
+    would,
     yes_option,
 )
 
@@ -115,7 +116,7 @@ def set_(where: Where, typename: str, id: str, value: str, expect: str | None, y
         else:
             click.echo(f"before  {json.dumps(before['state'], ensure_ascii=False)}")
             click.echo(f"after   {json.dumps(wanted, ensure_ascii=False)}")
-            click.echo(f"Would set the state of {typename} {id}; add --yes.")
+            would(f"set the state of {typename} {id}")
         return
     after = client.set_state(typename, id, wanted, ... if expect is None else parse_json(expect, "The expected state"))
     if as_json:

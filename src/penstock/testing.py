@@ -28,20 +28,21 @@ from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.durations import parse_duration
+from penstock.engine.build import build_core, build_ingress, resolve_function
 from penstock.engine.config import Config
 from penstock.engine.effects import DeadLetter
 from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, RequestFeed, request_envelope
 from penstock.engine.journal import Journal
-from penstock.engine.migrate import check_shapes, migrate_task
+from penstock.engine.migrate import check_shapes
 from penstock.engine.operations import Drop, Redrive, encode_operation
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.sinks import EagerDriver, SinkDriver
-from penstock.engine.task import TaskCore, TaskOptions
+from penstock.engine.task import TaskCore
 from penstock.engine.unit import INVOCATIONS_MAX, LogChannels, Suspended, TaskUnit
 from penstock.errors import ConfigurationError, FunctionError, InvalidInput
 from penstock.functions.answers import decode_answer
 from penstock.functions.app import App, Egress, Ingress
-from penstock.functions.codecs import Codec, MsgspecCodec
+from penstock.functions.codecs import MsgspecCodec
 from penstock.functions.context import Outlet
 from penstock.functions.function import Function
 from penstock.functions.io import EgressSpec, FileEgress, FileIngress, GeneratorIngress, MemoryEgress, MemoryIngress
@@ -54,7 +55,6 @@ from penstock.router.egress import MemorySink
 from penstock.router.ingress import reader_for
 from penstock.router.memory import MemoryLog
 from penstock.router.requests import encode_request
-from penstock.router.routing import IngressRouter
 from penstock.state.backend import Backend
 from penstock.state.memory import MemoryBackend
 
@@ -303,21 +303,7 @@ class Harness:
         completions = Completions()
         suspended = Suspended(completions, lambda: None)
         self._suspended.append(suspended)
-        core = TaskCore(
-            app.functions.values(),
-            outlets,
-            restored.overlay,
-            TaskOptions(
-                task=part.task,
-                tasks=config.parallelism,
-                message_bytes_max=config.message_bytes_max,
-                eager=frozenset(each.name for each in app.egresses.values() if each.spec.delivery == "eager"),
-                check_state=config.check_state,
-            ),
-            suspended.start,
-        )
-        migrate_task(app, self._manifest, core, restored.overlay)
-        core.restore(restored.meta, restored.queues, restored.staged)
+        core = build_core(app, config, part.task, restored, outlets, suspended.start, manifest=self._manifest)
         snapshot = SnapshotTask(
             part.task,
             self._lineage,
@@ -356,18 +342,9 @@ class Harness:
         return feeds
 
     def _ingress_feed(self, ingress: Ingress) -> IngressFeed:
-        router = IngressRouter.compile(
-            ingress.name,
-            ingress.spec,
-            to=ingress.to,
-            key=ingress.key,
-            router=ingress.router,
-            value_codec=None if ingress.spec.type is None else codec_for(ingress.spec.type),
-            resolve=self._resolve,
-            message_bytes_max=self._config.message_bytes_max,
-        )
         reader = reader_for(self._fed.setdefault(ingress.name, MemoryIngress()))
-        return IngressFeed(self.app.name, ingress, reader, router, lambda: None)
+        bytes_max = self._config.message_bytes_max
+        return build_ingress(self.app, ingress, reader, message_bytes_max=bytes_max, wake=lambda: None)
 
     def _attach_sinks(self, unit: TaskUnit, restored: Restored) -> None:
         for name, egress in self.app.egresses.items():
@@ -599,15 +576,7 @@ class Harness:
     # Details.
 
     def _function(self, function: Function[Any, Any] | str) -> Function[Any, Any]:
-        return self.app.functions[self._resolve(function)[0]]
-
-    def _resolve(self, target: Any) -> tuple[str, Codec[Any]]:
-        name = target if isinstance(target, str) else getattr(target, "typename", str(target))
-        function = self.app.functions.get(name)
-        if function is None:
-            known = _names(self.app.functions)
-            raise ConfigurationError("PEN0105", f"{name} is no function of {self.app.name}. Known: {known}.")
-        return name, function.message_codec
+        return self.app.functions[resolve_function(self.app, function)[0]]
 
     def _read_state(self, function: Function[Any, Any], id: str) -> Any:
         if function.state is None and not function.storage:
@@ -624,7 +593,9 @@ class Harness:
         spec = ingress.spec
         if isinstance(spec, GeneratorIngress) and spec.format == "msgpack":
             id, message = record
-            encoded = message if isinstance(message, bytes) else self._resolve(ingress.to)[1].encode(message)
+            encoded = (
+                message if isinstance(message, bytes) else resolve_function(self.app, ingress.to)[1].encode(message)
+            )
             return id, encoded
         if isinstance(spec, FileIngress | GeneratorIngress) and spec.format in ("json", "jsonl"):
             if isinstance(record, str):

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from penstock import (
 )
 from penstock.checkpoint.retention import Retention
 from penstock.engine.config import Config
+from penstock.engine.data import DataDirectory, close_stores
 from penstock.engine.operations import Redrive
 from penstock.engine.unit import TaskUnit
 from penstock.engine.worker import Worker
@@ -308,15 +310,21 @@ def short_journal(monkeypatch: pytest.MonkeyPatch, many_bases: None) -> Retentio
     return Retention(all_ms=0, spaced_ms=0)
 
 
-def test_a_lineage_does_not_grow_with_every_start(tmp_path: Path, short_journal: Retention) -> None:
-    ancestors = []
-    for start in range(1, 7):
-        worker = run(adding(start * 2_000), tmp_path, retention=short_journal)
-        assert worker.last_checkpoint is not None
-        ancestors.append(len(worker.last_checkpoint.lineage.ancestors))
+def test_a_lineage_names_only_attempts_that_something_is_left_of(tmp_path: Path) -> None:
+    for start in range(1, 5):
+        run(adding(start * 100), tmp_path)
+    config = Config(directory=tmp_path, port=None)
+    data = DataDirectory(config, command="test", started=datetime(2026, 3, 14, tzinfo=UTC))
+    manifest, restored = data.restore(adding(), lambda _: None)
+    assert manifest is not None
 
-    assert max(ancestors) <= 3
-    assert sums(adding(12_000), tmp_path) == expected(12_000)
+    assert data.next_attempt(manifest, 1).lineage.attempts == {1, 2, 3, 4, 5}
+    data.history.checkpoints = {manifest.checkpoint: data.history.checkpoints[manifest.checkpoint]}
+    assert data.next_attempt(manifest, 1).lineage.attempts == {4, 5}
+    assert data.next_attempt(manifest, 1, staged=frozenset({2})).lineage.attempts == {2, 4, 5}
+
+    close_stores(restored)
+    data.close()
 
 
 @pytest.mark.parametrize("damage", [lambda index: flip(index, 60), Path.unlink])

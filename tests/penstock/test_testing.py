@@ -270,7 +270,7 @@ def test_a_function_that_halts_stops_the_test() -> None:
         (
             lambda h: h.send("t/nobody", "a", 1.0),
             ConfigurationError,
-            "PEN0105 t/nobody is no function of failing. Known: t/flaky.",
+            "PEN0105 t/nobody is no function of this application. Known: t/flaky.",
         ),
         (
             lambda h: h.egress("t/nowhere"),
