@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from penstock.engine.client import Client
     from penstock.engine.offline import Directory, StoppedApplication
     from penstock.engine.settings import Settings
+    from penstock.functions.app import App
 
 
 class Where:
@@ -153,21 +154,30 @@ def _silence_kafka_client() -> None:
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
+class Named(NamedTuple):
+    """Which application in a Kafka cluster is meant."""
+
+    name: str | None
+    app: App | None
+    """Itself, when it was said by --app."""
+
+
 def name_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb --name and --app, as one argument `name`: of an application in a Kafka cluster, or None."""
+    """Give a verb --name and --app, as one argument `named`."""
 
     @click.option("--name", metavar="APP", help="The name of the application, which its topics begin with.")
-    @click.option("--app", metavar="MODULE:APP", help="The application, or its file, instead of its name.")
+    @click.option("--app", "target", metavar="MODULE:APP", help="The application, or its file: it has a name.")
     @functools.wraps(function)
-    def with_name(name: str | None, app: str | None, **arguments: Any) -> Any:
+    def with_name(name: str | None, target: str | None, **arguments: Any) -> Any:
         from penstock.engine.loading import load_app
         from penstock.functions.app import App
 
+        app = load_app(target, Path.cwd()).app if target is not None else None
         if name is not None:
             name = App(name).name  # Which refuses what can't be a name.
         elif app is not None:
-            name = load_app(app, Path.cwd()).app.name
-        return function(name=name, **arguments)
+            name = app.name
+        return function(named=Named(name, app), **arguments)
 
     return with_name
 

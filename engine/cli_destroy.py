@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from penstock.engine.cli_common import (
+    Named,
     kafka_options,
     name_options,
     note,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @name_options
 @yes_option
 @output_options
-def destroy(kafka: KafkaOptions, name: str | None, yes: bool, as_json: bool) -> None:
+def destroy(kafka: KafkaOptions, named: Named, yes: bool, as_json: bool) -> None:
     """Remove the topics of an application from a Kafka cluster.
 
     State, waiting messages and checkpoints go with them, and can't be had back. Topics that it reads or writes for
@@ -37,13 +38,13 @@ def destroy(kafka: KafkaOptions, name: str | None, yes: bool, as_json: bool) -> 
     from penstock.router.kafka_topics import destroy as remove
     from penstock.router.kafka_topics import inventory, refuse_alive
 
-    if name is None:
+    if named.name is None:
         raise click.UsageError("Say which application: --name APP, or --app MODULE:APP.")
     now_ms = int(time.time() * 1000)
     if yes:
-        found = asyncio.run(remove(kafka, name, now_ms))
+        found = asyncio.run(remove(kafka, named.name, now_ms))
     else:
-        found = asyncio.run(inventory(kafka, name))
+        found = asyncio.run(inventory(kafka, named.name))
         refuse_alive(found, now_ms)
     if as_json:
         print_json({**found._asdict(), "holdings": [each._asdict() for each in found.holdings], "done": yes})

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.engine.cli_common import kafka_options, name_options, output_options, print_json
+from penstock.engine.cli_common import Named, kafka_options, name_options, output_options, print_json
 
 if TYPE_CHECKING:
+    from penstock.functions.app import App
     from penstock.router.kafka_doctor import Finding
     from penstock.router.kafka_options import KafkaOptions
 
@@ -25,15 +26,15 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 @name_options
 @click.option("--parallelism", type=click.IntRange(1, 128), help="Its number of tasks, if not as in the settings.")
 @click.option("--replicas", type=click.IntRange(1, 9), help="Of its topics; 3, or as many as there are brokers.")
-@click.option("--reads", multiple=True, metavar="TOPIC", help="A topic it reads. Can be given several times.")
-@click.option("--writes", multiple=True, metavar="TOPIC", help="A topic it writes. Can be given several times.")
+@click.option("--reads", multiple=True, metavar="TOPIC", help="A topic it reads, beside those that --app says.")
+@click.option("--writes", multiple=True, metavar="TOPIC", help="A topic it writes. Can be given again.")
 @click.option("--acls", metavar="PRINCIPAL", help="Only print the commands that grant what User:NAME needs.")
 @output_options
 @click.pass_context
 def doctor(
     ctx: click.Context,
     kafka: KafkaOptions,
-    name: str | None,
+    named: Named,
     parallelism: int | None,
     replicas: int | None,
     reads: Sequence[str],
@@ -49,12 +50,14 @@ def doctor(
     from penstock.engine.settings import load_settings
     from penstock.router.kafka_doctor import NAMELESS, Plan, examine
 
+    if named.app is not None:
+        reads = sorted({*reads, *topics_read(named.app)})
     if acls is not None:
-        _print_acls(kafka, name or NAMELESS, reads, writes, acls, as_json=as_json)
+        _print_acls(kafka, named.name or NAMELESS, reads, writes, acls, as_json=as_json)
         return
     settings = load_settings(Path.cwd(), os.environ, {} if parallelism is None else {"parallelism": parallelism})
     plan = Plan(
-        app=name,
+        app=named.name,
         parallelism=settings["parallelism"],
         replicas=replicas,
         message_bytes_max=settings["message_bytes_max"],
@@ -73,6 +76,14 @@ def doctor(
         _print(findings)
     if any(finding.result == "fail" for finding in findings):
         ctx.exit(1)
+
+
+def topics_read(app: App) -> set[str]:
+    """Topics that its ingresses name, in the application's own cluster."""
+    from penstock.functions.kafka import KafkaIngress
+
+    specs = [ingress.spec for ingress in app.ingresses.values()]
+    return {topic for spec in specs if isinstance(spec, KafkaIngress) and spec.brokers is None for topic in spec.topics}
 
 
 def _print(findings: Sequence[Finding]) -> None:

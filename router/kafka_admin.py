@@ -178,16 +178,14 @@ def principal(options: KafkaOptions) -> str:
 
 
 def denied(options: KafkaOptions, operations: Sequence[str], kind: str, name: str) -> Refused:
-    """The error for a missing permission, with the line that grants it. `kind` is topic, group, transactional-id or
-    cluster."""
-    flag = "--cluster" if kind == "cluster" else f"--{kind} {name}"
-    what = "the cluster" if kind == "cluster" else f"{kind} {name}"
+    """The error for a missing permission, with the line that grants it. `kind` is topic, group or transactional-id."""
+    user = principal(options)
+    flags = " ".join(f"--operation {operation}" for operation in operations)
     return Refused(
         "PEN0742",
-        f"{principal(options)} may not {' and '.join(operations)} {what}. Grant it: kafka-acls.sh --bootstrap-server "
-        f"{options.bootstrap} --add --allow-principal {principal(options)} "
-        f"{' '.join(f'--operation {operation}' for operation in operations)} {flag}. "
-        "All that is needed: penstock doctor --kafka ... --acls.",
+        f"{user} may not {' and '.join(operations)} {kind} {name}. Grant it: kafka-acls.sh --bootstrap-server "
+        f"{options.bootstrap} --add --allow-principal {user} {flags} --{kind} {name}. "
+        f"All that is needed: penstock doctor --kafka ... --acls {user}.",
     )
 
 

@@ -340,7 +340,8 @@ def test_a_user_without_permissions(guarded: Cluster) -> None:
     assert of("transactions", found)[0]["found"] == (
         "PEN0742 User:other may not Describe and Write transactional-id shop-doctor. Grant it: kafka-acls.sh "
         f"--bootstrap-server {guarded.bootstrap_sasl} --add --allow-principal User:other --operation Describe "
-        "--operation Write --transactional-id shop-doctor. All that is needed: penstock doctor --kafka ... --acls."
+        "--operation Write --transactional-id shop-doctor. All that is needed: penstock doctor --kafka ... --acls "
+        "User:other."
     )
     assert "User:other may not Describe topic orders." in of("ingress topics", found)[0]["found"]
 
@@ -404,11 +405,23 @@ def test_a_name_that_is_none() -> None:
     assert run("--kafka", "127.0.0.1:1", "--name", "Shop", exit_code=2).stderr.startswith("PEN0100 App('Shop')")
 
 
-def test_the_name_of_an_application(kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_application_says_its_name_and_what_it_reads(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "doctored.py").write_text("from penstock import App\n\napp = App('doctored')\n")
+    (tmp_path / "doctored.py").write_text(
+        "from penstock import App, Context\n"
+        "from penstock.functions.kafka import KafkaIngress\n\n"
+        "app = App('doctored')\n\n"
+        "@app.function('shop/order')\n"
+        "def order(ctx: Context[None], message: str) -> None: ...\n\n"
+        "app.ingress(KafkaIngress('orders', type=str), to=order)\n"
+        "app.ingress(KafkaIngress('elsewhere', type=str, brokers='other:9092'), to=order)\n"
+    )
 
     printed = run("--kafka", kafka, "--app", "doctored:app", "--acls", "User:app").stdout
 
     assert "--topic 'doctored.'" in printed
+    assert "--topic 'orders'" in printed
+    assert "elsewhere" not in printed

@@ -504,7 +504,7 @@ def test_missing_permissions_are_named_with_what_grants_them(guarded: Cluster) -
     assert str(refused(options, "shop")) == (
         f"PEN0742 User:app may not Describe topic shop.control. Grant it: kafka-acls.sh --bootstrap-server {bootstrap} "
         "--add --allow-principal User:app --operation Describe --topic shop.control. All that is needed: penstock "
-        "doctor --kafka ... --acls."
+        "doctor --kafka ... --acls User:app."
     )
     for granted, missing in (
         ("Describe", "Create"),
