@@ -2,7 +2,7 @@
 
     POST /send/NAMESPACE/NAME/ID    202 once the message is durable
     POST /call/NAMESPACE/NAME/ID    200 with the answer, once nothing can roll it back any more
-    GET  /livez   /readyz           for supervisors; they need no token
+    GET  /livez  /readyz  /startupz  for supervisors; they need no token
     GET  /metrics                   for Prometheus
     /admin/...                      for the command line (`penstock.engine.http_admin`)
 
@@ -28,8 +28,8 @@ from penstock.engine.config import LOOPBACK
 from penstock.engine.http_admin import admin_routes
 from penstock.engine.logs import logger
 from penstock.engine.metrics import CONTENT_TYPE, Metrics
+from penstock.engine.serving import Served
 from penstock.engine.settings import Setting
-from penstock.engine.worker import Worker
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
 from penstock.functions.codecs import BytesCodec
 from penstock.functions.function import Function
@@ -67,7 +67,7 @@ _STATUS: Final[Mapping[str, int]] = {
 _ANSWER_STATUS: Final[Mapping[str, int]] = {"PEN0210": 500}
 """Of what a call was answered with. The request was right: the table above would blame the caller for what the handler
 sends, and to whom."""
-_OPEN = frozenset({"/livez", "/readyz"})
+_OPEN = frozenset({"/livez", "/readyz", "/startupz"})
 _RETRY_AFTER_S = "1"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -78,7 +78,7 @@ class HttpServer:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Served,
         *,
         settings: Collection[Setting] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -86,6 +86,8 @@ class HttpServer:
         self._worker = worker
         config = worker.config
         self._token = config.token
+        self._started = False
+        """Whether the worker was seen ready."""
         self._metrics = Metrics(worker)
         self._bucket = TokenBucket(config.requests_per_s_max, clock) if config.requests_per_s_max else None
         self._application = web.Application(client_max_size=config.body_bytes_max, middlewares=[self._guard])
@@ -95,6 +97,7 @@ class HttpServer:
                 web.post("/call/{address:.*}", self._call),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
+                web.get("/startupz", self._startupz),
                 web.get("/metrics", self._show_metrics),
                 *admin_routes(worker, settings),
             ]
@@ -268,6 +271,13 @@ class HttpServer:
         reason = why_not_ready(self._worker, time.time() * 1000)
         return json_response({"ready": not reason, "reason": reason}, status=503 if reason else 200)
 
+    async def _startupz(self, request: web.Request) -> web.Response:
+        """Whether it has been ready once. Until then a supervisor must give it time, however much it restores."""
+        self._started = self._started or self._worker.ready
+        restoring = {str(task): percent for task, percent in self._worker.restoring.items()}
+        answer = {"started": self._started, "restoring": restoring}
+        return json_response(answer, status=200 if self._started else 503)
+
     async def _show_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -365,15 +375,15 @@ def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def why_not_ready(worker: Worker, now_ms: float) -> str:
+def why_not_ready(worker: Served, now_ms: float) -> str:
     """Why the application should get no traffic now; empty when it should."""
     if worker.stopping:
         return "stopping"
+    if worker.problem:
+        return worker.problem
     if not worker.ready:
         return "starting"
-    if worker.data.storage_error:
-        return worker.data.storage_error
-    since_ms = worker.coordinator.trying_since_ms
+    since_ms = worker.checkpoint_statistics().trying_since_ms
     if since_ms is not None and now_ms - since_ms > CHECKPOINT_OVERDUE_MS:
         return f"no checkpoint has completed for {format_duration(int(now_ms - since_ms))}"
     return ""

@@ -3,44 +3,50 @@
     GET  status, functions, config
     GET  state?function=&prefix=&limit=        state/value?function=&id=        PUT state/value
     GET  dead?function=&code=&limit=           dead/NUMBER       POST dead/redrive, dead/drop {"numbers": [...]}
+    GET  dead/counts
     GET  checkpoints                           checkpoints/NUMBER               POST checkpoints
 
-Reading happens between two turns, so an answer is consistent. Changes are operations: logged, ordered and exactly once,
-like any message from outside (PROTOCOL 3).
+Any worker answers for every task. Reading happens between two turns of a task, so what is said of one is consistent.
+Changes are operations: logged, ordered and exactly once, like any message from outside (PROTOCOL 3).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 import penstock
-from penstock.engine.operations import Drop, Redrive, SetState
+from penstock.engine.looks import Ask, Looks, Question, id_of_task
+from penstock.engine.operations import Drop, Operation, Redrive, SetState
+from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
 from penstock.engine.sinks import SinkDriver
 from penstock.engine.views import (
-    TaskView,
-    View,
     describe_functions,
     not_retained,
     show_checkpoint,
     summarize_checkpoint,
-    summarize_letter,
     timestamp,
+    view_of_nothing,
 )
-from penstock.engine.worker import Worker
-from penstock.errors import InvalidInput
-from penstock.ids import Address, key_group
+from penstock.errors import InvalidInput, Unavailable
+from penstock.ids import Address
 
 LIMIT: Final = 100
 LIMIT_MAX: Final = 100_000
+LOOK_S: Final = 15.0
+"""Longer than it takes until the tasks of a worker that died are with another one."""
+CHANGE_S: Final = 60.0
+"""Shorter than the command line waits, so that it hears what became of it."""
 
 
 class _SetState(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,7 +60,7 @@ class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
     numbers: list[int]
 
 
-def admin_routes(worker: Worker, settings: Collection[Setting]) -> list[web.RouteDef]:
+def admin_routes(worker: Served, settings: Collection[Setting]) -> list[web.RouteDef]:
     """The routes, for the server that guards them."""
     admin = _Admin(worker, settings)
     return [
@@ -65,6 +71,7 @@ def admin_routes(worker: Worker, settings: Collection[Setting]) -> list[web.Rout
         web.get("/admin/state/value", admin.get_state),
         web.put("/admin/state/value", admin.set_state),
         web.get("/admin/dead", admin.list_dead),
+        web.get("/admin/dead/counts", admin.count_dead),
         web.get(r"/admin/dead/{number:\d+}", admin.show_dead),
         web.post("/admin/dead/redrive", admin.redrive),
         web.post("/admin/dead/drop", admin.drop),
@@ -74,11 +81,12 @@ def admin_routes(worker: Worker, settings: Collection[Setting]) -> list[web.Rout
     ]
 
 
-def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
-    """Is it healthy, and what is it doing?"""
+def status_of(worker: Served, now_ms: float) -> dict[str, Any]:
+    """Is it healthy, and what is it doing? Of several workers, each tells of its own tasks."""
     statistics_ = [unit.core.statistics() for unit in worker.units]
     last = worker.last_checkpoint
-    durations = worker.checkpoint_driver.durations_ms
+    checkpoints = worker.checkpoint_statistics()
+    durations = checkpoints.durations_ms
     return {
         "app": worker.app.name,
         "version": penstock.__version__,
@@ -86,7 +94,7 @@ def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
         "started": timestamp(worker.started_at * 1000),
         "uptime_s": round(now_ms / 1000 - worker.started_at, 3),
         "parallelism": worker.config.parallelism,
-        "problem": worker.data.storage_error,
+        "problem": worker.problem,
         "attempt": worker.recovery.attempt,
         "restored": {
             "checkpoint": worker.recovery.restored,
@@ -98,10 +106,10 @@ def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
             "last": None if last is None else last.checkpoint,
             "age_s": None if last is None else round((now_ms - worker.last_checkpoint_ms) / 1000, 3),
             "interval_s": worker.config.interval_ms / 1000,
-            "completed": worker.coordinator.completed,
-            "abandoned": worker.coordinator.abandoned,
+            "completed": checkpoints.completed,
+            "abandoned": checkpoints.abandoned,
             "duration_ms": round(statistics.median(durations), 1) if durations else None,
-            "retained": len(worker.checkpoints),
+            "retained": checkpoints.retained,
         },
         "functions": [_function_status(worker, typename) for typename in sorted(worker.app.functions)],
         "ingresses": [{"ingress": feed.name, "records": feed.records, "done": feed.done} for feed in worker.ingresses],
@@ -109,18 +117,37 @@ def status_of(worker: Worker, now_ms: float) -> dict[str, Any]:
         "queued": sum(each.queued for each in statistics_),
         "held": sum(each.pending for each in statistics_),
         "retries": sum(each.retries for each in statistics_),
-        "dead_letters": view_of(worker).count_letters(),
+        "dead_letters": sum(unit.core.view().count_letters() for unit in worker.units),
         "calls_in_flight": worker.requests.in_flight,
+        "shared": _shared_status(worker.shared),
     }
 
 
-def view_of(worker: Worker) -> View:
-    """The state of a running application."""
-    tasks = [TaskView(unit.overlay, unit.core.entries, unit.core.letters) for unit in worker.units]
-    return View(worker.app, tasks, max((unit.core.clock_ms for unit in worker.units), default=0))
+def _shared_status(shared: SharedStatistics | None) -> dict[str, Any] | None:
+    """What a worker knows of the others, and of Kafka; None where there are no others."""
+    if shared is None:
+        return None
+    return {
+        "worker": shared.worker,
+        "leader": shared.leader,
+        "leads": shared.leads,
+        "leader_silent_s": round(shared.leader_silent_s, 3),
+        "members": [
+            {"worker": each.worker, "host": each.host, "pid": each.pid, "url": each.url, "leaving": each.leaving}
+            for each in shared.members
+        ],
+        "tasks": list(shared.tasks),
+        "still": list(shared.still),
+        "paused": shared.paused,
+        "lag": dict(shared.lag),
+        "unflushed_bytes": shared.unflushed_bytes,
+        "rollbacks": shared.rollbacks,
+        "adopted": shared.adopted,
+        "given": shared.given,
+    }
 
 
-def _function_status(worker: Worker, typename: str) -> dict[str, Any]:
+def _function_status(worker: Served, typename: str) -> dict[str, Any]:
     return {
         "function": typename,
         "messages": sum(unit.core.messages.get(typename, 0) for unit in worker.units),
@@ -129,7 +156,7 @@ def _function_status(worker: Worker, typename: str) -> dict[str, Any]:
     }
 
 
-def _egress_status(worker: Worker, name: str) -> dict[str, Any]:
+def _egress_status(worker: Served, name: str) -> dict[str, Any]:
     staged = committed = 0
     problem = ""
     for unit in worker.units:
@@ -148,9 +175,12 @@ def _egress_status(worker: Worker, name: str) -> dict[str, Any]:
 class _Admin:
     """The handlers."""
 
-    def __init__(self, worker: Worker, settings: Collection[Setting]) -> None:
+    def __init__(self, worker: Served, settings: Collection[Setting]) -> None:
         self._worker = worker
         self._settings = settings
+        self._looks = Looks(worker.config.parallelism, partial(_in_time, worker.look))
+        self._checks = view_of_nothing(worker.app)
+        """Refuses at once what no task could take."""
 
     async def status(self, request: web.Request) -> web.Response:
         return _json(status_of(self._worker, time.time() * 1000))
@@ -165,40 +195,39 @@ class _Admin:
 
     async def list_state(self, request: web.Request) -> web.Response:
         typename = _parameter(request, "function")
-        ids = view_of(self._worker).ids(typename, prefix=request.query.get("prefix", ""), limit=_limit(request))
+        self._checks.check_function(typename)
+        ids = await self._looks.ids(typename, prefix=request.query.get("prefix", ""), limit=_limit(request))
         return _json({"function": typename, "ids": ids})
 
     async def get_state(self, request: web.Request) -> web.Response:
         address = Address(_parameter(request, "function"), request.query.get("id", ""))
-        return _json(view_of(self._worker).state(address))
+        self._checks.check_address(address)
+        return _json(await self._looks.state(address))
 
     async def set_state(self, request: web.Request) -> web.Response:
         wanted = _decoded(await request.read(), _SetState)
         address = Address(wanted.function, wanted.id)
-        view = view_of(self._worker)
-        value = view.encode_state(address, bytes(wanted.value))
+        self._checks.encode_state(address, bytes(wanted.value))
         expected = None
         if wanted.expect is not msgspec.UNSET:
-            expected = view.raw_state(address)
-            if not view.holds(address, bytes(wanted.expect)):
-                raise InvalidInput(
-                    "PEN0303",
-                    f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
-                )
-        await self._worker.requests.operate(address, SetState(value, expected))
-        return _json(view_of(self._worker).state(address))
+            expected = bytes(wanted.expect)
+            self._checks.encode_state(address, expected)
+        await self._operate(address, SetState(bytes(wanted.value), expected))
+        return _json(await self._looks.state(address))
 
     # Dead letters.
 
     async def list_dead(self, request: web.Request) -> web.Response:
-        letters = view_of(self._worker).letters(
+        letters = await self._looks.letters(
             typename=request.query.get("function"), code=request.query.get("code"), limit=_limit(request)
         )
-        return _json([summarize_letter(letter) for letter in letters])
+        return _json(letters)
+
+    async def count_dead(self, request: web.Request) -> web.Response:
+        return _json(await self._looks.letter_counts())
 
     async def show_dead(self, request: web.Request) -> web.Response:
-        view = view_of(self._worker)
-        return _json(view.show_letter(view.letter(int(request.match_info["number"]))))
+        return _json(await self._looks.letter(int(request.match_info["number"])))
 
     async def redrive(self, request: web.Request) -> web.Response:
         return _json({"redriven": await self._operate_letters(request, Redrive)})
@@ -214,28 +243,48 @@ class _Admin:
             by_task[number % tasks].append(number)
         done = 0
         for task, numbers in by_task.items():
-            done += await self._worker.requests.operate(Address("", id_of_task(task, tasks)), operation(numbers))
+            done += await self._operate(Address("", id_of_task(task, tasks)), operation(numbers))
         return done
+
+    async def _operate(self, address: Address, operation: Operation) -> Any:
+        try:
+            async with asyncio.timeout(CHANGE_S):
+                return await self._worker.requests.operate(address, operation)
+        except TimeoutError:
+            raise Unavailable(
+                "PEN0614",
+                f"The change was accepted, and is not known to be done after {CHANGE_S:g} s. It will be done in its "
+                "turn: look again later, and at penstock status.",
+            ) from None
 
     # Checkpoints.
 
     async def list_checkpoints(self, request: web.Request) -> web.Response:
-        return _json([summarize_checkpoint(retained) for retained in self._worker.checkpoints])
+        return _json([summarize_checkpoint(retained) for retained in await self._worker.checkpoints()])
 
     async def show_checkpoint(self, request: web.Request) -> web.Response:
         number = int(request.match_info["number"])
-        for retained in self._worker.checkpoints:
+        checkpoints = await self._worker.checkpoints()
+        for retained in checkpoints:
             if retained.checkpoint == number:
-                return _json(show_checkpoint(retained, self._worker.data.journal.manifest(retained)))
-        raise not_retained(number, [retained.checkpoint for retained in self._worker.checkpoints])
+                return _json(show_checkpoint(retained, await self._worker.manifest(retained)))
+        raise not_retained(number, [retained.checkpoint for retained in checkpoints])
 
     async def take_checkpoint(self, request: web.Request) -> web.Response:
-        return _json({"checkpoint": await self._worker.checkpoint_driver.wait_checkpoint("request")})
+        return _json({"checkpoint": await self._worker.take_checkpoint("request")})
 
 
-def id_of_task(task: int, tasks: int) -> str:
-    """Some id that the task owns: how an operation is addressed to a task and not to an instance."""
-    return next(id for number in range(1 << 16) if key_group(id := f"task-{number}") % tasks == task)
+async def _in_time(ask: Ask, task: int, question: Question) -> Any:
+    """Let nobody wait for ever who only wants to see something."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await ask(task, question)
+    except TimeoutError:
+        raise Unavailable(
+            "PEN0613",
+            f"Task {task} has not answered within {LOOK_S:g} s. No worker has it at present, or its worker is under "
+            "pressure: see penstock status, and ask again.",
+        ) from None
 
 
 def _json(value: object) -> web.Response:

@@ -19,8 +19,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import penstock
+from penstock.engine.serving import Served
 from penstock.engine.sinks import SinkDriver
-from penstock.engine.worker import Worker
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -28,7 +28,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 class Metrics(Collector):
     """The metrics of one worker."""
 
-    def __init__(self, worker: Worker, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, worker: Served, *, clock: Callable[[], float] = time.time) -> None:
         self._worker = worker
         self._clock = clock
         self._registry = CollectorRegistry()
@@ -95,16 +95,16 @@ class Metrics(Collector):
         yield from (read, written)
 
     def _checkpoints(self) -> Iterator[Metric]:
-        worker = self._worker
+        worker, checkpoints = self._worker, self._worker.checkpoint_statistics()
         outcomes = CounterMetricFamily("penstock_checkpoints_total", "Checkpoints tried.", labels=["outcome"])
-        outcomes.add_metric(["complete"], worker.coordinator.completed)
-        outcomes.add_metric(["abandoned"], worker.coordinator.abandoned)
+        outcomes.add_metric(["complete"], checkpoints.completed)
+        outcomes.add_metric(["abandoned"], checkpoints.abandoned)
         yield outcomes
         yield SummaryMetricFamily(
             "penstock_checkpoint_duration_seconds",
             "From the freeze of the tasks until the checkpoint is durable.",
-            count_value=worker.coordinator.completed,
-            sum_value=worker.checkpoint_driver.duration_ms_sum / 1000,
+            count_value=checkpoints.measured,
+            sum_value=checkpoints.duration_ms_sum / 1000,
         )
         if worker.last_checkpoint is not None:
             yield GaugeMetricFamily(

@@ -18,18 +18,16 @@ from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.store import DirectoryStore
 from penstock.engine.data import close_stores, open_base, restore_newest, restore_parts
-from penstock.engine.entry import Entry
 from penstock.engine.journal import Journal
-from penstock.engine.letters import DeadLetters
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.views import (
-    TaskView,
     View,
     describe_functions,
     not_retained,
     show_checkpoint,
     summarize_checkpoint,
     summarize_letter,
+    task_view,
 )
 from penstock.errors import CorruptSnapshot, InvalidInput
 from penstock.functions.app import App
@@ -42,8 +40,6 @@ from penstock.state.rocksdb import RocksMemory
 
 MEMORY_BYTES: Final = 64 << 20
 CACHE_BYTES: Final = 16 << 20
-MESSAGE_BYTES_MAX: Final = 1 << 30
-"""Nothing is sent while reading, so nothing needs a bound."""
 
 
 class Directory:
@@ -162,9 +158,9 @@ def open_stopped(
     candidates = list(directory.history.candidates()) if checkpoint is None else [directory.retained(checkpoint)]
     with _scratch(directory.path) as scratch:
         restored, number = _restore_first(directory, candidates, scratch, note)
-        tasks = [_task_view(app, each, task, len(restored)) for task, each in enumerate(restored)]
+        tasks = [task_view(app, each.overlay, task=task, tasks=len(restored)) for task, each in enumerate(restored)]
         try:
-            yield StoppedApplication(app, View(app, tasks, max(each.meta.clock_ms for each in restored)), number)
+            yield StoppedApplication(app, View(tasks, max(each.meta.clock_ms for each in restored)), number)
         finally:
             close_stores(restored)
 
@@ -201,13 +197,6 @@ def _restore(directory: Directory, manifest: Manifest, scratch: Path) -> list[Re
 
 def _no_bar(done: int, total: int) -> None:
     """A look at a state is over before a bar would be seen."""
-
-
-def _task_view(app: App, restored: Restored, task: int, tasks: int) -> TaskView:
-    entries = {
-        name: Entry(function, restored.overlay, bytes_max=MESSAGE_BYTES_MAX) for name, function in app.functions.items()
-    }
-    return TaskView(restored.overlay, entries, DeadLetters(restored.overlay, task=task, tasks=tasks))
 
 
 @contextmanager

@@ -1,23 +1,32 @@
-"""What a person asks of a task itself: to set a state, to send dead letters again, to drop them.
+"""What a person asks of a task itself: to show or set a state, to send dead letters again, to drop them.
 
 An operation travels through the requests log like any message from outside (PROTOCOL 3), so it has its place in the
-order of things, is replayed with them, and happens exactly once.
+order of things, is replayed with them, and happens exactly once. What it answers is JSON.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from penstock.engine.looks import Question
 from penstock.errors import ProtocolError
 from penstock.records import EgressRow
 
 
 class SetState(msgspec.Struct, frozen=True, array_like=True):
-    """Replace the state of the address. `value` is what to store; with `expected`, only if that is stored now."""
+    """Replace the state of the address. `value` is JSON, `null` for none; with `expected`, JSON too, only if the state
+    is that now."""
 
     __match_args__ = ("value", "expected")
     value: bytes
     expected: bytes | None = None
+
+
+class Look(msgspec.Struct, frozen=True, array_like=True):
+    """Say what the task knows. It changes nothing."""
+
+    __match_args__ = ("question",)
+    question: Question
 
 
 class Redrive(msgspec.Struct, frozen=True, array_like=True):
@@ -42,10 +51,11 @@ class BuryRows(msgspec.Struct, frozen=True, array_like=True):
     rows: list[tuple[EgressRow, str]]
 
 
-Operation = SetState | Redrive | Drop | BuryRows
+Operation = SetState | Look | Redrive | Drop | BuryRows
 
-_KINDS: dict[str, type[SetState] | type[Redrive] | type[Drop] | type[BuryRows]] = {
+_KINDS: dict[str, type[SetState] | type[Look] | type[Redrive] | type[Drop] | type[BuryRows]] = {
     "state.set": SetState,
+    "look": Look,
     "dead.redrive": Redrive,
     "dead.drop": Drop,
     "egress.bury": BuryRows,

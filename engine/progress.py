@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from penstock.engine.feeds import IngressFeed
 from penstock.engine.logs import logger
-from penstock.engine.worker import Worker
+from penstock.engine.serving import Served
 from penstock.router.ingress import Progress
 
 REFRESH_S = 0.2
@@ -24,7 +24,7 @@ LINE_S = 30.0
 Sleep = Callable[[float], Awaitable[None]]
 
 
-async def show_progress(worker: Worker, *, sleep: Sleep = asyncio.sleep) -> None:
+async def show_progress(worker: Served, *, sleep: Sleep = asyncio.sleep) -> None:
     """Show it until all is read or the worker stops. To be run beside the worker: `run(app, watch=show_progress)`."""
     while not worker.ready:
         await sleep(REFRESH_S)
@@ -36,15 +36,15 @@ async def show_progress(worker: Worker, *, sleep: Sleep = asyncio.sleep) -> None
         await _log_lines(worker, sleep)
 
 
-def _measured(worker: Worker) -> list[tuple[IngressFeed, Progress]]:
+def _measured(worker: Served) -> list[tuple[IngressFeed, Progress]]:
     return [(feed, progress) for feed in worker.ingresses if (progress := feed.progress()) is not None]
 
 
-def _reading(worker: Worker) -> bool:
+def _reading(worker: Served) -> bool:
     return not worker.stopping and any(not feed.done for feed, _ in _measured(worker))
 
 
-async def _show_bars(worker: Worker, sleep: Sleep) -> None:
+async def _show_bars(worker: Served, sleep: Sleep) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -75,7 +75,7 @@ async def _show_bars(worker: Worker, sleep: Sleep) -> None:
             await sleep(REFRESH_S)
 
 
-async def _log_lines(worker: Worker, sleep: Sleep) -> None:
+async def _log_lines(worker: Served, sleep: Sleep) -> None:
     while _reading(worker):
         await sleep(LINE_S)
         for feed, progress in _measured(worker):

@@ -38,8 +38,10 @@ from penstock.engine.effects import (
 )
 from penstock.engine.entry import EMPTY_STATE, Entry, Opened
 from penstock.engine.letters import DeadLetters, describe
-from penstock.engine.operations import BuryRows, Drop, Operation, Redrive, SetState, decode_operation
+from penstock.engine.looks import answer
+from penstock.engine.operations import BuryRows, Drop, Look, Operation, Redrive, SetState, decode_operation
 from penstock.engine.pending import Pending
+from penstock.engine.views import TaskView, View
 from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
 from penstock.functions.answers import encode_answer
 from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied
@@ -580,16 +582,18 @@ class TaskCore:
         """Carry out what a person asked of the task itself. It is part of the batch like any message."""
         operation = decode_operation(meta.operation, envelope.payload)
         try:
-            answer = self._perform(Address(envelope.typename, envelope.id), operation)
+            answered = self._perform(Address(envelope.typename, envelope.id), operation)
         except InvalidInput as error:
             self._batch_replies.append(Reply(meta.request_id, b"", str(error)))
         else:
-            self._batch_replies.append(Reply(meta.request_id, _encode(answer)))
+            self._batch_replies.append(Reply(meta.request_id, msgspec.json.encode(answered)))
 
     def _perform(self, address: Address, operation: Operation) -> Any:
         match operation:
             case SetState(value, expected):
                 return self._set_state(address, value, expected)
+            case Look(question):
+                return answer(question, self.view(), bytes_max=self._options.message_bytes_max // 2)
             case Redrive(numbers):
                 return self._redrive(self._existing(numbers))
             case Drop(numbers):
@@ -623,22 +627,21 @@ class TaskCore:
         return len(letters)
 
     def _set_state(self, address: Address, value: bytes, expected: bytes | None) -> bool:
-        entry = self._entries.get(address.typename)
-        if entry is None:
-            raise self._unknown(address.typename)
-        raw = entry.raw(address.id)
-        if expected is not None and raw != expected:
+        view = self.view()
+        encoded = view.encode_state(address, value)
+        if expected is not None and not view.holds(address, expected):
             raise InvalidInput(
                 "PEN0303",
                 f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
             )
+        entry = self._entries[address.typename]
         if any(running.entry is entry and running.context.id == address.id for running in self._running.values()):
             raise InvalidInput(
                 "PEN0303",
                 f"State of {address} was not set: a handler that waits holds it, and would overwrite it when it ends. "
                 "Try again then.",
             )
-        self._overlay.put_value(entry.cells, address.id, value)
+        self._overlay.put_value(entry.cells, address.id, encoded)
         return True
 
     def _expire(self, address: Address) -> None:
@@ -874,6 +877,10 @@ class TaskCore:
     @property
     def letters(self) -> DeadLetters:
         return self._letters
+
+    def view(self) -> View:
+        """What people may see of this task."""
+        return View([TaskView(self._overlay, self._entries, self._letters)], self._meta.clock_ms)
 
     def next_due_ms(self) -> int | None:
         """When the clock alone gives this task something to do; None when it never does."""

@@ -28,12 +28,15 @@ from penstock.functions.function import Function
 from penstock.functions.storage import Storage
 from penstock.functions.types import type_text
 from penstock.ids import Address, key_group
+from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import ABSENT, Overlay
 from penstock.state.values import encode_expiring
 
 ENTRIES_MAX: Final = 1_000
 """Rows of one table, or newest entries of one log, shown of an address."""
 LETTERS_COUNTED_MAX: Final = 10_000
+SENT_BYTES_MAX: Final = 1 << 30
+"""Nothing is sent while reading, so nothing needs a bound."""
 
 
 class TaskView(NamedTuple):
@@ -45,24 +48,24 @@ class TaskView(NamedTuple):
 
 
 class View:
-    """See the module. `clock_ms` decides which values have expired."""
+    """See the module: of all tasks, in their order, or of one. `clock_ms` decides which values have expired."""
 
-    def __init__(self, app: App, tasks: Sequence[TaskView], clock_ms: int) -> None:
-        self._app = app
+    def __init__(self, tasks: Sequence[TaskView], clock_ms: int) -> None:
         self._tasks = tasks
         self._clock_ms = clock_ms
 
     # State.
 
-    def ids(self, typename: str, *, prefix: str = "", limit: int = 100) -> list[str]:
-        """The first ids, in order, that have a value under the function, or rows of a table or log. Raises InvalidInput
-        for an unknown function."""
+    def ids(self, typename: str, *, prefix: str = "", after: str = "", limit: int = 100) -> list[str]:
+        """The first ids behind `after`, in order, that have a value under the function, or rows of a table or log.
+        Raises InvalidInput for an unknown function."""
         self.check_function(typename)
         found: set[str] = set()
         for task in self._tasks:
-            found.update(id for id in task.overlay.ids(typename) if id.startswith(prefix))
+            found.update(id for id in task.overlay.ids(typename) if id > after and id.startswith(prefix))
             if task.entries[typename].collections:
-                found.update(id for id in collection_ids(task.overlay, typename) if id.startswith(prefix))
+                ids = collection_ids(task.overlay, typename)
+                found.update(id for id in ids if id > after and id.startswith(prefix))
         return nsmallest(limit, found)
 
     def state(self, address: Address) -> dict[str, Any]:
@@ -80,15 +83,14 @@ class View:
         shown["exists"] = shown["exists"] or any(rows)
         return shown | collections
 
-    def raw_state(self, address: Address) -> bytes:
-        """What is stored, for comparison."""
-        return self._entry(address).raw(address.id)
-
     def holds(self, address: Address, data: bytes) -> bool:
         """Whether the state is what the JSON text `data` says; `null` stands for none."""
         entry = self._entry(address)
-        wanted = self.encode_state(address, data)
-        return bool(self._decoded(entry, entry.raw(address.id)) == self._decoded(entry, wanted))
+        wanted = self._decoded(entry, self.encode_state(address, data))
+        try:
+            return bool(self._decoded(entry, entry.raw(address.id)) == wanted)
+        except Exception:  # noqa: BLE001  # As in `state`: what can't be decoded is nothing that anybody expects.
+            return False
 
     def encode_state(self, address: Address, data: bytes) -> bytes:
         """The bytes to store for the JSON text `data`; `null` removes the state. Raises InvalidInput."""
@@ -170,14 +172,14 @@ class View:
     # Dead letters.
 
     def letters(
-        self, *, typename: str | None = None, code: str | None = None, limit: int | None = 100
+        self, *, typename: str | None = None, code: str | None = None, after: int = 0, limit: int | None = 100
     ) -> list[DeadLetter]:
-        """Dead letters by number, of one function or error code if these are given."""
+        """Dead letters by number, those above `after`, of one function or error code if these are given."""
         found = (
             letter
             for task in self._tasks
             for letter in task.letters.all()
-            if typename in (None, letter.typename) and code in (None, letter.code)
+            if letter.number > after and typename in (None, letter.typename) and code in (None, letter.code)
         )
         return sorted(found, key=_number) if limit is None else nsmallest(limit, found, key=_number)
 
@@ -214,21 +216,36 @@ class View:
             "traceback": letter.traceback,
         }
 
-    # Inside.
+    # What every question names.
 
     def check_function(self, typename: str) -> None:
-        if typename not in self._app.functions:
-            known = ", ".join(sorted(self._app.functions)) or "none"
+        functions = self._tasks[0].entries
+        if typename not in functions:
+            known = ", ".join(sorted(functions)) or "none"
             raise InvalidInput("PEN0105", f"{typename} is no function of this application. Known: {known}.")
+
+    def check_address(self, address: Address) -> None:
+        self.check_function(address.typename)
+        if not address.id:
+            raise InvalidInput("PEN0203", f"An empty id names no instance of {address.typename}. Give it some text.")
 
     def _task(self, id: str) -> TaskView:
         return self._tasks[key_group(id) % len(self._tasks)]
 
     def _entry(self, address: Address) -> Entry:
-        self.check_function(address.typename)
-        if not address.id:
-            raise InvalidInput("PEN0203", f"An empty id names no instance of {address.typename}. Give it some text.")
+        self.check_address(address)
         return self._task(address.id).entries[address.typename]
+
+
+def view_of_nothing(app: App) -> View:
+    """Of an application without any state: it knows what could be there."""
+    return View([task_view(app, Overlay(MemoryBackend()))], 0)
+
+
+def task_view(app: App, overlay: Overlay, *, task: int = 0, tasks: int = 1) -> TaskView:
+    """Of a task that only its stored rows are known of."""
+    entries = {name: Entry(function, overlay, bytes_max=SENT_BYTES_MAX) for name, function in app.functions.items()}
+    return TaskView(overlay, entries, DeadLetters(overlay, task=task, tasks=tasks))
 
 
 def describe_functions(app: App) -> list[dict[str, Any]]:

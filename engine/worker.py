@@ -16,10 +16,10 @@ import asyncio
 import gc
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import Coordinator
@@ -33,8 +33,10 @@ from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import IngressFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.logs import logger
+from penstock.engine.looks import Question, answer
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
+from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
 from penstock.errors import CorruptSnapshot, Unavailable
@@ -43,16 +45,6 @@ from penstock.records import Reply
 from penstock.state.backend import Backend
 
 SWITCH_INTERVAL_S = 0.0005
-
-
-class Recovery(NamedTuple):
-    """What the start of the worker had to do."""
-
-    attempt: int
-    restored: int
-    deltas: int
-    took_s: float
-    notes: tuple[str, ...]
 
 
 class Worker:
@@ -78,7 +70,7 @@ class Worker:
         self.ready = False
         self.stopping = False
         """Whether `stop` was called."""
-        self.recovery = Recovery(0, 0, 0, 0.0, ())
+        self.recovery = Recovery(0, 0, 0, 0.0)
         self.last_checkpoint: Manifest | None = None
         self.last_checkpoint_ms = 0.0
         self._progress = progress
@@ -337,10 +329,44 @@ class Worker:
         return self._assembly.ingresses
 
     @property
-    def checkpoints(self) -> Sequence[Retained]:
-        """The retained checkpoints, oldest first."""
-        return list(self.data.history.checkpoints.values())
-
-    @property
     def coordinator(self) -> Coordinator:
         return self.checkpoint_driver.coordinator
+
+    # As `Served`: this process has every task, so it answers everything itself.
+
+    shared: SharedStatistics | None = None
+
+    @property
+    def problem(self) -> str:
+        return self.data.storage_error if self.ready else "starting"
+
+    @property
+    def restoring(self) -> Mapping[int, int]:
+        return {}  # It is over when there is somebody to ask.
+
+    def checkpoint_statistics(self) -> CheckpointStatistics:
+        driver, coordinator = self.checkpoint_driver, self.coordinator
+        return CheckpointStatistics(
+            coordinator.completed,
+            coordinator.abandoned,
+            coordinator.trying_since_ms,
+            coordinator.completed,
+            driver.duration_ms_sum,
+            driver.durations_ms,
+            len(self.data.history.checkpoints),
+        )
+
+    async def checkpoints(self) -> Sequence[Retained]:
+        return list(self.data.history.checkpoints.values())
+
+    async def manifest(self, retained: Retained) -> Manifest:
+        return self.data.journal.manifest(retained)
+
+    async def take_checkpoint(self, reason: str) -> int:
+        return await self.checkpoint_driver.wait_checkpoint(reason)
+
+    async def look(self, task: int, question: Question) -> Any:
+        return answer(question, self.units[task].core.view())
+
+    def announce(self, url: str) -> None:
+        self.data.lock.announce(url)

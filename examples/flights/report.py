@@ -75,7 +75,8 @@ def show_figures(worker: Worker, took_s: float, console: Console) -> None:
     (feed,) = worker.ingresses
     tasks = [unit.core.statistics() for unit in worker.units]
     invocations = sum(task.invocations for task in tasks)
-    checkpoints = [each for each in worker.checkpoints if each.attempt == worker.recovery.attempt]
+    retained = worker.data.history.checkpoints.values()
+    checkpoints = [each for each in retained if each.attempt == worker.recovery.attempt]
     table = Table.grid(padding=(0, 2))
     table.add_row("records", f"{feed.records:,} in {took_s:.1f} s, {feed.records / took_s:,.0f} a second")
     table.add_row("invocations", f"{invocations:,}, {invocations / took_s:,.0f} a second")

@@ -98,7 +98,7 @@ class Bench:
         name, payload = encode_operation(operation)
         envelope = Envelope(*address, payload, 1, None, Meta(request_id="operation", operation=name))
         (reply,) = self.run(Deliveries("requests", 1, [envelope])).replies
-        return reply.error or msgspec.msgpack.decode(reply.value)
+        return reply.error or msgspec.json.decode(reply.value)
 
     def advance(self, milliseconds: int) -> Effects:
         self.clock_ms += milliseconds

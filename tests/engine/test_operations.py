@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.engine.looks import LettersOf, StateOf
 from penstock.engine.operations import (
     BuryRows,
     Drop,
+    Look,
     Operation,
     Redrive,
     SetState,
@@ -22,6 +24,8 @@ from penstock.records import EgressRow
     [
         SetState(b"x"),
         SetState(b"", b"y"),
+        Look(StateOf("t/count", "a")),
+        Look(LettersOf(None, "PEN0210", 0, 100)),
         Redrive([1, 2]),
         Drop([]),
         BuryRows("t/out", [(EgressRow(b"row", 2**64 - 1), "why")]),

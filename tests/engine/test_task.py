@@ -702,7 +702,7 @@ def test_a_state_is_set_and_compared() -> None:
     bench = Bench(counting_app())
     count = bench.app.functions["t/count"]
     address = Address("t/count", "a")
-    seven, eight = (msgspec.msgpack.encode({"total": n}) for n in (7, 8))
+    seven, eight = (msgspec.json.encode({"total": n}) for n in (7, 8))
 
     assert bench.operate(SetState(seven), address) is True
     assert bench.operate(SetState(eight, expected=eight), address) == (
@@ -711,14 +711,14 @@ def test_a_state_is_set_and_compared() -> None:
     assert bench.state(count, "a") == Plain(7)
     assert bench.operate(SetState(eight, expected=seven), address) is True
     assert bench.state(count, "a") == Plain(8)
-    assert bench.operate(SetState(b"", expected=eight), address) is True
+    assert bench.operate(SetState(b"null", expected=eight), address) is True
     assert list(bench.overlay.ids("t/count")) == []
 
 
 def test_a_state_that_a_waiting_handler_holds_cannot_be_set() -> None:
     bench = Bench(counting_app())
     slow, address = bench.app.functions["t/slow"], Address("t/slow", "a")
-    fifty = msgspec.msgpack.encode({"total": 50})
+    fifty = msgspec.json.encode({"total": 50})
     bench.send(slow, "a", Add(1))
 
     assert bench.operate(SetState(fifty), address) == (
@@ -731,7 +731,7 @@ def test_a_state_that_a_waiting_handler_holds_cannot_be_set() -> None:
 
 
 def test_the_state_of_an_unknown_function_cannot_be_set() -> None:
-    assert Bench(counting_app()).operate(SetState(b""), Address("t/nobody", "a")) == (
+    assert Bench(counting_app()).operate(SetState(b"null"), Address("t/nobody", "a")) == (
         "PEN0105 t/nobody is no function of this application. Known: t/all, t/count, t/slow."
     )
 
@@ -950,7 +950,7 @@ def test_what_is_stored_late_and_unread_is_explained_by_the_next_message(checked
     assert codes == ["PEN0201", "PEN0205"]
     assert "penstock state set t/loose a JSON --yes" in bench.letters()[0].reason
 
-    assert bench.operate(SetState(b""), Address("t/loose", "a")) is True
+    assert bench.operate(SetState(b"null"), Address("t/loose", "a")) is True
     bench.operate(Redrive([1]))
     assert bench.state(bench.app.functions["t/loose"], "a").number == 1
 

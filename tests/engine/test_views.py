@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import pytest
 
 from penstock import App, Context, Expire, Log, State, Table, Value
-from penstock.engine.http_admin import id_of_task
+from penstock.engine.looks import id_of_task
 from penstock.engine.views import builtins_of, timestamp
 from penstock.functions.types import codec_for
 from penstock.ids import key_group
