@@ -6,7 +6,7 @@ without running a handler: recovery, standby and audit need nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +23,7 @@ class Rejected(NamedTuple):
     typename: str
     id: str
     payload: bytes
+    headers: Mapping[str, str] | None = None
 
 
 class Column(NamedTuple):

@@ -533,7 +533,8 @@ class TaskCore:
         return entry.explain_state(message[0], place=f"State of {place}") or error
 
     def _reject(self, bad: Rejected) -> None:
-        envelope = Envelope(bad.typename, bad.id, bad.payload, 0, None, Meta(origin=bad.origin))
+        meta = Meta(headers=dict(bad.headers or {}), origin=bad.origin)
+        envelope = Envelope(bad.typename, bad.id, bad.payload, 0, None, meta)
         self._bury(envelope, InvalidInput(bad.code, bad.reason), attempts=0)
 
     def _bury(self, envelope: Envelope, error: BaseException, *, attempts: int) -> None:
