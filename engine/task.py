@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import compress, islice, repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -60,6 +60,9 @@ MISS_SAMPLE = 32
 """Ids of a column looked at to tell whether the cache holds most of them."""
 LOOKED_UP_MAX = 32
 """Ids looked up in the store at once: each takes 10 to 40 us, during which no handler runs."""
+
+OWN_IDS_MAX = 1 << 15
+"""Ids remembered as those of this task, so that the task of a hot id is not computed for each record."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -124,6 +127,8 @@ class TaskCore:
         for entry in self._entries.values():
             entry.bind(targets, outlets)
         self._single = options.tasks == 1
+        self._own: set[str] = set()
+        """Some of the ids that belong to this task."""
 
         # What a snapshot contains, beside the rows of the overlay.
         self._meta = TaskMeta()
@@ -201,12 +206,15 @@ class TaskCore:
     def _admit_column(self, typename: str, ids: Sequence[str], payloads: Sequence[bytes], cause: int) -> None:
         """Records for one function. Nothing waits before them in the usual case, so they need not be queued."""
         entry = self._entries[typename]
-        count = len(ids)
-        causes = range(cause, cause + count)
-        if not self._single:
+        causes: Sequence[int] = range(cause, cause + len(ids))
+        if not (self._single or self._own.issuperset(ids)) and (foreign := self._foreign(ids)):
             for id, payload, each in zip(ids, payloads, causes, strict=True):
-                self._deliver(Envelope(typename, id, payload, each, None, None))
-            return
+                if id in foreign:
+                    self._deliver(Envelope(typename, id, payload, each, None, None))
+            own = [id not in foreign for id in ids]
+            payloads, causes = list(compress(payloads, own)), list(compress(causes, own))
+            ids = list(compress(ids, own))
+        count = len(ids)
         messages = zip(ids, payloads, causes, repeat(None), repeat(None))  # `repeat` has no end.
         if entry.plain and not entry.queue:
             missing = entry.has_state and self._misses_often(entry.cells, ids)
@@ -221,6 +229,16 @@ class TaskCore:
                 done += slice
                 self._run_slices()  # What these sent, while it is in the CPU's cache.
         entry.queue.extend(messages)
+
+    def _foreign(self, ids: Sequence[str]) -> set[str]:
+        """The ids among these that other tasks own (PROTOCOL 2). The others are remembered."""
+        task, tasks = self._options.task, self._options.tasks
+        new = set(ids) - self._own
+        foreign = {id for id in new if key_group(id) % tasks != task}
+        if len(self._own) + len(new) > OWN_IDS_MAX:
+            self._own.clear()
+        self._own |= new - foreign
+        return foreign
 
     @staticmethod
     def _misses_often(cells: Cells, ids: Sequence[str]) -> bool:

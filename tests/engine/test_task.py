@@ -1032,6 +1032,25 @@ def test_a_column_with_ids_of_another_task_is_split() -> None:
     assert [message.id for frame in effects.frames for message in frame.messages] == [id_of_task(1)]
 
 
+def test_a_column_is_split_in_the_same_way_however_many_ids_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.engine.task.OWN_IDS_MAX", 3)
+    bench = Bench(counting_app(), tasks=2)
+    encode = bench.app.functions["t/count"].message_codec.encode
+    ids = [f"id{number % 7}" for number in range(40)]
+
+    for _ in range(3):
+        effects = bench.run(Column("source", 2, "t/count", ids, [encode(Add(number)) for number in range(40)], 100))
+
+    for id in set(ids):
+        numbers = [number for number in range(40) if ids[number] == id]
+        if key_group(id) % 2 == 0:
+            assert bench.state(bench.app.functions["t/count"], id) == Plain(3 * sum(numbers))
+        else:
+            sent = [message for frame in effects.frames for message in frame.messages if message.id == id]
+            assert [message.payload for message in sent] == [encode(Add(number)) for number in numbers]
+            assert [message.cause for message in sent] == [100 + number for number in numbers]
+
+
 def test_frames_are_taken_once_and_a_gap_is_noticed() -> None:
     bench = Bench(counting_app(), task=1, tasks=2)
     count, id = bench.app.functions["t/count"], id_of_task(1)
