@@ -14,31 +14,38 @@ import asyncio
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.engine.config import Config
-from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, RequestFeed
+from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, InputFeed, RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.migrate import migrate_task
 from penstock.engine.restore import Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Start, TaskCore, TaskOptions
+from penstock.engine.totals import Totals
 from penstock.engine.unit import Channels, LogChannels, Suspended, TaskUnit
 from penstock.errors import ConfigurationError, PenstockError, Unavailable
-from penstock.functions.app import App, Ingress
+from penstock.functions.app import App, Egress, Ingress
 from penstock.functions.context import Outlet
+from penstock.functions.kafka import KafkaIngress
+from penstock.functions.kafka_egress import KafkaEgress
 from penstock.functions.types import Codec, codec_for
 from penstock.ids import key_group
 from penstock.records import EgressRow, TaskMeta
-from penstock.router.egress import sink_for
+from penstock.router.egress import instance_of, sink_for
 from penstock.router.ingress import Reader, reader_for
+from penstock.router.kafka_options import KafkaOptions
 from penstock.router.log import Log
 from penstock.router.routing import IngressRouter
 from penstock.router.sink import Sink
+
+if TYPE_CHECKING:  # They need the client library, which not every installation has.
+    from penstock.engine.kafka_ports import KafkaPorts
 
 SINK_TICK_S = 1.0
 
@@ -168,7 +175,7 @@ class _Placed(NamedTuple):
 
     unit: TaskUnit
     suspended: Suspended
-    ingresses: list[IngressFeed]
+    ingresses: list[InputFeed]
 
 
 class Assembly:
@@ -183,6 +190,7 @@ class Assembly:
         wake: Callable[[], None],
         failed: Callable[[BaseException], None],
         contested: bool = False,
+        kafka: KafkaOptions | None = None,
     ) -> None:
         self._app = app
         self._config = config
@@ -195,7 +203,10 @@ class Assembly:
         self._internal: set[str] = set()
         """Egresses that the application did not declare, but the engine."""
         self._reply_egress = ""
+        self._ports = self._kafka_ports(kafka)
         self._placed: dict[int, _Placed] = {}
+        self._past = Totals()
+        """Of units that are not here any more."""
         self.units: list[TaskUnit] = []
         """In the order of their tasks."""
 
@@ -204,16 +215,47 @@ class Assembly:
     async def open_sinks(self, instance: str = "") -> None:
         """Open every sink. `instance` names the history that markers are of; left out, it is the data directory's."""
         for egress in self._app.egresses.values():
-            sink = sink_for(
-                egress.spec,
-                self._config.directory,
-                application=self._app.name,
-                egress=egress.name,
-                instance=instance,
-                contested=self._contested,
-            )
-            self._sinks[egress.name] = sink
+            self._sinks[egress.name] = sink = await self._sink(egress, instance)
             await sink.open()
+
+    async def _sink(self, egress: Egress, instance: str) -> Sink:
+        if isinstance(egress.spec, KafkaEgress):
+            assert self._ports is not None
+            history = instance or instance_of(self._config.directory)
+            return await self._ports.sink(egress.name, egress.spec, history)
+        return sink_for(
+            egress.spec,
+            self._config.directory,
+            application=self._app.name,
+            egress=egress.name,
+            instance=instance,
+            contested=self._contested,
+        )
+
+    def _kafka_ports(self, kafka: KafkaOptions | None) -> KafkaPorts | None:
+        """What the application reads and writes of Kafka; None when that is nothing."""
+        reads = any(isinstance(ingress.spec, KafkaIngress) for ingress in self._app.ingresses.values())
+        writes = any(isinstance(egress.spec, KafkaEgress) for egress in self._app.egresses.values())
+        if not reads and not writes:
+            return None
+        try:
+            from penstock.engine.kafka_ports import KafkaPorts
+        except ImportError as error:
+            raise missing_client(error) from error
+        return KafkaPorts(
+            self._app,
+            kafka,
+            tasks=self._config.parallelism,
+            message_bytes_max=self._config.message_bytes_max,
+            resolve=resolve_function,
+            wake=self._wake,
+            failed=self._failed,
+        )
+
+    async def open_inputs(self) -> None:
+        """Connect to what is read over a network. Raises Unavailable, and ConfigurationError for what is not there."""
+        if self._ports is not None:
+            await self._ports.open_inputs()
 
     def add_reply_sink(self, name: str, sink: Sink) -> None:
         """Let replies be rows, which go out through `sink`."""
@@ -279,10 +321,13 @@ class Assembly:
         """Let go of a unit: of its handlers, its rows that are under way, its inputs and its store. `final` when nobody
         else has its task, and all its rows are written."""
         placed = self._placed.pop(unit.task)
+        self._past.add(unit, placed.ingresses)
         self.units[:] = [self._placed[each].unit for each in sorted(self._placed)]
         await self._cancel(placed)
         for feed in placed.ingresses:
             await feed.close()
+        if self._ports is not None:
+            self._ports.drop(unit.task)
         for sink in self._sinks.values():
             await sink.release(unit.task, final=final)
         unit.overlay.backend.close()
@@ -302,18 +347,28 @@ class Assembly:
         core.origin_of = self._origin_of
         return core
 
+    def totals(self) -> Totals:
+        """What was done here, also by units that are gone."""
+        totals = self._past.copy()
+        for placed in self._placed.values():
+            totals.add(placed.unit, placed.ingresses)
+        return totals
+
     @property
-    def ingresses(self) -> list[IngressFeed]:
+    def ingresses(self) -> list[InputFeed]:
         return [feed for placed in self._placed.values() for feed in placed.ingresses]
 
     def _origin_of(self, cause: int) -> str:
         """Where the record that caused something stands, for people; empty when no ingress knows it."""
         return next((origin for feed in self.ingresses if (origin := feed.origin_of(cause))), "")
 
-    def _ingress_feeds(self, task: int, meta: TaskMeta) -> list[IngressFeed]:
-        feeds = []
+    def _ingress_feeds(self, task: int, meta: TaskMeta) -> list[InputFeed]:
+        feeds: list[InputFeed] = []
         for ingress in self._app.ingresses.values():
-            if key_group(ingress.name) % self._config.parallelism == task:
+            if isinstance(ingress.spec, KafkaIngress):
+                assert self._ports is not None
+                feeds.append(self._ports.feed(ingress.name, task, meta.ingress_positions))
+            elif key_group(ingress.name) % self._config.parallelism == task:
                 reader = reader_for(ingress.spec)
                 bytes_max = self._config.message_bytes_max
                 feed = build_ingress(self._app, ingress, reader, message_bytes_max=bytes_max, wake=self._wake)
@@ -377,10 +432,17 @@ class Assembly:
         for driver in placed.unit.sinks.values():
             driver.cancel()
 
+    def completed(self, positions: Mapping[str, Any]) -> None:
+        """A checkpoint with these positions of inputs is complete."""
+        if self._ports is not None:
+            self._ports.completed(positions)
+
     async def close(self, *, final: bool) -> None:
         """Close what is read from and written to; `final` when everything decided is visible."""
         for feed in self.ingresses:
             await feed.close()
+        if self._ports is not None:
+            await self._ports.close()
         failed: list[PenstockError] = []
         for sink in self._sinks.values():
             try:
@@ -393,9 +455,18 @@ class Assembly:
             raise failed[0]
 
 
+def missing_client(error: ImportError) -> ConfigurationError:
+    """What to tell somebody who uses Kafka and has not installed what it takes."""
+    return ConfigurationError(
+        "PEN0779", f"For Kafka the client library is missing ({error}). Install it: pip install 'penstock[kafka]'."
+    )
+
+
 def _outlets(app: App, bytes_max: int) -> dict[Any, Outlet]:
     """How values become rows, by egress and by its name."""
     outlets: dict[Any, Outlet] = {}
     for egress in app.egresses.values():
-        outlets[egress.name] = outlets[egress] = Outlet(egress.name, egress.spec.encode, bytes_max)
+        outlets[egress.name] = outlets[egress] = Outlet(
+            egress.name, egress.spec.encode, bytes_max, getattr(egress.spec, "complete", None)
+        )
     return outlets

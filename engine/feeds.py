@@ -41,6 +41,37 @@ class Feed(Protocol):
         ...
 
 
+class InputFeed(Feed, Protocol):
+    """What one task reads of a declared ingress."""
+
+    name: str
+
+    @property
+    def records(self) -> int:
+        """Read since the feed started."""
+        ...
+
+    @property
+    def records_total(self) -> int:
+        """Read since the beginning of the input, as far as is known."""
+        ...
+
+    @property
+    def lag(self) -> int | None:
+        """Records that are there and not read yet; None where nobody knows."""
+        ...
+
+    def progress(self) -> Progress | None:
+        """How far the input has been read, for people; None where nobody knows its end."""
+        ...
+
+    def origin_of(self, cause: int) -> str:
+        """Where the record with this cause stands, for people; empty when it is none of this ingress."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class IngressFeed:
     """One partition of a declared ingress. `wake` is called when a read that found nothing is worth repeating."""
 
@@ -81,6 +112,10 @@ class IngressFeed:
         """Where the record with this cause stands; empty when it is none of this ingress."""
         number = cause - self._cause
         return self._reader.locate(number) if 0 <= number < 1 << 48 else ""
+
+    @property
+    def lag(self) -> int | None:
+        return 0 if self.done else None
 
     def progress(self) -> Progress | None:
         """How far the input has been read, for people; None where nobody knows its end, and once it is closed."""

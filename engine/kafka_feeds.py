@@ -28,6 +28,7 @@ from penstock.functions.kafka import KafkaIngress
 from penstock.ids import cause_of
 from penstock.records import Envelope, Meta
 from penstock.router.formats import MissingSchema, learn_patiently
+from penstock.router.ingress import Progress
 from penstock.router.kafka_client import EARLIEST, LATEST, KafkaClient, Place
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
@@ -254,6 +255,14 @@ class KafkaTaskFeed:
         return sum(partition.records for partition in self.partitions)
 
     @property
+    def records_total(self) -> int:
+        return self.records
+
+    @property
+    def lag(self) -> int | None:
+        return self.behind
+
+    @property
     def lags(self) -> list[Lag]:
         return [partition.lag for partition in self.partitions]
 
@@ -261,8 +270,9 @@ class KafkaTaskFeed:
         """Where the record with this cause stands; empty when it is none of these partitions."""
         return next((origin for partition in self.partitions if (origin := partition.origin_of(cause))), "")
 
-    def progress(self) -> None:
+    def progress(self) -> Progress | None:
         """A topic has no end."""
+        return None
 
     async def close(self) -> None:
         for partition in self.partitions:

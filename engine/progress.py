@@ -11,7 +11,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from penstock.engine.feeds import IngressFeed
+from penstock.engine.feeds import InputFeed
 from penstock.engine.logs import logger
 from penstock.engine.serving import Served
 from penstock.router.ingress import Progress
@@ -36,7 +36,7 @@ async def show_progress(worker: Served, *, sleep: Sleep = asyncio.sleep) -> None
         await _log_lines(worker, sleep)
 
 
-def _measured(worker: Served) -> list[tuple[IngressFeed, Progress]]:
+def _measured(worker: Served) -> list[tuple[InputFeed, Progress]]:
     return [(feed, progress) for feed in worker.ingresses if (progress := feed.progress()) is not None]
 
 

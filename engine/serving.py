@@ -14,9 +14,10 @@ from penstock.checkpoint.control import Manifest
 from penstock.checkpoint.reports import Alive
 from penstock.checkpoint.retention import Retained
 from penstock.engine.config import Config
-from penstock.engine.feeds import IngressFeed
+from penstock.engine.feeds import InputFeed
 from penstock.engine.looks import Question
 from penstock.engine.requests import Requests
+from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.functions.app import App
 
@@ -72,8 +73,6 @@ class SharedStatistics(NamedTuple):
     """What Kafka has not acknowledged yet."""
     records_read: int
     records_written: int
-    frames_dropped: int
-    """Of attempts that are over."""
     adopted: int
     """Tasks that were taken over without a new attempt."""
     given: int
@@ -115,7 +114,11 @@ class Served(Protocol):
     def units(self) -> Sequence[TaskUnit]: ...
 
     @property
-    def ingresses(self) -> Sequence[IngressFeed]: ...
+    def ingresses(self) -> Sequence[InputFeed]: ...
+
+    def totals(self) -> Totals:
+        """What was done here, also by tasks that are elsewhere now."""
+        ...
 
     @property
     def shared(self) -> SharedStatistics | None:
@@ -132,7 +135,7 @@ class Served(Protocol):
         """Everything that is known of one of them. Raises CorruptSnapshot when it can't be read."""
         ...
 
-    async def take_checkpoint(self, reason: str) -> int:
+    async def take_checkpoint(self) -> int:
         """Take a checkpoint of everything accepted so far, and return its number once it is complete. Raises Refused
         when the worker ends first."""
         ...

@@ -30,13 +30,14 @@ from penstock.engine.checkpoints import CheckpointDriver
 from penstock.engine.clock import SteadyClock
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, Progress
-from penstock.engine.feeds import IngressFeed
+from penstock.engine.feeds import InputFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.logs import logger
 from penstock.engine.looks import Question, answer
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
+from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
 from penstock.errors import CorruptSnapshot, Unavailable
@@ -144,6 +145,7 @@ class Worker:
         self._clock.not_before(max(each.meta.clock_ms for each in restored) / 1000)
         # An attempt must not share its number with one in a marker, or the marker would cover rows it never saw.
         await self._assembly.open_sinks()
+        await self._assembly.open_inputs()
         data.history.pass_attempt(await self._assembly.highest_attempt())
         attempt = data.next_attempt(manifest, int(self._clock() * 1000), staged=staged_attempts(restored))
         retained = data.retained_attempts()
@@ -325,7 +327,7 @@ class Worker:
         return self._assembly.units
 
     @property
-    def ingresses(self) -> Sequence[IngressFeed]:
+    def ingresses(self) -> Sequence[InputFeed]:
         return self._assembly.ingresses
 
     @property
@@ -343,6 +345,9 @@ class Worker:
     @property
     def restoring(self) -> Mapping[int, int]:
         return {}  # It is over when there is somebody to ask.
+
+    def totals(self) -> Totals:
+        return self._assembly.totals()
 
     def checkpoint_statistics(self) -> CheckpointStatistics:
         driver, coordinator = self.checkpoint_driver, self.coordinator
@@ -362,8 +367,8 @@ class Worker:
     async def manifest(self, retained: Retained) -> Manifest:
         return self.data.journal.manifest(retained)
 
-    async def take_checkpoint(self, reason: str) -> int:
-        return await self.checkpoint_driver.wait_checkpoint(reason)
+    async def take_checkpoint(self) -> int:
+        return await self.checkpoint_driver.wait_checkpoint("request")
 
     async def look(self, task: int, question: Question) -> Any:
         return answer(question, self.units[task].core.view())

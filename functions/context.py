@@ -83,6 +83,8 @@ class Outlet(NamedTuple):
     name: str
     encode: Callable[[Any], bytes]
     bytes_max: int
+    complete: Callable[[Any, EgressRow], EgressRow] | None = None
+    """Adds to a row what its egress takes from the value, such as a key."""
 
 
 class Delayed(NamedTuple):
@@ -275,10 +277,13 @@ class Context(Generic[S]):
         key: str | bytes | None = None,
         topic: str | None = None,
         headers: Mapping[str, str] | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
     ) -> None:
         """Write `value` to `egress` (the object `App.egress` returned, or its typename), exactly once by default.
 
-        `key`, `topic` and `headers` are for egresses that know them; files and PostgreSQL ignore them.
+        `key`, `topic`, `headers`, `partition` and `timestamp_ms` are for egresses that know them, such as Kafka; files
+        and PostgreSQL ignore them.
         Raises InvalidInput when the egress can't encode the value or it is too large.
         """
         outlet = self._outlets.get(egress)
@@ -298,8 +303,16 @@ class Context(Generic[S]):
         for name, text in headers.items() if headers else ():
             self._check_text("name of a header", name)
             self._check_text("header", text)
+        for what, number in (("partition", partition), ("timestamp_ms", timestamp_ms)):
+            if number is not None and (type(number) is not int or not 0 <= number < 1 << 63):
+                raise InvalidInput(
+                    "PEN0206", f"{self.address} gives {number!r} as {what}. Give a whole number from 0 on."
+                )
         encoded_key = key.encode() if isinstance(key, str) else key
-        row = EgressRow(data, 0, encoded_key, topic, tuple(headers.items()) if headers else ())
+        extra = tuple(headers.items()) if headers else ()
+        row = EgressRow(data, 0, encoded_key, topic, extra, partition, timestamp_ms)
+        if outlet.complete is not None:
+            row = outlet.complete(value, row)
         self.outputs.append(Emitted(outlet.name, row))
 
     # What went wrong.

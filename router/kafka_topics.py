@@ -20,8 +20,9 @@ from uuid import uuid4
 import msgspec
 
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
-from penstock.router.kafka_admin import TOPIC_EXISTS, UNKNOWN_TOPIC, Admin, Cluster, Found, NewTopic, Topic, denied
+from penstock.router.kafka_admin import TOPIC_EXISTS, UNKNOWN_TOPIC, Admin, Cluster, NewTopic, Topic, denied
 from penstock.router.kafka_options import KafkaOptions
+from penstock.router.kafka_records import Fetched
 
 REPLICAS: Final = 3
 """Where the cluster has as many brokers: any one may be lost for good without losing a record."""
@@ -304,6 +305,24 @@ async def _create(admin: Admin, cluster: Cluster, missing: Sequence[Specificatio
     return [spec.topic for spec in missing if spec.topic not in refused]
 
 
+async def ensure_marks(options: KafkaOptions, app: str, *, parallelism: int) -> None:
+    """Create the topic of markers alone, on a cluster that the application only writes to, and verify it."""
+    async with Admin(options) as admin:
+        cluster = await admin.cluster()
+        found = await admin.topics([topic_name(app, "egress-marks")])
+        copies = replicas_of(found.values()) or default_replicas(cluster)
+        specs = [
+            spec
+            for spec in specifications(app, parallelism=parallelism, replicas=copies)
+            if spec.part == "egress-marks"
+        ]
+        await _create(admin, cluster, [spec for spec in specs if spec.topic not in found])
+        there = await settled(admin, specs)
+        settings = await admin.topic_settings(there)
+        for spec in specs:
+            verify(options, spec, there[spec.topic], settings[spec.topic])
+
+
 async def settled(admin: Admin, specs: Sequence[Specification]) -> dict[str, Topic]:
     """The topics, once every partition has a leader: a moment after their creation."""
     deadline = asyncio.get_running_loop().time() + admin.options.request_timeout_s
@@ -349,7 +368,7 @@ async def _claim(admin: Admin, ours: Owner, topics: Sequence[Topic]) -> None:
     await _check_owner(admin, ours, topics)
 
 
-def _check_first(record: Found, ours: Owner, topic: Topic) -> None:
+def _check_first(record: Fetched, ours: Owner, topic: Topic) -> None:
     if not is_incarnation(record.key):
         raise _recreated(
             f"{topic.name}: begins with a record of something else (key {_shown(record.key)}, offset {record.offset})"

@@ -12,17 +12,21 @@ the leader begins a new attempt. The one that decides is `Member`, on what the l
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import sys
 import time
-import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from penstock.checkpoint.control import Manifest
+from msgspec.structs import replace
+
+from penstock.checkpoint.control import Complete, Manifest, decode_control
 from penstock.checkpoint.leader import LeaderOptions
 from penstock.checkpoint.member import (
     Action,
@@ -38,31 +42,39 @@ from penstock.checkpoint.member import (
     Settle,
 )
 from penstock.checkpoint.reports import Alive, Fault, Prepared
+from penstock.checkpoint.retention import Retained, decide
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
 from penstock.engine.build import Assembly
 from penstock.engine.clock import SteadyClock
 from penstock.engine.cluster.candidate import Candidate
-from penstock.engine.cluster.feeds import TopicInbox
+from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
-from penstock.engine.cluster.options import ClusterOptions
+from penstock.engine.cluster.looking import read_history
+from penstock.engine.cluster.options import ClusterOptions, instance_of, new_name
 from penstock.engine.cluster.replies import REPLIES, Replies
 from penstock.engine.cluster.snapshots import Snapshots
 from penstock.engine.cluster.tasks import Placed, Tasks
-from penstock.engine.cluster.topics import Topics
+from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
+from penstock.engine.feeds import InputFeed
 from penstock.engine.logs import logger
+from penstock.engine.looks import Looks, Question, id_of_task
+from penstock.engine.operations import Look
 from penstock.engine.requests import Requests
+from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
+from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import Upkeep
 from penstock.engine.worker import SWITCH_INTERVAL_S
-from penstock.errors import Fenced, PenstockError, ProtocolError
+from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
+from penstock.ids import Address
 from penstock.router.kafka_batches import Record
-from penstock.router.kafka_reader import KafkaReader
+from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_topics import ensure
 from penstock.router.kafka_writer import KafkaWriter
 
@@ -88,25 +100,30 @@ class ClusterWorker:
         self._clock = SteadyClock(clock)
         self._progress = progress
         self.started_at = self._clock()
-        self.ready = False
         self.stopping = False
-        self.recovery = Placed(0, 0, 0, 0, 0.0)
+        self.recovery = Recovery(0, 0, 0, 0.0)
         self.last_checkpoint: Manifest | None = None
         self.last_checkpoint_ms = 0.0
-        instance = cluster.instance or f"{socket.gethostname()}{config.directory.absolute()}"
-        self.name = f"{instance}#{uuid.uuid4().hex[:8]}"
-        self._instance = instance
+        self.name = cluster.name or new_name(cluster.instance or instance_of(config.directory))
+        self._instance = self.name.rpartition("#")[0]
         self._topics = Topics.of(app.name)
         self._wake_event = asyncio.Event()
         self._fatal: BaseException | None = None
         self._worked_at = 0.0
+        self._serving = False
+        self._counters = _Counters()
+        self._restored: dict[int, int] = {}
+        """How many percent of each task that is on its way here."""
+        self._changed_ms: float | None = None
+        """Since when something here is in no complete checkpoint."""
+        self._candidate: Candidate | None = None
         self._final = False
         """Whether this worker has given back everything it had."""
         self._ended = "stopped"
         """Why, for the leader."""
         self._opened = AsyncExitStack()
         self._background = Background(self._fail)
-        self._assembly = Assembly(app, config, wake=self._wake, failed=self._fail, contested=True)
+        self._assembly = Assembly(app, config, wake=self._wake, failed=self._fail, contested=True, kafka=cluster.kafka)
 
     # The life of a worker.
 
@@ -121,7 +138,7 @@ class ClusterWorker:
             self._ended = str(error) or type(error).__name__
             raise
         finally:
-            self.ready = False
+            self._serving = False
             await self._close()
 
     async def start(self, started: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
@@ -130,8 +147,8 @@ class ClusterWorker:
         config, kafka = self.config, self.cluster.kafka
         make_directory(config.directory)
         started_at = datetime.fromtimestamp(self._clock(), UTC).astimezone()
-        lock = DirectoryLock(config.directory, command="penstock run", started=started_at)
-        self._opened.callback(lock.release)
+        self._lock = DirectoryLock(config.directory, command="penstock run", started=started_at)
+        self._opened.callback(self._lock.release)
         ensured = await ensure(
             kafka,
             self.app.name,
@@ -156,7 +173,10 @@ class ClusterWorker:
         self._opened.push_async_callback(self._background.cancel_all)
         self._opened.push_async_callback(self._assembly.cancel)
         if self.cluster.candidate:
-            self._background.spawn(self._candidate().run())
+            options = leader_options(self.app, config, self.cluster, self.name)
+            self._candidate = Candidate(self.cluster, options, self.link, self.store)
+            self._background.spawn(self._candidate.run())
+        self._serving = True
         # Under load a thread that has synced a file would wait 5 ms (the default) for each return into the interpreter.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
@@ -176,6 +196,7 @@ class ClusterWorker:
             prefix=self.replies.prefix,
         )
         await self._assembly.open_sinks(history)
+        await self._assembly.open_inputs()
         self._assembly.add_reply_sink(REPLIES, self.replies)
         alive = Alive(self.name, self._instance, socket.gethostname(), os.getpid())
         self.link = LeaderLink(
@@ -212,7 +233,7 @@ class ClusterWorker:
             damaged=self._damaged,
             forget=self.snapshots.forget,
             failed=self._fail,
-            progress=self._progress,
+            progress=self._restoring,
         )
         self._upkeep = Upkeep(
             config,
@@ -221,11 +242,6 @@ class ClusterWorker:
             self.tasks.path_of,
             rebased=_nothing,
             spawn=self._background.spawn,
-        )
-
-    def _candidate(self) -> Candidate:
-        return Candidate(
-            self.cluster, leader_options(self.app, self.config, self.cluster, self.name), self.link, self.store
         )
 
     def stop(self) -> None:
@@ -293,10 +309,7 @@ class ClusterWorker:
             return False
         worked = False
         paused, burying = self._upkeep.under_pressure, self.requests.burying
-        still = self.link.member.still
-        for unit in self.units:
-            if unit.task in still:
-                continue
+        for unit in self._at_work():
             try:
                 effects = unit.turn(now_ms, paused=paused, burying=burying)
             except ProtocolError as error:
@@ -305,6 +318,11 @@ class ClusterWorker:
             worked |= effects is not None
             self._cut_if_due(unit)
         return worked
+
+    def _at_work(self) -> list[TaskUnit]:
+        """The units that take turns, and are cut: those that neither stand still nor are given away."""
+        still, leaving = self.link.member.still, self.tasks.leaving
+        return [unit for unit in self.units if unit.task not in still and unit.task not in leaving]
 
     def _cut_if_due(self, unit: TaskUnit) -> None:
         """A frame of a newer epoch waits: all tasks here cut before it is processed (Rule F)."""
@@ -343,6 +361,7 @@ class ClusterWorker:
                     urgent = "output"
                     break
         if changed:
+            self._changed_ms = self._changed_ms or self._clock() * 1000
             self.link.changed(urgent)
 
     # What the leader decides.
@@ -351,9 +370,10 @@ class ClusterWorker:
         match action:
             case Halt():
                 logger.warning("a new attempt begins")
-                self.ready = False
+                self._counters.rollbacks += 1
                 self.tasks.halt()
             case Restore() | Adopt() | Drop():
+                self._counters.count(action)
                 self.tasks.change(action)
             case GoOn(tasks):
                 self._join_round([unit for unit in self.units if unit.task in tasks])
@@ -377,7 +397,7 @@ class ClusterWorker:
         if self.tasks.halted:
             return
         member = self.link.member
-        units = [unit for unit in self.units if unit.task not in member.still]
+        units = self._at_work()
         standing = frozenset(unit.task for unit in units if unit.task in release and unit.snapshot.wants(checkpoint))
         self.snapshots.cut(units, checkpoint, standing)
         member.released(standing, checkpoint)
@@ -386,18 +406,21 @@ class ClusterWorker:
     def _settle(self, manifest: Manifest) -> None:
         for unit in self.units:
             unit.completed(manifest)
+            self._assembly.completed(manifest.parts[unit.task].ingress_positions)
         self.last_checkpoint = manifest
         self.last_checkpoint_ms = self._clock() * 1000
+        self._changed_ms = None
+        self._counters.completed += 1
 
     def _placed(self, units: Sequence[TaskUnit], placed: Placed) -> None:
         """Tasks are here: they take part in the checkpoint under way, and take turns from now on."""
-        self.recovery = placed
+        self.recovery = Recovery(placed.attempt, placed.checkpoint, placed.deltas, placed.took_s)
+        self._restored.clear()
         self._clock.not_before(max((unit.core.clock_ms for unit in units), default=0) / 1000)
         for feed in (feed for unit in units for feed in unit.feeds):
             if isinstance(feed, TopicInbox):
                 feed.cut_due = 0
         self._join_round(units)
-        self.ready = True
         logger.info(
             "attempt %d: %d tasks continue checkpoint %d, after %d deltas, in %.2f s",
             placed.attempt,
@@ -431,9 +454,146 @@ class ClusterWorker:
         self._fatal = self._fatal or error
         self._wake()
 
+    def _restoring(self, progress: Progress) -> None:
+        self._restored[progress.task] = 100 * progress.done // max(1, progress.total)
+        self._progress(progress)
+
+    # As `Served`: what concerns a task is asked by way of the log, wherever the task is.
+
     @property
     def units(self) -> Sequence[TaskUnit]:
         return self._assembly.units
+
+    @property
+    def ingresses(self) -> Sequence[InputFeed]:
+        return self._assembly.ingresses
+
+    @property
+    def ready(self) -> bool:
+        """A worker that has no tasks is ready: it takes requests for all of them, and tasks when others go."""
+        if not self._serving or self.tasks.halted:
+            return False
+        member = self.link.member
+        return bool(member.number) and (not member.tasks or self.recovery.attempt == member.number)
+
+    @property
+    def problem(self) -> str:
+        if not self._serving:
+            return "starting"
+        silent_s = self._silent_s()
+        if silent_s * 1000 > self.cluster.session_ms:
+            return "nobody leads" if math.isinf(silent_s) else f"nobody has led for {silent_s:.0f}s"
+        if not self.link.member.number:
+            return "waits for the leader to take it in"
+        if not self.ready:
+            return f"restores tasks of attempt {self.link.member.number}"
+        return self._writer.unavailable or self._reader.unavailable
+
+    @property
+    def restoring(self) -> Mapping[int, int]:
+        if not self._serving:
+            return {}
+        missing = self.link.member.tasks - {unit.task for unit in self.units if not self.tasks.halted}
+        return {task: self._restored.get(task, 0) for task in sorted(missing)}
+
+    def totals(self) -> Totals:
+        return self._assembly.totals()
+
+    def checkpoint_statistics(self) -> CheckpointStatistics:
+        taken, counters = self.snapshots, self._counters
+        return CheckpointStatistics(
+            counters.completed,
+            taken.given_up,
+            self._changed_ms,
+            taken.taken,
+            taken.duration_ms_sum,
+            taken.durations_ms,
+            None,
+        )
+
+    @property
+    def shared(self) -> SharedStatistics:
+        member, counters = self.link.member, self._counters
+        lag: Counter[str] = Counter(inbox=0, requests=0)
+        for feed in (feed for unit in self.units for feed in unit.feeds):
+            if isinstance(feed, TopicInbox | TopicRequests):
+                lag[feed.name] += feed.behind
+        return SharedStatistics(
+            worker=self.name,
+            attempt=member.number,
+            leader=self.link.leader,
+            leads=self._candidate is not None and self._candidate.service is not None,
+            leader_silent_s=min(self._silent_s(), time.monotonic()),
+            members=self.link.workers,
+            tasks=sorted(member.tasks),
+            still=sorted(member.still),
+            paused=self._upkeep.under_pressure,
+            lag=lag,
+            unflushed=self._writer.unflushed,
+            unflushed_bytes=self._writer.unflushed_bytes,
+            records_read=self._reader.taken,
+            records_written=self._writer.written,
+            adopted=counters.adopted,
+            given=counters.given,
+            rollbacks=counters.rollbacks,
+            decisions=self._candidate.written if self._candidate is not None else 0,
+        )
+
+    def _silent_s(self) -> float:
+        return asyncio.get_running_loop().time() - self.link.leader_heard_s
+
+    async def checkpoints(self) -> Sequence[Retained]:
+        """As the log of decisions has it, less what the leader no longer retains."""
+        history = await read_history(self.cluster.kafka, self.app.name)
+        needed = frozenset({history.attempt.restored}) if history.attempt is not None else frozenset()
+        return decide(
+            list(history.checkpoints.values()), self.config.retention, int(self._clock() * 1000), needed=needed
+        ).kept
+
+    async def manifest(self, retained: Retained) -> Manifest:
+        place = (self._topics.control, DECISIONS)
+        for record in await read_range(self.cluster.kafka, *place, retained.offset, retained.offset + 1):
+            decision = decode_control(record.value or b"")
+            if isinstance(decision, Complete) and decision.manifest.checkpoint == retained.checkpoint:
+                return decision.manifest
+        raise CorruptSnapshot(
+            "PEN0404",
+            f"Offset {retained.offset} of {self._topics.control} should hold the manifest of checkpoint "
+            f"{retained.checkpoint} and does not. An older checkpoint is used.",
+        )
+
+    async def take_checkpoint(self) -> int:
+        """Every task answers something, which it can't before a checkpoint holds all that was asked of it before."""
+        await Looks(self.config.parallelism, self.look).settle()
+        newest = next((await read_history(self.cluster.kafka, self.app.name)).candidates(), None)
+        assert newest is not None, "an answer was given before a checkpoint was complete"
+        return newest.checkpoint
+
+    async def look(self, task: int, question: Question) -> Any:
+        return await self.requests.operate(Address("", id_of_task(task, self.config.parallelism)), Look(question))
+
+    def announce(self, url: str) -> None:
+        self._lock.announce(url)
+        self.link.alive = replace(self.link.alive, url=url)
+
+
+@dataclass
+class _Counters:
+    """Since the start of the worker."""
+
+    completed: int = 0
+    adopted: int = 0
+    given: int = 0
+    rollbacks: int = 0
+
+    def count(self, change: Restore | Adopt | Drop) -> None:
+        match change:
+            case Adopt(_, tasks, _):
+                self.adopted += len(tasks)
+            case Drop(tasks, _):
+                self.given += len(tasks)
+            case Restore():
+                pass  # A new attempt is counted when it halts the one before.
 
 
 async def _nothing() -> None:

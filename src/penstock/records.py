@@ -45,6 +45,9 @@ class EgressRow(NamedTuple):
     key: bytes | None = None
     topic: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    partition: int | None = None
+    timestamp_ms: int | None = None
+    """When it happened; None means when it is written. This and the partition are for egresses that know them."""
 
 
 class StagedRow(NamedTuple):

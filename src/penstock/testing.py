@@ -290,7 +290,12 @@ class Harness:
         self._units: list[TaskUnit] = []
         outlets: dict[Any, Outlet] = {}
         for egress in app.egresses.values():
-            outlet = Outlet(egress.name, self._remember(egress), config.message_bytes_max)
+            outlet = Outlet(
+                egress.name,
+                self._remember(egress),
+                config.message_bytes_max,
+                getattr(egress.spec, "complete", None),
+            )
             outlets[egress.name] = outlets[egress] = outlet
         for part in parts:
             self._units.append(self._build_unit(part, outlets))
