@@ -30,6 +30,7 @@ from penstock.engine.operations import Drop, Operation, Redrive, SetState
 from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
 from penstock.engine.sinks import SinkDriver
+from penstock.engine.totals import Totals
 from penstock.engine.views import (
     describe_functions,
     not_retained,
@@ -86,7 +87,7 @@ def status_of(worker: Served, now_ms: float) -> dict[str, Any]:
     statistics_ = [unit.core.statistics() for unit in worker.units]
     last = worker.last_checkpoint
     checkpoints = worker.checkpoint_statistics()
-    durations = checkpoints.durations_ms
+    durations, totals = checkpoints.durations_ms, worker.totals()
     return {
         "app": worker.app.name,
         "version": penstock.__version__,
@@ -111,9 +112,9 @@ def status_of(worker: Served, now_ms: float) -> dict[str, Any]:
             "duration_ms": round(statistics.median(durations), 1) if durations else None,
             "retained": checkpoints.retained,
         },
-        "functions": [_function_status(worker, typename) for typename in sorted(worker.app.functions)],
-        "ingresses": [{"ingress": feed.name, "records": feed.records, "done": feed.done} for feed in worker.ingresses],
-        "egresses": [_egress_status(worker, name) for name in worker.app.egresses],
+        "functions": [_function_status(worker, totals, typename) for typename in sorted(worker.app.functions)],
+        "ingresses": [_ingress_status(worker, totals, name) for name in worker.app.ingresses],
+        "egresses": [_egress_status(worker, totals, name) for name in worker.app.egresses],
         "queued": sum(each.queued for each in statistics_),
         "held": sum(each.pending for each in statistics_),
         "retries": sum(each.retries for each in statistics_),
@@ -147,29 +148,44 @@ def _shared_status(shared: SharedStatistics | None) -> dict[str, Any] | None:
     }
 
 
-def _function_status(worker: Served, typename: str) -> dict[str, Any]:
+def _function_status(worker: Served, totals: Totals, typename: str) -> dict[str, Any]:
     return {
         "function": typename,
-        "messages": sum(unit.core.messages.get(typename, 0) for unit in worker.units),
-        "failures": sum(unit.core.failures.get(typename, 0) for unit in worker.units),
+        "messages": totals.messages[typename],
+        "failures": totals.failures[typename],
         "queued": sum(len(unit.core.entries[typename].queue) for unit in worker.units),
     }
 
 
-def _egress_status(worker: Served, name: str) -> dict[str, Any]:
-    staged = committed = 0
+def _ingress_status(worker: Served, totals: Totals, name: str) -> dict[str, Any]:
+    """Of what is read here. Whether it has ended only the tasks that read it know."""
+    feeds = [feed for feed in worker.ingresses if feed.name == name]
+    lags = [feed.lag for feed in feeds if feed.lag is not None]
+    return {
+        "ingress": name,
+        "records": totals.read[name],
+        "lag": sum(lags) if lags else None,
+        "done": all(feed.done for feed in feeds),
+    }
+
+
+def _egress_status(worker: Served, totals: Totals, name: str) -> dict[str, Any]:
+    staged = 0
     problem = ""
     for unit in worker.units:
         driver = unit.sinks[name]
         if isinstance(driver, SinkDriver):
             counts = driver.statistics()
             staged += counts.rows_undecided + counts.rows_decided
-            committed += counts.rows_committed
             problem = problem or driver.unavailable
-        else:
-            committed += driver.written
     delivery = worker.app.egresses[name].spec.delivery
-    return {"egress": name, "delivery": delivery, "committed": committed, "staged": staged, "problem": problem}
+    return {
+        "egress": name,
+        "delivery": delivery,
+        "committed": totals.committed[name],
+        "staged": staged,
+        "problem": problem,
+    }
 
 
 class _Admin:
@@ -271,7 +287,7 @@ class _Admin:
         raise not_retained(number, [retained.checkpoint for retained in checkpoints])
 
     async def take_checkpoint(self, request: web.Request) -> web.Response:
-        return _json({"checkpoint": await self._worker.take_checkpoint("request")})
+        return _json({"checkpoint": await self._worker.take_checkpoint()})
 
 
 async def _in_time(ask: Ask, task: int, question: Question) -> Any:

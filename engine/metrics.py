@@ -20,7 +20,6 @@ from prometheus_client.registry import Collector
 
 import penstock
 from penstock.engine.serving import Served
-from penstock.engine.sinks import SinkDriver
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -49,6 +48,7 @@ class Metrics(Collector):
             yield from self._edges()
             yield from self._checkpoints()
             yield from self._state()
+            yield from self._sharing()
 
     def _build_info(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(
@@ -58,6 +58,7 @@ class Metrics(Collector):
         yield info
 
     def _messages(self) -> Iterator[Metric]:
+        totals = self._worker.totals()
         messages = CounterMetricFamily(
             "penstock_messages_total", "Messages taken from the queue of a function, each once.", labels=["function"]
         )
@@ -66,16 +67,13 @@ class Metrics(Collector):
         queue = GaugeMetricFamily(
             "penstock_queue_messages", "Messages admitted and not done, waiting or suspended.", labels=["task"]
         )
-        taken = dict.fromkeys(self._worker.app.functions, 0)
         for unit in self._worker.units:
-            for typename, count in unit.core.messages.items():
-                taken[typename] += count
             statistics = unit.core.statistics()
             retries.add_metric([str(unit.task)], statistics.retries)
             dead.add_metric([str(unit.task)], statistics.dead_letters)
             queue.add_metric([str(unit.task)], statistics.queued + statistics.pending)
-        for typename, count in taken.items():
-            messages.add_metric([typename], count)
+        for typename in self._worker.app.functions:
+            messages.add_metric([typename], totals.messages[typename])
         yield from (messages, retries, dead, queue)
         yield GaugeMetricFamily(
             "penstock_calls_in_flight", "Callers who wait for an answer.", value=self._worker.requests.in_flight
@@ -83,16 +81,22 @@ class Metrics(Collector):
 
     def _edges(self) -> Iterator[Metric]:
         read = CounterMetricFamily("penstock_ingress_records_total", "Records read.", labels=["ingress"])
+        totals = self._worker.totals()
+        for name in self._worker.app.ingresses:
+            read.add_metric([name], totals.read[name])
+        behind = GaugeMetricFamily(
+            "penstock_ingress_lag_records", "Records that are there and not read yet.", labels=["ingress"]
+        )
+        lags: dict[str, int] = {}
         for feed in self._worker.ingresses:
-            read.add_metric([feed.name], feed.records)
+            if feed.lag is not None:
+                lags[feed.name] = lags.get(feed.name, 0) + feed.lag
+        for name, records in lags.items():
+            behind.add_metric([name], records)
         written = CounterMetricFamily("penstock_egress_records_total", "Rows made visible.", labels=["egress"])
-        rows = dict.fromkeys(self._worker.app.egresses, 0)
-        for unit in self._worker.units:
-            for name, driver in unit.sinks.items():
-                rows[name] += driver.statistics().rows_committed if isinstance(driver, SinkDriver) else driver.written
-        for name, count in rows.items():
-            written.add_metric([name], count)
-        yield from (read, written)
+        for name in self._worker.app.egresses:
+            written.add_metric([name], totals.committed[name])
+        yield from (read, behind, written)
 
     def _checkpoints(self) -> Iterator[Metric]:
         worker, checkpoints = self._worker, self._worker.checkpoint_statistics()
@@ -117,6 +121,47 @@ class Metrics(Collector):
                 "What the last checkpoint added.",
                 value=worker.last_checkpoint.delta_bytes,
             )
+
+    def _sharing(self) -> Iterator[Metric]:
+        """Of a worker that shares the tasks with others."""
+        shared = self._worker.shared
+        if shared is None:
+            return
+        lag = GaugeMetricFamily(
+            "penstock_topic_lag_records",
+            "Records of the application's own topics that the tasks here have not taken yet.",
+            labels=["topic"],
+        )
+        for topic, records in shared.lag.items():
+            lag.add_metric([topic], records)
+        handed = CounterMetricFamily("penstock_handoffs_total", "Tasks that changed hands.", labels=["direction"])
+        handed.add_metric(["adopted"], shared.adopted)
+        handed.add_metric(["given"], shared.given)
+        yield from (lag, handed)
+        for name, about, count in (
+            ("penstock_rollbacks_total", "New attempts that took tasks here back to a checkpoint.", shared.rollbacks),
+            (
+                "penstock_frames_dropped_total",
+                "Frames of attempts that are over, which were not processed.",
+                self._worker.totals().frames_dropped,
+            ),
+            ("penstock_kafka_read_records_total", "Records taken from topics.", shared.records_read),
+            ("penstock_kafka_written_records_total", "Records that brokers acknowledged.", shared.records_written),
+            ("penstock_decisions_total", "Transactions of the leader, while it was this worker.", shared.decisions),
+        ):
+            yield CounterMetricFamily(name, about, value=count)
+        for name, about, value in (
+            ("penstock_kafka_unflushed_bytes", "What brokers have not acknowledged yet.", shared.unflushed_bytes),
+            ("penstock_tasks", "Tasks that this worker has.", len(shared.tasks)),
+            ("penstock_leader", "1 while this worker leads, else 0.", int(shared.leads)),
+            (
+                "penstock_leader_silence_seconds",
+                "Since a leader was last heard. Seconds, while one is there.",
+                shared.leader_silent_s,
+            ),
+            ("penstock_backpressure", "1 while tasks here take in nothing new, else 0.", int(shared.paused)),
+        ):
+            yield GaugeMetricFamily(name, about, value=value)
 
     def _state(self) -> Iterator[Metric]:
         size = GaugeMetricFamily("penstock_state_bytes", "Size of the stored files of a task.", labels=["task"])

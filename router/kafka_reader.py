@@ -111,6 +111,8 @@ class KafkaReader:
         self._retry: asyncio.TimerHandle | None = None
         self._down_since: float | None = None
         self._started = self._rebuilding = False
+        self.taken = 0
+        """Records given out since the start."""
         self.unavailable = ""
         """Why nothing comes, while it is an outage; otherwise empty."""
 
@@ -213,6 +215,7 @@ class KafkaReader:
                 partition.buffered_bytes -= segment.size_bytes
                 partition.segments.popleft()
         if records:
+            self.taken += len(records)
             partition.last = proof_of(records[-1])
         share = self._share
         if partition.buffered_bytes < share <= before or (partition.doubted and not partition.segments):

@@ -106,6 +106,8 @@ class KafkaWriter:
         """Records appended and not yet acknowledged."""
         self.unflushed_bytes = 0
         """About what they hold."""
+        self.written = 0
+        """Records acknowledged since the start."""
         self.unavailable = ""
         """Why nothing is acknowledged at present; empty when all is well."""
 
@@ -197,6 +199,7 @@ class KafkaWriter:
     def _settle(self, queue: _Queue, offset: int) -> None:
         """What is under way is durable, from `offset` on."""
         count, queue.under_way = queue.under_way, 0
+        self.written += count
         for number, future in enumerate(self._remove(queue.entries, count)):
             if not future.done():
                 future.set_result(offset + number if offset >= 0 else -1)

@@ -27,6 +27,7 @@ FOREIGN = "inbox"
 class TopicInbox:
     """The inbox of one task: partition `task` of `topic`."""
 
+    name = "inbox"
     done = True
 
     def __init__(self, reader: KafkaReader, topic: str, task: int, snapshot: SnapshotTask, position: int) -> None:
@@ -90,6 +91,7 @@ class TopicInbox:
 class TopicRequests:
     """Requests for one task: partition `task` of `topic`."""
 
+    name = RequestFeed.SOURCE
     done = True
 
     def __init__(self, reader: KafkaReader, topic: str, task: int, position: int) -> None:

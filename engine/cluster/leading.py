@@ -83,6 +83,8 @@ class LeaderService:
         self.leader: Leader | None = None
         self.announced: Manifest | None = None
         """The newest complete checkpoint of this leader."""
+        self.written = 0
+        """Decisions, each in a transaction."""
 
     async def run(self) -> None:
         """Lead until something fails."""
@@ -170,6 +172,7 @@ class LeaderService:
                 record = Record(self._topics.control, DECISIONS, encode_control(self._to_write[0]))
                 written = await self._transactions.commit([record])
                 self._to_write.popleft()
+                self.written += 1
                 self._handle(Written(written[0]))
                 self._woken()
                 if not await self._transactions.fence():

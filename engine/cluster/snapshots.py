@@ -58,6 +58,7 @@ class Snapshots:
         """Of the last 1,000: from the cut until it was acknowledged."""
         self.duration_ms_sum = 0.0
         self.taken = 0
+        self.given_up = 0
 
     def cut(self, units: Sequence[TaskUnit], checkpoint: int, release: frozenset[int]) -> None:
         """Freeze those of `units` that have not passed this cut, and write what they changed."""
@@ -145,6 +146,7 @@ class Snapshots:
         """The deltas are written, and nobody knows where: the next ones extend those before."""
         for unit in units:
             self._stop(unit)
+        self.given_up += 1
         reason = "Kafka no longer knows where the deltas are"
         self._report(Unable(self._worker, attempt, checkpoint, reason))
 
