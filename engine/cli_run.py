@@ -7,12 +7,10 @@ egresses.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +23,7 @@ from penstock.durations import format_duration
 from penstock.engine.cli_common import debug_option, note, yes_option
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
+from penstock.engine.ending import end_at_once, run_bounded, say_stopping
 from penstock.engine.loading import Loaded, load_app
 from penstock.engine.logs import configure_logging, logger
 from penstock.engine.offline import Directory
@@ -33,10 +32,8 @@ from penstock.engine.run import Watch, watched
 from penstock.engine.settings import Settings, load_settings
 from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
-from penstock.errors import PenstockError, Refused
+from penstock.errors import Refused
 from penstock.files import read_owner
-
-EXIT_AT_ONCE = 1
 
 
 def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +44,19 @@ def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--host", metavar="HOST", help="What the HTTP interface listens on."),
         click.option("--port", metavar="PORT", help="Its port; 0 for a free one, none for no HTTP."),
         click.option("--memory", metavar="SIZE", help="Bound for caches, buffers and queues, such as 1GB."),
-        click.option("--parallelism", metavar="N", help="Number of tasks; fixed for a data directory."),
+        click.option("--parallelism", metavar="N", help="Number of tasks; fixed for the life of an application."),
+        click.option("--kafka", metavar="BROKERS", help="Run on Kafka, which is at host:port,..."),
+        click.option("--workers", metavar="N", help="On Kafka: processes here that share the tasks."),
+        click.option("--name", metavar="APP", help="On Kafka: what topics begin with, instead of the App's own name."),
+        click.option("--store", metavar="URL", help="On Kafka: where checkpoints lie, such as s3://bucket/shop."),
+        click.option("--replicas", metavar="N", help="On Kafka: copies of the application's topics."),
+        click.option("--session-timeout", metavar="TIME", help="On Kafka: a worker silent for so long is dead."),
+        click.option(
+            "--property",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="A property of Kafka clients, such as security.protocol=SASL_SSL. Can be given several times.",
+        ),
         click.option("--interval", metavar="TIME", help="Between checkpoints, such as 200ms."),
         click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
         click.option("--log-json", is_flag=True, default=None, help="Log JSON, one object a line."),
@@ -85,6 +94,13 @@ def run(target: str | None, from_: Any, ephemeral: bool, quiet: bool, until_done
     if ephemeral and flags["dir"] is not None:
         raise click.UsageError("--ephemeral and --dir exclude one another: it keeps nothing.")
     settings, loaded = _prepare(flags, target)
+    if settings["kafka"]:
+        from penstock.engine.cli_cluster import run_on_kafka
+
+        if ephemeral:
+            raise click.UsageError("--ephemeral and --kafka exclude one another: topics stay. See penstock destroy.")
+        run_on_kafka(loaded, settings, _given(flags, target), until_done=until_done, from_=from_)
+        return
     config = settings.to_config(
         until_done=until_done,
         from_checkpoint=from_ if isinstance(from_, int) else None,
@@ -109,6 +125,11 @@ def replay(number: int, yes: bool, quiet: bool, until_done: bool, **flags: Any) 
     visible stays there: rows written after checkpoint N are written again.
     """
     settings, loaded = _prepare(flags, None)
+    if settings["kafka"]:
+        from penstock.engine.cli_cluster import replay_on_kafka
+
+        replay_on_kafka(loaded, settings, _given(flags, None), number, yes=yes, until_done=until_done)
+        return
     directory = Path(settings["dir"])
     owner = read_owner(directory)
     if owner is not None:
@@ -133,71 +154,24 @@ def replay(number: int, yes: bool, quiet: bool, until_done: bool, **flags: Any) 
     _run_worker(loaded, config, settings, quiet=quiet)
 
 
+def _given(flags: Mapping[str, Any], target: str | None) -> dict[str, Any]:
+    """The flags that were given."""
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    return given if target is None else given | {"app": target}
+
+
 def _prepare(flags: Mapping[str, Any], target: str | None) -> tuple[Settings, Loaded]:
-    given = {name: value for name, value in flags.items() if value is not None}
-    if target is not None:
-        given["app"] = target
-    settings = load_settings(Path.cwd(), os.environ, given)
+    settings = load_settings(Path.cwd(), os.environ, _given(flags, target))
     configure_logging(as_json=settings["log_json"], level=settings["log_level"])
     for variable in settings.ignored:
         logger.warning("%s is no setting, and is ignored.", variable)
-    return settings, load_app(settings["app"], Path.cwd())
+    settings.check()
+    return settings, load_app(settings["app"], Path.cwd(), name=settings["name"])
 
 
 def _run_worker(loaded: Loaded, config: Config, settings: Settings, *, quiet: bool) -> None:
     watch = None if quiet or settings["log_json"] else show_progress
-    end = _End(config.stop_timeout_ms / 1000)
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            try:
-                runner.run(_serve(loaded, config, settings, watch))
-            except BaseException as error:
-                end.failed = error
-                raise
-            finally:
-                end.expect()
-    finally:
-        end.came()
-
-
-class _End:
-    """Ends the process when the worker has ended and a handler keeps the event loop, or one of its threads, from it.
-
-    Leaving the event loop waits for every task and thread without a bound, and nothing in Python ends either of them.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self.failed: BaseException | None = None
-        """What the worker ended with."""
-        self._timeout_s = timeout_s
-        self._timer = threading.Timer(timeout_s, self._force)
-        self._timer.daemon = True
-
-    def expect(self) -> None:
-        self._timer.start()
-
-    def came(self) -> None:
-        self._timer.cancel()
-
-    def _force(self) -> None:
-        if isinstance(self.failed, PenstockError):
-            note(str(self.failed))
-        note(
-            f"PEN0628 A handler did not end within stop_timeout = {self._timeout_s:g} s of being cancelled, so the "
-            "process ends without it. Nothing is lost: its message is processed again at the next start. Let handlers "
-            "pass asyncio.CancelledError on, and give blocking calls a timeout."
-        )
-        os._exit(EXIT_AT_ONCE)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop, where the extra `fast` is installed."""
-    with suppress(ImportError):
-        import uvloop
-
-        factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-        return factory
-    return None
+    run_bounded(_serve(loaded, config, settings, watch), config.stop_timeout_ms / 1000)
 
 
 async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watch | None) -> None:
@@ -218,7 +192,7 @@ async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watc
                 worker.data.lock.announce(url)
             _say_started(loaded, worker, url, settings)
 
-        with stopped_by_signals(worker.stop, noticed=_say_stopping, again=_end_at_once):
+        with stopped_by_signals(worker.stop, noticed=say_stopping, again=end_at_once):
             try:
                 async with watched(worker, watch):
                     await worker.run(started)
@@ -226,15 +200,6 @@ async def _serve(loaded: Loaded, config: Config, settings: Settings, watch: Watc
                 if server is not None:
                     await server.close()
     _say_stopped(worker)
-
-
-def _say_stopping() -> None:
-    note("Stopping after a last checkpoint; once more ends at once.")
-
-
-def _end_at_once() -> None:
-    note("Ended at once. Nothing is lost: the next start restores the last checkpoint.")
-    os._exit(EXIT_AT_ONCE)
 
 
 @contextmanager

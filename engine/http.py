@@ -24,7 +24,7 @@ import msgspec
 from aiohttp import web
 
 from penstock.durations import format_duration, parse_duration_text
-from penstock.engine.config import LOOPBACK
+from penstock.engine.config import LOOPBACK, Config
 from penstock.engine.http_admin import admin_routes
 from penstock.engine.logs import logger
 from penstock.engine.metrics import CONTENT_TYPE, Metrics
@@ -114,22 +114,7 @@ class HttpServer:
 
     async def start(self) -> str:
         """Bind, and return the URL under which this process can be reached. Raises ConfigurationError."""
-        config = self._worker.config
-        assert config.port is not None, "no port means no HTTP interface"
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, config.host, config.port)
-        try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise ConfigurationError(
-                "PEN0612",
-                f"Can't listen on {config.host} port {config.port}: {error.strerror or error}. "
-                "Choose another port with --port N, a free one with --port 0, or none with --port none.",
-            ) from error
-        port = self._runner.addresses[0][1]
-        host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "localhost") else config.host
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return await bind(self._runner, self._worker.config)
 
     async def close(self) -> None:
         """Stop listening; answers under way are finished. Harmless when it never started."""
@@ -280,6 +265,25 @@ class HttpServer:
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def bind(runner: web.AppRunner, config: Config) -> str:
+    """Listen where the configuration says, and return the URL. Raises ConfigurationError."""
+    assert config.port is not None, "no port means no HTTP interface"
+    await runner.setup()
+    site = web.TCPSite(runner, config.host, config.port)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigurationError(
+            "PEN0612",
+            f"Can't listen on {config.host} port {config.port}: {error.strerror or error}. "
+            "Choose another port with --port N, a free one with --port 0, or none with --port none.",
+        ) from error
+    port = runner.addresses[0][1]
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "localhost") else config.host
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Message(msgspec.Struct, frozen=True):

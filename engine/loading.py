@@ -26,8 +26,16 @@ class Loaded(NamedTuple):
     name: str
 
 
-def load_app(target: str, folder: Path) -> Loaded:
-    """The application `target` in `folder`; empty means its `app.py`. Raises ConfigurationError."""
+def load_app(target: str, folder: Path, *, name: str = "") -> Loaded:
+    """The application `target` in `folder`; empty means its `app.py`. With `name` it is called that instead. Raises
+    ConfigurationError."""
+    loaded = _load(target, folder)
+    if name:
+        loaded.app.name = App(name).name  # Which refuses what can't be one.
+    return loaded
+
+
+def _load(target: str, folder: Path) -> Loaded:
     if not target:
         if not (folder / DEFAULT_FILE).exists():
             raise ConfigurationError(

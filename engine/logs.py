@@ -11,7 +11,11 @@ logger = logging.getLogger("penstock")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line. `process` says which of several it comes from."""
+
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {
@@ -20,6 +24,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._process:
+            fields["process"] = self._process
         address = getattr(record, "address", None)
         if address is not None:
             fields["address"] = address
@@ -36,12 +42,14 @@ class _StandardErrorHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None) -> None:
-    """Send the lines of Penstock, and of handlers' `ctx.log`, to `stream` (standard error). Called by the CLI alone."""
+def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None, process: str = "") -> None:
+    """Send the lines of Penstock, and of handlers' `ctx.log`, to `stream` (standard error). Called by the CLI alone.
+
+    `process` names this one, where several write to the same place.
+    """
     handler = logging.StreamHandler(stream) if stream is not None else _StandardErrorHandler()
-    handler.setFormatter(
-        JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    )
+    text = f"%(asctime)s %(levelname)-7s {f'{process:<9} ' if process else ''}%(message)s"
+    handler.setFormatter(JsonFormatter(process) if as_json else logging.Formatter(text, "%H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False

@@ -4,6 +4,10 @@
     the environment                                         PENSTOCK_MEMORY=1GB
     flags                                                   --memory 1GB
 
+Properties of Kafka clients are settings under Kafka's own names:
+
+    [kafka] security.protocol = "SASL_SSL"      PENSTOCK_KAFKA_SECURITY_PROTOCOL      --property security.protocol=...
+
 What always holds: every setting is in the table below, with its kind, its default and what it is for, and nowhere else;
 a value that can't be used is refused with its origin, before anything starts; a setting that does not exist is an error
 in a file, where it is a slip of the pen. Reads files and the given environment; starts nothing.
@@ -25,12 +29,21 @@ from penstock.checkpoint.retention import Retention
 from penstock.durations import format_duration, parse_duration, parse_duration_text
 from penstock.engine.config import Config
 from penstock.errors import ConfigurationError
+from penstock.router.kafka_options import PROPERTIES, KafkaOptions, redacted, unknown_property
 
 SIZE_UNITS: Final = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 REDACTED: Final = "***"
 ENVIRONMENT_PREFIX: Final = "PENSTOCK_"
+BOOTSTRAP: Final = "bootstrap.servers"
+"""The property that is the setting `kafka` itself."""
+PROPERTY_PREFIX: Final = "kafka."
+"""Of settings that are properties of Kafka clients, under Kafka's own names."""
+CLUSTER_PARALLELISM: Final = 8
+"""The default on Kafka: some tasks for each of a few workers, since no more workers than tasks can share the work."""
+CLUSTER_ONLY: Final = ("kafka.", "workers", "name", "store", "replicas", "session_timeout")
+"""What settings begin with that mean something on Kafka only. In a file or the environment they may wait for it."""
 
 
 class Kind(NamedTuple):
@@ -79,13 +92,35 @@ def _plain(type_: Any) -> Callable[[Any], Any]:
     return lambda value: msgspec.convert(value, type_, strict=False)
 
 
+def _count(least: int, most: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        count: int = msgspec.convert(value, int, strict=False)
+        if not least <= count <= most:
+            raise ValueError(f"{count} is not from {least} to {most}")
+        return count
+
+    return parse
+
+
 TEXT: Final = Kind("a text", _plain(str), {"type": "string"})
 FLAG: Final = Kind("true or false", _plain(bool), {"type": "boolean"})
 COUNT: Final = Kind("a whole number", _plain(int), {"type": "integer"})
+WORKERS: Final = Kind("a whole number from 0 to 64", _count(0, 64), {"type": "integer", "minimum": 0, "maximum": 64})
+REPLICAS: Final = Kind("a whole number from 0 to 9", _count(0, 9), {"type": "integer", "minimum": 0, "maximum": 9})
 RATE: Final = Kind("a number", _plain(float), {"type": "number", "minimum": 0})
 SIZE: Final = Kind("a size such as 64MB or 1GB", parse_size, {"type": ["string", "integer"]})
 DURATION: Final = Kind("a duration such as 200ms, 30s or 1h30m", _duration_ms, {"type": ["string", "number"]})
 PORT: Final = Kind("a port from 0 to 65535, or none", _port, {"type": ["integer", "string"]})
+BROKERS: Final = Kind(
+    "addresses host:port with commas between, or a table of Kafka properties",
+    _plain(str),
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "object", "properties": {name: {} for name in (BOOTSTRAP, *sorted(PROPERTIES))}},
+        ]
+    },
+)
 LEVEL: Final = Kind(f"one of {', '.join(LOG_LEVELS)}", _level, {"enum": list(LOG_LEVELS)})
 
 
@@ -106,8 +141,26 @@ SPECS: Final = (
     Spec("host", TEXT, "127.0.0.1", "What the HTTP interface listens on; a token is required off loopback."),
     Spec("port", PORT, 7070, "Of the HTTP interface; 0 chooses a free one, none serves none."),
     Spec("token", TEXT, "", "What HTTP clients present as 'Authorization: Bearer ...'.", secret=True),
-    Spec("memory", SIZE, "1GB", "Bound for caches, write buffers and queues together."),
-    Spec("parallelism", COUNT, 1, "Number of tasks: a power of two up to 128, fixed for a data directory."),
+    Spec("memory", SIZE, "1GB", "Bound for caches, write buffers and queues together, of each worker."),
+    Spec(
+        "parallelism",
+        COUNT,
+        1,
+        f"Number of tasks: a power of two up to 128, fixed for the life of an application; {CLUSTER_PARALLELISM} where "
+        "nothing is said on Kafka.",
+    ),
+    Spec("kafka", BROKERS, "", "Brokers to run on, as host:port,...; none to run on this machine alone."),
+    Spec("workers", WORKERS, 0, "Processes here that share the tasks on Kafka; 0 makes this process the one worker."),
+    Spec("name", TEXT, "", "What topics begin with, when it is not to be the name that the App has."),
+    Spec(
+        "store", TEXT, "", "Where checkpoints of workers lie: a directory all reach, or s3://, gs://, az://; DIR/store."
+    ),
+    Spec("store_endpoint", TEXT, "", "Of an object store of one's own, such as http://minio:9000."),
+    Spec("store_region", TEXT, "", "Of the object store."),
+    Spec("store_path_style", FLAG, True, "Have the bucket in the path of S3 requests, not in the name of the host."),
+    Spec("store_allow_http", FLAG, False, "Accept an object store without TLS."),
+    Spec("replicas", REPLICAS, 0, "Of the application's topics; 0: as many as there are brokers, at most 3."),
+    Spec("session_timeout", DURATION, "10s", "A worker not heard of for so long is taken for dead, and replaced."),
     Spec("interval", DURATION, "200ms", "Time between checkpoints while there is work."),
     Spec("checkpoint_timeout", DURATION, "60s", "A checkpoint that takes longer is given up."),
     Spec("stop_timeout", DURATION, "30s", "How long an orderly stop may take."),
@@ -159,6 +212,25 @@ class Settings:
     def origin(self, name: str) -> str:
         return self._settings[name].origin
 
+    def check(self) -> None:
+        """Raise ConfigurationError when settings contradict one another."""
+        if not self["kafka"]:
+            for each in self.all():
+                given = each.origin.startswith("--") or each.name == "workers"
+                if given and each.value and each.name.startswith(CLUSTER_ONLY):
+                    flag = each.origin if each.origin.startswith("--") else f"{each.name} (from {each.origin})"
+                    raise ConfigurationError(
+                        "PEN0773",
+                        f"{flag} is for an application that runs on Kafka, and no brokers are named. "
+                        f"Name them with --kafka HOST:PORT, or leave out {flag}.",
+                    )
+        elif self["workers"] > self["parallelism"]:
+            raise ConfigurationError(
+                "PEN0774",
+                f"workers = {self['workers']} are more than the tasks there are to share: parallelism = "
+                f"{self['parallelism']}. Ask for fewer workers, or set parallelism before the first start.",
+            )
+
     def to_config(
         self,
         *,
@@ -194,6 +266,15 @@ class Settings:
             ),
         )
 
+    def kafka(self) -> KafkaOptions:
+        """How to reach the cluster. Raises ConfigurationError."""
+        properties = {
+            each.name.removeprefix(PROPERTY_PREFIX): each.value
+            for each in self.all()
+            if each.name.startswith(PROPERTY_PREFIX)
+        }
+        return KafkaOptions(self["kafka"], properties)
+
 
 def load_settings(folder: Path, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     """The settings in force in `folder`. `flags` are those given, by name. Raises ConfigurationError."""
@@ -203,17 +284,25 @@ def load_settings(folder: Path, environment: Mapping[str, str], flags: Mapping[s
         spec = _BY_NAME.get(name)
         if spec is None:
             raise _unknown(name, file)
-        found[name] = _setting(spec, value, file)
+        if spec.kind is BROKERS and isinstance(value, dict):
+            found |= _properties(value, file)
+        else:
+            found[name] = _setting(spec, value, file)
     ignored = []
     for variable, text in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
-            spec = _BY_NAME.get(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
-            if spec is None:
+            setting = _from_environment(variable, text)
+            if setting is None:
                 ignored.append(variable)
             else:
-                found[spec.name] = _setting(spec, text, variable)
+                found[setting.name] = setting
     for name, value in flags.items():
-        found[name] = _setting(_BY_NAME[name], value, f"--{name.replace('_', '-')}")
+        if name == "property":
+            found |= _properties(dict(_pair(text) for text in value), "--property")
+        else:
+            found[name] = _setting(_BY_NAME[name], value, f"--{name.replace('_', '-')}")
+    if found["kafka"].value and found["parallelism"].origin == "default":
+        found["parallelism"] = _setting(_BY_NAME["parallelism"], CLUSTER_PARALLELISM, "default")
     return Settings(found, ignored)
 
 
@@ -230,6 +319,48 @@ def schema() -> dict[str, Any]:
             for spec in SPECS
         },
     }
+
+
+def _properties(table: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, Setting]:
+    """The settings that a table of Kafka properties means: `security.protocol` may be one key, or tables in tables."""
+    found: dict[str, Setting] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= _properties(value, origin, f"{name}.")
+        elif name == BOOTSTRAP:
+            found["kafka"] = _setting(_BY_NAME["kafka"], value, origin)
+        else:
+            found[f"{PROPERTY_PREFIX}{name}"] = _property(name, value, origin)
+    return found
+
+
+def _property(name: str, value: Any, origin: str) -> Setting:
+    if name not in PROPERTIES:
+        raise unknown_property(name)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return Setting(f"{PROPERTY_PREFIX}{name}", text, redacted(name, text), origin)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        # What stands there may be a secret.
+        raise ConfigurationError("PEN0152", "A --property has no '='. Give NAME=VALUE, under Kafka's own name.")
+    return name.strip(), value
+
+
+def _from_environment(variable: str, text: str) -> Setting | None:
+    """What a variable sets; None when it is no setting. A service of the name Kafka gets variables from Kubernetes that
+    look like ours, so that a property which does not exist is no error here."""
+    name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+    spec = _BY_NAME.get(name)
+    if spec is not None:
+        return _setting(spec, text, variable)
+    property = name.replace("_", ".").removeprefix(PROPERTY_PREFIX)
+    if name.startswith("kafka_") and property in PROPERTIES:
+        return _property(property, text, variable)
+    return None
 
 
 def _read_file(folder: Path) -> tuple[str, Mapping[str, Any]]:

@@ -44,7 +44,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "ssl.truststore.type": ("PEM",),
     _IDENTIFICATION: ("https", ""),
 }
-_KNOWN = frozenset(
+PROPERTIES = frozenset(
     {
         *_ARGUMENTS,
         *_CHOICES,
@@ -58,6 +58,7 @@ _KNOWN = frozenset(
         "ssl.truststore.location",
     }
 )
+"""The names of all that can be set."""
 _SECRET = re.compile(r"password|jaas")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FILE = "file:"
@@ -84,8 +85,8 @@ class KafkaOptions:
         _check_bootstrap(self.bootstrap)
         object.__setattr__(self, "properties", {name: str(value) for name, value in self.properties.items()})
         for name, value in self.properties.items():
-            if name not in _KNOWN:
-                raise _unknown(name)
+            if name not in PROPERTIES:
+                raise unknown_property(name)
             if not _is_reference(value):
                 _check_value(name, value)
         self._check_relations()
@@ -95,10 +96,7 @@ class KafkaOptions:
 
     def redacted(self) -> dict[str, str]:
         """The properties with asterisks for secrets; what only refers to a secret is shown as it is."""
-        return {
-            name: "***" if _SECRET.search(name) and not _is_reference(value) else value
-            for name, value in sorted(self.properties.items())
-        }
+        return {name: redacted(name, value) for name, value in sorted(self.properties.items())}
 
     @property
     def request_timeout_s(self) -> float:
@@ -174,6 +172,17 @@ class KafkaOptions:
         return context
 
 
+def redacted(name: str, value: str) -> str:
+    """One property as it may be shown."""
+    return "***" if _SECRET.search(name) and not _is_reference(value) else value
+
+
+def unknown_property(name: str) -> ConfigurationError:
+    near = difflib.get_close_matches(name, PROPERTIES, n=3)
+    known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(PROPERTIES))}."
+    return ConfigurationError("PEN0701", f"{name!r} is no property of a Kafka client here. {known}")
+
+
 def _check_bootstrap(bootstrap: str) -> None:
     for address in bootstrap.split(","):
         match = _ADDRESS.fullmatch(address.strip())
@@ -183,12 +192,6 @@ def _check_bootstrap(bootstrap: str) -> None:
                 f"{bootstrap!r} are no addresses of Kafka brokers, because of {address!r}. "
                 "Write them as host:port, with commas between.",
             )
-
-
-def _unknown(name: str) -> ConfigurationError:
-    near = difflib.get_close_matches(name, _KNOWN, n=3)
-    known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(_KNOWN))}."
-    return ConfigurationError("PEN0701", f"{name!r} is no property of a Kafka client here. {known}")
 
 
 def _check_value(name: str, value: str) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
+from typing import Protocol
 
 from penstock.checkpoint.leader import LeaderOptions
 from penstock.checkpoint.store import BaseStore
 from penstock.engine.cluster.leading import LeaderService
-from penstock.engine.cluster.link import LeaderLink
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
@@ -24,28 +25,54 @@ FIRST_S = 1.2
 """Where nobody was ever heard to lead: a little longer than a leader is silent."""
 
 
-class Candidate:
-    """See the module."""
+class Hears(Protocol):
+    """Who listens to the leader there is."""
 
-    def __init__(self, cluster: ClusterOptions, options: LeaderOptions, link: LeaderLink, store: BaseStore) -> None:
+    leader: str
+    """Who was heard to lead last; "" when nobody ever was."""
+    leader_heard_s: float
+    """When, by the clock of the event loop."""
+
+
+class Candidate:
+    """See the module. `at_once`: it takes the role first, and looks for others only when somebody takes it away."""
+
+    def __init__(
+        self,
+        cluster: ClusterOptions,
+        options: LeaderOptions,
+        link: Hears,
+        store: BaseStore,
+        *,
+        at_once: bool = False,
+    ) -> None:
         self._cluster = cluster
         self._options = options
         self._link = link
         self._store = store
+        self._at_once = at_once
         self.service: LeaderService | None = None
-        """While this worker leads."""
+        """While this one leads."""
+        self._written = 0
 
     async def run(self) -> None:
         """Lead whenever nobody does. Never returns; raises what no leader can get over."""
         while True:
             patience_s = (self._cluster.session_ms / 3000 if self._link.leader else FIRST_S) * (1 + random.random() / 4)
-            if asyncio.get_running_loop().time() - self._link.leader_heard_s < patience_s:
+            silent_s = asyncio.get_running_loop().time() - self._link.leader_heard_s
+            if silent_s < patience_s and not self._at_once:
                 await asyncio.sleep(min(LOOK_S, patience_s / 4))
                 continue
+            self._at_once = False
             await self._lead()
 
+    @property
+    def written(self) -> int:
+        """Decisions of this process, each in a transaction."""
+        return self._written + (self.service.written if self.service is not None else 0)
+
     async def _lead(self) -> None:
-        self.service = LeaderService(
+        service = self.service = LeaderService(
             self._cluster.kafka,
             self._options,
             clock=time.time,
@@ -54,11 +81,15 @@ class Candidate:
             ),
         )
         try:
-            await self.service.run()
+            await service.run()
         except (Fenced, Unavailable) as error:
             logger.warning("%s leads no longer: %s", self._options.name, error)
         finally:
             self.service = None
+            self._written += service.written
+        if service.leader is not None and service.leader.attempt is not None:
+            # What a person chose to go back to was gone back to: the next time would undo what was done since.
+            self._options = replace(self._options, from_checkpoint=None, fresh=False)
         self._link.leader_heard_s = asyncio.get_running_loop().time()
 
 

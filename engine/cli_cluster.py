@@ -1,0 +1,155 @@
+"""`penstock run` and `penstock replay` of an application on Kafka: as one worker, or as a supervisor of several.
+
+What always holds: what people see of it, and how it ends, is the same as on one machine; a lone worker leads when
+nobody else does, and a supervisor has a process that leads. What is to happen once is refused while workers run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+import penstock
+from penstock.durations import format_duration
+from penstock.engine.cli_common import note
+from penstock.engine.cluster.looking import read_history, refuse_alive
+from penstock.engine.cluster.options import ClusterOptions, cluster_options
+from penstock.engine.cluster.process import serve_worker
+from penstock.engine.cluster.supervisor import Plan, Supervisor
+from penstock.engine.cluster.worker import ClusterWorker
+from penstock.engine.config import Config
+from penstock.engine.ending import end_at_once, run_bounded, say_stopping
+from penstock.engine.loading import Loaded
+from penstock.engine.logs import logger
+from penstock.engine.settings import Settings
+from penstock.engine.signals import stopped_by_signals
+from penstock.files import DirectoryLock
+from penstock.router.kafka_topics import ensure
+
+
+def run_on_kafka(
+    loaded: Loaded, settings: Settings, flags: Mapping[str, Any], *, until_done: bool, from_: int | str | None
+) -> None:
+    """Run until told to stop, or until the work is done. `from_` is a checkpoint, or "none"."""
+    _silence_client()
+    config = settings.to_config(
+        until_done=until_done, from_checkpoint=from_ if isinstance(from_, int) else None, fresh=from_ == "none"
+    )
+    cluster = cluster_options(settings, config.directory)
+    if not settings["store"] and not settings["workers"]:
+        logger.warning(
+            "Checkpoints are stored in %s. Workers elsewhere can't join unless they reach it, too. Name a place that "
+            "all of them reach: --store.",
+            cluster.store,
+        )
+    serving = _supervise if settings["workers"] else _work
+    run_bounded(serving(loaded, settings, config, cluster, flags), config.stop_timeout_ms / 1000)
+
+
+def replay_on_kafka(
+    loaded: Loaded, settings: Settings, flags: Mapping[str, Any], number: int, *, yes: bool, until_done: bool
+) -> None:
+    """Run again from an earlier checkpoint, or say what that would mean."""
+    if yes:
+        run_on_kafka(loaded, settings, flags, until_done=until_done, from_=number)
+        return
+    _silence_client()
+    app = loaded.app.name
+    history = asyncio.run(read_history(settings.kafka(), app))
+    chosen, newest = history.chosen(number), next(history.candidates(), None)
+    later = [each for each in history.checkpoints if each > number]
+    click.echo(f"{app} would continue from checkpoint {number:,} ({chosen.reason}), instead of", nl=False)
+    click.echo(f" {newest.checkpoint:,}." if newest is not None else " from nothing.")
+    click.echo(f"What {len(later):,} later checkpoints contain would be processed again, and its rows written again.")
+    click.echo("Add --yes to do it.")
+
+
+def _silence_client() -> None:
+    """What the client library would say is told by our errors, which say what to do."""
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+
+
+async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> None:
+    """Refuse what is known not to work. Nobody may run while the application goes back to an earlier state."""
+    app = loaded.app
+    app.check()
+    await ensure(
+        cluster.kafka, app.name, application_id=app.name, parallelism=config.parallelism, replicas=cluster.replicas
+    )
+    if config.from_checkpoint is not None or config.fresh:
+        await refuse_alive(cluster.kafka, app.name, 1_000)
+    if config.from_checkpoint is not None:
+        (await read_history(cluster.kafka, app.name)).chosen(config.from_checkpoint)
+
+
+# One worker.
+
+
+async def _work(
+    loaded: Loaded, settings: Settings, config: Config, cluster: ClusterOptions, flags: Mapping[str, Any]
+) -> None:
+    await _prepare(loaded, config, cluster)
+    worker = ClusterWorker(loaded.app, config, cluster)
+    _say_started(loaded, settings, config, cluster, "this process is one")
+    with stopped_by_signals(worker.stop, noticed=say_stopping, again=end_at_once):
+        await serve_worker(worker, settings, lambda url: note(f"  interface  {url}  metrics at /metrics"))
+    logger.info("stopped")
+
+
+# Several, under a supervisor.
+
+
+async def _supervise(
+    loaded: Loaded, settings: Settings, config: Config, cluster: ClusterOptions, flags: Mapping[str, Any]
+) -> None:
+    plan = Plan(
+        flags=flags,
+        directory=config.directory,
+        workers=settings["workers"],
+        port=config.port,
+        stop_timeout_s=config.stop_timeout_ms / 1000,
+        until_done=config.until_done,
+        from_checkpoint=config.from_checkpoint,
+        fresh=config.fresh,
+    )
+    command = f"penstock run --workers {plan.workers}"
+    async with AsyncExitStack() as opened:
+        lock = opened.enter_context(
+            DirectoryLock(config.directory, command=command, started=datetime.now(UTC).astimezone())
+        )
+        await _prepare(loaded, config, cluster)
+        supervisor = Supervisor(plan)
+        _say_started(loaded, settings, config, cluster, f"{plan.workers}, and a leader")
+        if config.port is not None:
+            from penstock.engine.cluster.front import Front
+
+            front = Front(supervisor, config)
+            opened.push_async_callback(front.close)
+            url = await front.start()
+            lock.announce(url)
+            note(f"  interface  {url}  metrics at /metrics")
+
+        def end() -> None:
+            supervisor.kill()
+            end_at_once()
+
+        with stopped_by_signals(supervisor.stop, noticed=say_stopping, again=end):
+            await supervisor.run()
+    logger.info("stopped")
+
+
+def _say_started(loaded: Loaded, settings: Settings, config: Config, cluster: ClusterOptions, workers: str) -> None:
+    if settings["log_json"]:
+        logger.info("%s starts on %s", loaded.app.name, cluster.kafka.bootstrap)
+        return
+    note(f"penstock {penstock.__version__}  {loaded.app.name} ({loaded.name})  {config.parallelism} tasks")
+    note(f"  kafka      {cluster.kafka.bootstrap}")
+    note(f"  workers    {workers}")
+    note(f"  state      {config.directory}  checkpoints in {cluster.store}")
+    note(f"  interval   {format_duration(int(config.interval_ms))}")
