@@ -250,6 +250,7 @@ class Leader:
         self._finished = False
         self._waiting_since_ms: float | None = None
         self._told_ms = 0.0
+        self._ticked_ms = now_ms
         self._pending: list[Action] = []
         assigned = self.history.assigned
         if assigned is not None:
@@ -568,7 +569,11 @@ class Leader:
 
     def _tick(self, now_ms: float) -> list[Action]:
         actions: list[Action] = []
+        unheeded_ms = max(0.0, now_ms - self._ticked_ms - LEADING_MS)
+        self._ticked_ms = now_ms
         for name, member in list(self._members.items()):
+            # While this process was stopped, or its clock was set forward, it could not hear anybody.
+            member.heard_ms = min(now_ms, member.heard_ms + unheeded_ms)
             silent_ms = now_ms - member.heard_ms
             if silent_ms > self._options.session_ms:
                 actions += self._lose(name, f"was silent for {silent_ms / 1000:.1f} s", now_ms)

@@ -165,11 +165,16 @@ class Member:
         self._listed = True
         number = assigned.attempt.lineage.attempt
         owned = frozenset(task for task, owner in assigned.owners.items() if owner == self.worker)
-        if number != self.number:
-            self._newest_attempt = max(self._newest_attempt, number)
-            had, self.attempt, self.tasks, self._released = self.tasks, assigned.attempt, owned, {}
-            return [Restore(assigned.attempt, tuple(sorted(owned)), assigned.manifest)] if owned or had else []
-        return self._change_tasks(assigned, owned)
+        if number == self.number:
+            return self._change_tasks(assigned, owned)
+        self._newest_attempt = max(self._newest_attempt, number)
+        had, self.attempt, self.tasks, self._released = self.tasks, assigned.attempt, frozenset(), {}
+        if assigned.manifest is not None and assigned.manifest.lineage.attempt == number:
+            # The attempt has taken checkpoints already: this worker came later, and takes its first tasks over.
+            assert not had, "a worker has slept through the begin of an attempt"
+            return self._change_tasks(assigned, owned)
+        self.tasks = owned
+        return [Restore(assigned.attempt, tuple(sorted(owned)), assigned.manifest)] if owned or had else []
 
     def _change_tasks(self, assigned: Assign, owned: frozenset[int]) -> list[Action]:
         """The attempt goes on, with some tasks elsewhere."""
