@@ -41,6 +41,7 @@ REFRESH_S = 15.0
 lost by learning of them late."""
 TELL_S = 5.0
 """How often the consumer group is told: often enough for tools that show lag once in some ten seconds."""
+CLOSE_S = 2.0
 KEY_HEADER = "kafka.key"
 """Header of a dead letter that tells the key of the record it was."""
 _OFFSETS_MAX = 1 << 48
@@ -94,6 +95,8 @@ class KafkaIngressFeed:
         self._left: tuple[Columns, int] | None = None
         """What was taken from the reader and waits for a schema, from this index on."""
         self._learning: asyncio.Task[None] | None = None
+        self._reads = False
+        """Whether the partition of the reader is the one that this feed has added."""
 
     def seek(self, position: Position) -> None:
         """Continue at a position that came with an input. Takes refuse the topic if it is no longer the same one."""
@@ -101,6 +104,7 @@ class KafkaIngressFeed:
         self._proof = Proof(*proof) if proof else None
         self._left = None
         self._reader.add(self.topic, self.partition, offset, proof=self._proof)
+        self._reads = True
 
     def take(self, count_max: int) -> list[Admitted]:
         if self._learning is not None:
@@ -137,9 +141,15 @@ class KafkaIngressFeed:
         return self._place(offset) if 0 <= offset < _OFFSETS_MAX else ""
 
     async def close(self) -> None:
+        if self._reads:
+            self._reader.remove(self.topic, self.partition)
+        self.leave()
+
+    def leave(self) -> None:
+        """Another feed reads this partition from now on."""
+        self._reads = False
         if self._learning is not None:
             self._learning.cancel()
-        self._reader.remove(self.topic, self.partition)
 
     def _place(self, offset: int) -> str:
         return f"topic {self.topic} partition {self.partition} offset {offset}"
@@ -344,8 +354,9 @@ class KafkaPartitions:
         for task in self._background:
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(PenstockError):
-            await self._tell_once()
+        with suppress(PenstockError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S):  # An outage shall not hold up a stop for what is only advice.
+                await self._tell_once()
         await self._reader.close()
         await self._client.close()
 
@@ -354,6 +365,9 @@ class KafkaPartitions:
 
         Raises Refused if a partition that was read is not there any more.
         """
+        if (before := self._feeds.pop(task, None)) is not None:
+            for each in before.partitions:
+                each.leave()
         known = positions.get(self.name)
         firsts: dict[str, Position] = {}
         partitions = []

@@ -301,6 +301,22 @@ async def test_partitions_are_dealt_out_to_tasks_and_taken_in_turn(kafka: str, k
 
 
 @synchronous
+async def test_a_task_that_is_placed_again_is_not_hindered_by_the_end_of_its_former_feed(
+    kafka: str, kafka_app: str
+) -> None:
+    await create_topic(kafka, kafka_app)
+    await produce(kafka, kafka_app, [(b"k", b"1")])
+    async with working(kafka, raw(kafka_app)) as worker:
+        former = worker.task()
+        await former.until(1)
+        task = worker.task(0, former.positions)
+        await former.feed.close()
+        await produce(kafka, kafka_app, [(b"k", b"2")])
+        await task.until(1)
+        assert task.values == [b"2"]
+
+
+@synchronous
 async def test_partitions_that_are_added_are_read_from_their_beginning(kafka: str, kafka_app: str) -> None:
     await create_topic(kafka, kafka_app)
     await produce(kafka, kafka_app, [(b"k", b"old")])
