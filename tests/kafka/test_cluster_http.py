@@ -1,0 +1,286 @@
+"""Two workers on one broker: each answers over HTTP for what the other one has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from penstock import App, Context, Message, State
+from penstock.engine.cluster.options import ClusterOptions
+from penstock.engine.cluster.worker import ClusterWorker
+from penstock.engine.config import Config
+from penstock.engine.http import HttpServer, why_not_ready
+from penstock.files import read_owner
+from penstock.ids import key_group
+from penstock.router.kafka_options import KafkaOptions
+from tests.engine.serving import Answer
+
+pytestmark = pytest.mark.kafka
+
+TASKS = 4
+SCENARIO_S = 50
+
+
+class Hit(Message):
+    count: int = 1
+
+
+class Count(State):
+    total: int = 0
+
+
+def counting(name: str) -> App:
+    app = App(name)
+
+    @app.function("t/count", attempts=1)
+    def count(ctx: Context[Count], hit: Hit) -> int:
+        if hit.count < 0 and ctx.state.total < 100:
+            raise ValueError("negative")
+        ctx.state.total += hit.count
+        return ctx.state.total
+
+    return app
+
+
+class Served:
+    """One worker and its HTTP interface."""
+
+    def __init__(self, worker: ClusterWorker, session: aiohttp.ClientSession) -> None:
+        self.worker = worker
+        self.server = HttpServer(worker)
+        self.url = ""
+        self.running: asyncio.Task[None]
+        self._session = session
+
+    async def started(self) -> None:
+        self.url = await self.server.start()
+        self.worker.announce(self.url)
+
+    async def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        data = None if body is None else json.dumps(body)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self._session.request(method, f"{self.url}{path}", data=data, headers=named) as response:
+            return Answer(response.status, dict(response.headers), await response.read())
+
+    async def get(self, path: str) -> Any:
+        answer = await self.request("GET", path)
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    async def post(self, path: str, body: Any = None, **headers: str) -> Any:
+        answer = await self.request("POST", path, body, **headers)
+        assert answer.status in (200, 202), answer.body
+        return answer.json
+
+    async def metrics(self) -> dict[str, float]:
+        answer = await self.request("GET", "/metrics")
+        return {
+            sample.name + "".join(f" {name}={value}" for name, value in sample.labels.items()): sample.value
+            for family in text_string_to_metric_families(answer.body.decode())
+            for sample in family.samples
+        }
+
+
+@asynccontextmanager
+async def two_workers(kafka: str, name: str, directory: Path) -> AsyncIterator[tuple[Served, Served]]:
+    """Both have tasks when the block begins; both stop in an orderly way behind it."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        both = []
+        for number in range(2):
+            config = Config(directory=directory / str(number), parallelism=TASKS, port=0, memory_bytes=64 << 20)
+            options = ClusterOptions(
+                kafka=KafkaOptions(kafka, {}),
+                store=str(directory / "store"),
+                instance=f"worker-{number}",
+                workers_expected=2,
+                settle_ms=10_000,
+            )
+            both.append(Served(ClusterWorker(counting(name), config, options), session))
+        for each in both:
+            each.running = asyncio.create_task(each.worker.run(each.started))
+        try:
+            await until(lambda: all(each.worker.ready for each in both), both)
+            yield both[0], both[1]
+        finally:
+            for each in both:
+                each.worker.stop()
+            await asyncio.gather(*(each.running for each in both))
+            for each in both:
+                await each.server.close()
+
+
+async def until(holds: Callable[[], object], workers: list[Served] | None = None) -> None:
+    """Wait for something that announces itself to nobody. What ends a worker meanwhile is raised."""
+    while not holds():
+        for each in workers or ():
+            if each.running.done():
+                each.running.result()
+        await asyncio.sleep(0.01)
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, SCENARIO_S))
+
+
+def id_at(served: Served, number: int = 0) -> str:
+    """The id, of those that a task of this worker has, with the given number."""
+    owned = {unit.task for unit in served.worker.units}
+    return [id for id in (f"id-{n}" for n in range(200)) if key_group(id) % TASKS in owned][number]
+
+
+def test_any_worker_takes_messages_and_shows_state_of_any_address(kafka: str, kafka_app: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two_workers(kafka, kafka_app, tmp_path) as (one, other):
+            here, there = id_at(one), id_at(other)
+            assert await one.post(f"/send/t/count/{there}", {"count": 2}) == {
+                "accepted": True,
+                "address": f"t/count/{there}",
+            }
+            assert await one.post(f"/call/t/count/{there}", {"count": 3}) == 5
+            # A repeat that comes to another worker, as a load balancer may send it, has no second effect.
+            assert await one.post(f"/call/t/count/{here}", {"count": 7}, Idempotency_Key="once") == 7
+            assert await other.post(f"/call/t/count/{here}", {"count": 7}, Idempotency_Key="once") == 7
+
+            for each in (one, other):
+                listed = await each.get("/admin/state?function=t/count")
+                assert listed["ids"] == sorted([here, there])
+                assert (await each.get("/admin/state?function=t/count&limit=1"))["ids"] == [min(here, there)]
+                shown = await each.get(f"/admin/state/value?function=t/count&id={there}")
+                assert (shown["exists"], shown["state"]) == (True, {"total": 5})
+
+            wanted = {"function": "t/count", "id": there, "value": {"total": 50}, "expect": {"total": 5}}
+            assert (await one.request("PUT", "/admin/state/value", wanted)).json["state"] == {"total": 50}
+            refused = await one.request("PUT", "/admin/state/value", wanted)
+            assert (refused.status, refused.json["code"]) == (409, "PEN0303")
+            wrong = await one.request("PUT", "/admin/state/value", wanted | {"value": {"total": "x"}})
+            assert (wrong.status, wrong.json["path"]) == (400, "$.total")
+            assert (await one.request("GET", "/admin/state?function=t/none")).json["code"] == "PEN0105"
+
+    run(scenario())
+
+
+def test_any_worker_shows_redrives_and_drops_the_dead_letters_of_all(
+    kafka: str, kafka_app: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with two_workers(kafka, kafka_app, tmp_path) as (one, other):
+            ids = [id_at(one), id_at(other), id_at(other, 1)]
+            for id in ids:
+                answer = await one.request("POST", f"/call/t/count/{id}", {"count": -1})
+                assert (answer.status, answer.json["code"]) == (500, "PEN0210")
+
+            letters = await one.get("/admin/dead?function=t/count")
+            assert sorted(each["id"] for each in letters) == sorted(ids)
+            assert [each["number"] for each in letters] == sorted(each["number"] for each in letters)
+            assert await other.get("/admin/dead?code=PEN0999") == []
+            assert len(await other.get("/admin/dead?limit=2")) == 2
+            assert await other.get("/admin/dead/counts") == [{"function": "t/count", "code": "PEN0210", "count": 3}]
+            number = {each["id"]: each["number"] for each in letters}
+            shown = await one.get(f"/admin/dead/{number[ids[1]]}")
+            assert (shown["message"], shown["origin"]) == ({"type": "Hit", "count": -1}, f"POST /call/t/count/{ids[1]}")
+            assert "ValueError" in shown["traceback"]
+
+            set_ = {"function": "t/count", "id": ids[1], "value": {"total": 100}}
+            await other.request("PUT", "/admin/state/value", set_)
+            redrive = {"numbers": [number[ids[0]], number[ids[1]]]}
+            assert await one.post("/admin/dead/redrive", redrive) == {"redriven": 2}
+            assert await one.post("/admin/dead/drop", {"numbers": [number[ids[2]]]}) == {"dropped": 1}
+            assert (await one.get(f"/admin/state/value?function=t/count&id={ids[1]}"))["state"] == {"total": 99}
+            (again,) = await other.get("/admin/dead")
+            assert again["id"] == ids[0]
+            gone = await one.request("GET", f"/admin/dead/{number[ids[2]]}")
+            assert (gone.status, gone.json["code"]) == (400, "PEN0308")
+
+    run(scenario())
+
+
+def test_checkpoints_status_and_metrics_are_those_of_the_application(
+    kafka: str, kafka_app: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with two_workers(kafka, kafka_app, tmp_path) as (one, other):
+            for each in (one, other):
+                await one.post(f"/call/t/count/{id_at(each)}", {"count": 1})
+            taken = (await one.post("/admin/checkpoints"))["checkpoint"]
+            listed = await other.get("/admin/checkpoints")
+            assert taken in [each["checkpoint"] for each in listed]
+            shown = await other.get(f"/admin/checkpoints/{taken}")
+            assert (shown["application"], len(shown["tasks"])) == (kafka_app, TASKS)
+            unknown = await one.request("GET", "/admin/checkpoints/999999")
+            assert (unknown.status, unknown.json["code"]) == (400, "PEN0309")
+
+            await until(lambda: all(len(each.worker.link.workers) == 2 for each in (one, other)))
+            await until(lambda: all(member.url for member in one.worker.link.workers))
+            status = await one.get("/admin/status")
+            shared = status["shared"]
+            assert (status["attempt"], status["problem"], shared["worker"]) == (1, "", one.worker.name)
+            assert sorted(shared["tasks"] + (await other.get("/admin/status"))["shared"]["tasks"]) == list(range(TASKS))
+            assert {member["url"] for member in shared["members"]} == {one.url, other.url}
+            assert shared["leader"] in (one.worker.name, other.worker.name)
+            assert shared["lag"].keys() == {"inbox", "requests"}
+            assert {each: read_owner(each.worker.config.directory).url for each in (one, other)} == {  # type: ignore[union-attr]
+                one: one.url,
+                other: other.url,
+            }
+
+            for each in (one, other):
+                found = await each.metrics()
+                assert found["penstock_messages_total function=t/count"] == 1
+                assert found["penstock_tasks"] == 2
+                assert found["penstock_checkpoints_total outcome=complete"] >= 2
+                assert found["penstock_checkpoint_duration_seconds_count"] >= 2
+                assert found["penstock_topic_lag_records topic=requests"] == 0
+                assert found["penstock_kafka_read_records_total"] > 0
+                assert found["penstock_kafka_written_records_total"] > 0
+                assert found["penstock_rollbacks_total"] == 0
+                assert found["penstock_frames_dropped_total"] == 0
+                assert found["penstock_leader_silence_seconds"] < 5
+                assert found["penstock_backpressure"] == 0
+            leading = [each for each in (one, other) if (await each.metrics())["penstock_leader"]]
+            assert len(leading) == 1
+            assert (await leading[0].metrics())["penstock_decisions_total"] >= 3
+
+            # A hand-over is counted, and no count falls by it.
+            other.worker.stop()
+            await other.running
+            await until(lambda: len(one.worker.units) == TASKS)
+            found = await one.metrics()
+            assert found["penstock_handoffs_total direction=adopted"] == 2
+            assert (await one.get("/admin/status"))["shared"]["rollbacks"] == 0
+
+    run(scenario())
+
+
+def test_a_worker_is_ready_when_it_can_do_its_work(kafka: str, kafka_app: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        early = ClusterWorker(counting(kafka_app), Config(directory=tmp_path / "early"), _options(kafka, tmp_path))
+        assert why_not_ready(early, 0) == "starting"
+        async with two_workers(kafka, kafka_app, tmp_path) as (one, _):
+            assert await one.get("/livez") == {"alive": True}
+            assert await one.get("/readyz") == {"ready": True, "reason": ""}
+            assert await one.get("/startupz") == {"started": True, "restoring": {}}
+            now_ms = one.worker.started_at * 1000
+
+            heard = one.worker.link.leader_heard_s
+            one.worker.link.leader_heard_s = heard - 60
+            assert why_not_ready(one.worker, now_ms).startswith("nobody has led for 6")
+            one.worker.link.leader_heard_s = heard
+
+            one.worker.stopping = True
+            assert (await one.request("GET", "/readyz")).status == 503
+            one.worker.stopping = False
+
+    run(scenario())
+
+
+def _options(kafka: str, directory: Path) -> ClusterOptions:
+    return ClusterOptions(kafka=KafkaOptions(kafka, {}), store=str(directory / "store"))
