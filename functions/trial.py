@@ -187,9 +187,7 @@ class _Outlets(Mapping[Any, Outlet]):
 
     def __getitem__(self, named: Any) -> Outlet:
         if isinstance(named, Egress):
-            return Outlet(
-                named.name, partial(_write_checked, named), BYTES_MAX, getattr(named.spec, "complete", None)
-            )
+            return Outlet(named.name, partial(_write_checked, named), BYTES_MAX, getattr(named.spec, "complete", None))
         if isinstance(named, str):
             return Outlet(named, partial(_write_any, named), BYTES_MAX)
         raise KeyError(named)

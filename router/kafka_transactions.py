@@ -69,6 +69,11 @@ class KafkaTransactions:
         self.ready = False
         """Whether a fence succeeded and nothing was committed since."""
 
+    @property
+    def held(self) -> bool:
+        """Whether the id was ours when we last heard, so that a fence renews it and takes it from nobody."""
+        return self._producer is not None and renewable(self._producer)
+
     async def fence(self) -> bool:
         """Take the transactional id, or renew it: older owners can't commit any more, and what they left open is
         finished.
@@ -78,7 +83,7 @@ class KafkaTransactions:
         known.
         """
         self.ready = False
-        renewing = self._producer is not None and renewable(self._producer)
+        renewing = self.held
         try:
             async with asyncio.timeout(FENCE_S):
                 await (renew(self._producer) if renewing else self._replace())

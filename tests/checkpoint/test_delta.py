@@ -111,7 +111,8 @@ def test_queues_rows_and_replies_are_sliced_by_number_and_bytes(size: int) -> No
 
 rows = dictionaries(binary(max_size=6), none() | binary(max_size=6), max_size=5)
 values = dictionaries(text(max_size=3), dictionaries(text(max_size=3), binary(max_size=6), max_size=4), max_size=3)
-emitted = builds(EgressRow, binary(max_size=5), integers(0, 2**64 - 1))
+times = none() | integers(0, 2**63 - 1)
+emitted = builds(EgressRow, binary(max_size=5), integers(0, 2**64 - 1), partition=times, timestamp_ms=times)
 
 
 @given(values, rows, dictionaries(text(max_size=3), lists(emitted, min_size=1, max_size=3), max_size=2))

@@ -22,6 +22,7 @@ ENVELOPE = Envelope("t/f", "a", b"x", 2**64 - 1, Address("t/g", "b"), Meta(heade
         ENVELOPE._replace(caller=None, meta=None),
         EgressRow(b"x", 2**64 - 1),
         EgressRow(b"x", 7, b"key", "topic", (("h", "1"),)),
+        EgressRow(b"x", 7, None, None, (), 3, 1_700_000_000_000),
         StagedRow(1, 2, EgressRow(b"x", 7)),
         Reply("r", b"x"),
         Reply("r", b"", "PEN0210 Because."),
@@ -37,6 +38,12 @@ def test_a_record_comes_back_as_it_was(record: Any) -> None:
 
     assert decoded == record
     assert type(decoded) is type(record)
+
+
+def test_a_row_from_before_it_could_have_a_partition_is_still_read() -> None:
+    stored = msgspec.msgpack.encode([b"x", 7, b"key", "topic", [["h", "1"]]])
+
+    assert msgspec.msgpack.decode(stored, type=EgressRow) == EgressRow(b"x", 7, b"key", "topic", (("h", "1"),))
 
 
 def rows(first: int, tail: int) -> list[QueuedRow]:
