@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         PostgresEgress,
         StdoutEgress,
     )
+    from penstock.functions.kafka import KafkaIngress
+    from penstock.functions.kafka_egress import KafkaEgress
     from penstock.functions.state import Expire, Log, Message, State, Table, Value
     from penstock.ids import Address
 
@@ -82,6 +84,8 @@ __all__ = [
     "InvalidInput",
     "Json",
     "JsonSchema",
+    "KafkaEgress",
+    "KafkaIngress",
     "Log",
     "MemoryEgress",
     "MemoryIngress",
@@ -140,6 +144,8 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
             "PostgresEgress",
             "StdoutEgress",
         ),
+        "penstock.functions.kafka": ("KafkaIngress",),
+        "penstock.functions.kafka_egress": ("KafkaEgress",),
         "penstock.functions.state": ("Expire", "Log", "Message", "State", "Table", "Value"),
         "penstock.ids": ("Address",),
     }

@@ -40,8 +40,12 @@ MODULES: Final = (
         ("App", "Ingress", "Egress", "Function", "Context", "MessageInfo", "Address"),
     ),
     ("Messages and state", "penstock", ("Message", "State", "Table", "Log", "Expire", "Value")),
-    ("Ingresses", "penstock", ("FileIngress", "GeneratorIngress", "MemoryIngress")),
-    ("Egresses", "penstock", ("FileEgress", "PostgresEgress", "HttpEgress", "StdoutEgress", "MemoryEgress")),
+    ("Ingresses", "penstock", ("FileIngress", "KafkaIngress", "GeneratorIngress", "MemoryIngress")),
+    (
+        "Egresses",
+        "penstock",
+        ("FileEgress", "KafkaEgress", "PostgresEgress", "HttpEgress", "StdoutEgress", "MemoryEgress"),
+    ),
     (
         "Formats of records",
         "penstock",
