@@ -38,7 +38,7 @@ class KafkaIngress:
     topics: str | Sequence[str] = ()
     pattern: str | None = None
     type: object = None
-    format: Format = Json()
+    format: Format = field(default_factory=Json)
     start: Start = field(default="earliest", hash=False)
     """`{0: 17, 3: 0}` gives offsets of partitions; others begin at the first record. Only for a single topic."""
     group: str | None = None
