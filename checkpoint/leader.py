@@ -91,7 +91,9 @@ class Heard(NamedTuple):
 
 
 class Ticked(NamedTuple):
-    """Time has passed."""
+    """Time has passed. `deaf`: what workers say does not get here at present, so nobody's silence means anything."""
+
+    deaf: bool = False
 
 
 class Written(NamedTuple):
@@ -308,8 +310,8 @@ class Leader:
         match event:
             case Heard(report):
                 actions += self._hear(report, now_ms)
-            case Ticked():
-                actions += self._tick(now_ms)
+            case Ticked(deaf):
+                actions += self._tick(now_ms, deaf=deaf)
             case Written(offset):
                 actions += self._written(offset, now_ms)
             case FencesWritten(attempt):
@@ -567,13 +569,13 @@ class Leader:
     def _releases_due(self) -> bool:
         return any(move.prepared and move.checkpoint is None for move in self._moves.values())
 
-    def _tick(self, now_ms: float) -> list[Action]:
+    def _tick(self, now_ms: float, *, deaf: bool = False) -> list[Action]:
         actions: list[Action] = []
         unheeded_ms = max(0.0, now_ms - self._ticked_ms - LEADING_MS)
         self._ticked_ms = now_ms
         for name, member in list(self._members.items()):
             # While this process was stopped, or its clock was set forward, it could not hear anybody.
-            member.heard_ms = min(now_ms, member.heard_ms + unheeded_ms)
+            member.heard_ms = now_ms if deaf else min(now_ms, member.heard_ms + unheeded_ms)
             silent_ms = now_ms - member.heard_ms
             if silent_ms > self._options.session_ms:
                 actions += self._lose(name, f"was silent for {silent_ms / 1000:.1f} s", now_ms)
@@ -725,6 +727,8 @@ class Leader:
         attempt = self._attempt
         if attempt is None or self._phase is not Phase.LEADING or not self.history.checkpoints:
             return []
+        if self._unwritten:
+            return []  # The record would repeat what was decided before those, behind them. The next time is soon.
         needed = frozenset({attempt.restored})
         retained = list(self.history.checkpoints.values())
         verdict = decide(retained, self._options.retention, int(now_ms), needed=needed)
