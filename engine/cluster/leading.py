@@ -50,6 +50,7 @@ from penstock.router.kafka_writer import KafkaWriter
 
 REPORTS_MAX = 10_000
 RESIGN_S = 1.0
+DEAF_S = 0.5
 AGE_S = 10.0
 """How often it is looked whether something need not be retained any more."""
 
@@ -80,6 +81,8 @@ class LeaderService:
         self._writable = asyncio.Event()
         self._background = Background(self._fail)
         self._told: deque[Report] = deque()
+        self._shown: tuple[float, asyncio.Future[int] | None] = (0.0, None)
+        """When the leader last showed that it is there, and whether that is written."""
         self.leader: Leader | None = None
         self.announced: Manifest | None = None
         """The newest complete checkpoint of this leader."""
@@ -126,7 +129,7 @@ class LeaderService:
                     self._handle(Heard(report))
             while self._told:
                 self._handle(Heard(self._told.popleft()))
-            self._handle(Ticked())
+            self._handle(Ticked(deaf=self._deaf))
             if self._failure is not None:
                 raise self._failure
             with suppress(TimeoutError):
@@ -156,7 +159,16 @@ class LeaderService:
                 logger.warning("%s", text)
 
     def _tell(self, hint: Hint) -> None:
-        self._writer.append(Record(self._topics.control, HINTS, encode_message(hint)))
+        written = self._writer.append(Record(self._topics.control, HINTS, encode_message(hint)))
+        if isinstance(hint, Leading):
+            self._shown = (self._clock(), written)
+
+    @property
+    def _deaf(self) -> bool:
+        """Whether Kafka does not answer: then what was last shown is not written after a while, and what workers say
+        does not come through either."""
+        at_s, written = self._shown
+        return written is not None and not written.done() and self._clock() - at_s > DEAF_S
 
     async def _fence(self, attempt: int) -> None:
         for task in range(self._options.tasks):

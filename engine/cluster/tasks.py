@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ from penstock.engine.feeds import Feed, RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.unit import Channels, TaskUnit
-from penstock.errors import CorruptSnapshot
+from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.files import make_directory
 from penstock.records import TaskMeta
 from penstock.router.kafka_client import offsets
@@ -41,6 +42,7 @@ from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.state.rocksdb import RocksMemory
 
 DRAIN_S = 10.0
+RETRY_S = 1.0
 
 
 class TopicWiring:
@@ -111,12 +113,14 @@ class Tasks:
         self._failed = failed
         self._progress = progress
         self._memory = RocksMemory(config.store_bytes)
-        self._asked: asyncio.Queue[Restore | Adopt | Drop] = asyncio.Queue()
+        self._asked: deque[Restore | Adopt | Drop] = deque()
         self._changing: asyncio.Task[None] | None = None
         self._times = 0
         self._paths: dict[int, Path] = {}
         self.halted = False
         """Whether a new attempt has begun and its tasks are not here yet."""
+        self.leaving: set[int] = set()
+        """Tasks that are given away, and whose units are still here: they take no turn, and are not cut."""
 
     @property
     def units(self) -> list[TaskUnit]:
@@ -129,7 +133,7 @@ class Tasks:
     @property
     def quiet(self) -> bool:
         """Whether every change that was asked for is made."""
-        return self._asked.empty() and (self._changing is None or self._changing.done())
+        return not self._asked and (self._changing is None or self._changing.done())
 
     # What the leader asks for.
 
@@ -137,14 +141,15 @@ class Tasks:
         """All tasks stop: what they have done since the last checkpoint is void."""
         self.halted = True
         self._forget(self.units)
-        while not self._asked.empty():
-            self._asked.get_nowait()
+        self._asked.clear()
 
     def change(self, asked: Restore | Adopt | Drop) -> None:
         """Make this change, after those asked for before."""
         if isinstance(asked, Restore):
             self.halt()
-        self._asked.put_nowait(asked)
+        if isinstance(asked, Drop):
+            self.leaving.update(asked.tasks)
+        self._asked.append(asked)
         if self._changing is None or self._changing.done():
             self._changing = asyncio.get_running_loop().create_task(self._change_all())
 
@@ -173,10 +178,21 @@ class Tasks:
 
     async def _change_all(self) -> None:
         try:
-            while not self._asked.empty():
-                await self._change(self._asked.get_nowait())
+            while self._asked:
+                await self._change_patiently(self._asked.popleft())
         except Exception as error:  # noqa: BLE001  # Whatever it is, this worker has not the tasks it should have.
             self._failed(error)
+
+    async def _change_patiently(self, asked: Restore | Adopt | Drop) -> None:
+        """Through outages, until there is something newer to do."""
+        while True:
+            try:
+                return await self._change(asked)
+            except Unavailable as error:
+                logger.warning("%s", error)
+                await asyncio.sleep(RETRY_S)
+                if any(isinstance(newer, Restore) for newer in self._asked):
+                    return None
 
     async def _change(self, asked: Restore | Adopt | Drop) -> None:
         match asked:
@@ -266,6 +282,7 @@ class Tasks:
                     feed.close()
             final = unit.task in orphaned and all(driver.quiet for driver in unit.sinks.values())
             await self._assembly.remove(unit, final=final)
+            self.leaving.discard(unit.task)
             await in_thread(shutil.rmtree, self._paths.pop(unit.task), True)
 
 
