@@ -54,7 +54,7 @@ from penstock.checkpoint.reports import (
     Unable,
 )
 from penstock.checkpoint.retention import Retention, decide, oldest_of_attempts, truncation_point
-from penstock.errors import CorruptSnapshot
+from penstock.errors import CorruptSnapshot, Refused
 
 LEADING_MS = 1_000
 """How often the leader shows that it is there."""
@@ -438,6 +438,7 @@ class Leader:
                 return self.manifest(self.history.chosen(options.from_checkpoint).checkpoint)
         newest = self._newest()
         if newest is not None:
+            self._check_functions(newest)
             return newest
         if self._passed_over:
             raise CorruptSnapshot(
@@ -446,6 +447,17 @@ class Leader:
                 "checkpoint store from a backup, or start from nothing with --from none.",
             )
         return None
+
+    def _check_functions(self, manifest: Manifest) -> None:
+        """Two applications under one name would take turns in ruining each other's state."""
+        stored, ours = manifest.fingerprints.keys(), self._options.fingerprints.keys()
+        if stored and ours and stored.isdisjoint(ours):
+            raise Refused(
+                "PEN0780",
+                f"The topics of {self._options.application} hold the state of functions {', '.join(sorted(stored))}, "
+                f"and this application has {', '.join(sorted(ours))}: it is another one. Give it another name with "
+                "--name, or start it from nothing with --from none.",
+            )
 
     def _notes(self) -> list[Action]:
         return [Note(f"a new attempt begins: {self._reason}")] if self._reason != "start" else []

@@ -31,7 +31,7 @@ SEGMENT_BYTES: Final = 64 << 20
 """A broker frees the disk in whole segments: what was truncated costs at most one per partition, instead of 1 GiB."""
 SMALL_SEGMENT_BYTES: Final = 16 << 20
 """Of topics that are compacted or expire, which happens only to segments that are not written any more."""
-REPORTS_RETENTION_MS: Final = 3_600_000
+EXPIRY_MS: Final = 3_600_000
 ALIVE_MS: Final = 15_000
 """Workers report every few seconds: one that was heard of so recently may live."""
 SETTLE_S: Final = 0.1
@@ -127,7 +127,9 @@ def specifications(
             "min.cleanable.dirty.ratio": "0.1",
             "segment.bytes": str(SMALL_SEGMENT_BYTES),
         },
-        "reports": {"retention.ms": str(REPORTS_RETENTION_MS), "segment.bytes": str(SMALL_SEGMENT_BYTES)},
+        # Whom an answer was for is long gone when it is an hour old.
+        "replies": {"retention.ms": str(EXPIRY_MS), "segment.bytes": str(SMALL_SEGMENT_BYTES)},
+        "reports": {"retention.ms": str(EXPIRY_MS), "segment.bytes": str(SMALL_SEGMENT_BYTES)},
     }
     return [
         Specification(

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.checkpoint.control import Part
+from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.member import Adopt, Drop, Fetch, Restore
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.checkpoint.store import BaseStore
@@ -77,8 +77,9 @@ class Placed(NamedTuple):
 
 
 class Tasks:
-    """See the module. `placed` learns of each unit that is there, and `damaged` of a checkpoint that can't be restored;
-    `failed` gets everything else that goes wrong."""
+    """See the module. `check` refuses a checkpoint whose state this application can't read; `placed` learns of each
+    unit that is there, and `damaged` of a checkpoint that can't be restored; `failed` gets everything else that goes
+    wrong."""
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class Tasks:
         frames: FrameWriter,
         *,
         directory: Path,
+        check: Callable[[Manifest], None],
         bury: Bury,
         placed: Callable[[Sequence[TaskUnit], Placed], None],
         damaged: Callable[[int, str], None],
@@ -106,6 +108,7 @@ class Tasks:
         self._wiring: TopicWiring = TopicWiring(reader, self._topics, frames)
         self._frames = frames
         self._directory = directory
+        self._check = check
         self._bury = bury
         self._placed = placed
         self._damaged = damaged
@@ -154,7 +157,9 @@ class Tasks:
             self._changing = asyncio.get_running_loop().create_task(self._change_all())
 
     async def fetch(self, asked: Fetch, prepared: Callable[[tuple[int, ...]], None]) -> None:
-        """Bring the bases of tasks here that will come."""
+        """Bring the bases of tasks here that will come. Raises Refused when they can't be taken over."""
+        if asked.manifest is not None:
+            self._check(asked.manifest)
         parts = asked.manifest.parts if asked.manifest is not None else ()
         for part in parts:
             if part.task in asked.tasks and part.base:
@@ -212,6 +217,8 @@ class Tasks:
     async def _place(self, tasks: Sequence[int], origin: Origin) -> None:
         began = asyncio.get_running_loop().time()
         manifest = origin.manifest
+        if manifest is not None:
+            self._check(manifest)
         parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
         wanted = [parts.get(task) or _empty_part(task) for task in tasks]
         starts = await self._find_starts(wanted)

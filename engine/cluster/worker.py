@@ -62,6 +62,7 @@ from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
 from penstock.engine.logs import logger
 from penstock.engine.looks import Looks, Question, id_of_task
+from penstock.engine.migrate import check_shapes
 from penstock.engine.operations import Look
 from penstock.engine.requests import Requests
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
@@ -78,6 +79,8 @@ from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_topics import ensure
 from penstock.router.kafka_writer import KafkaWriter
 
+DEAD = "penstock/dead"
+"""The egress of copies of dead letters, which every application of several workers has."""
 GENERATION = 1
 """Of the topology. It grows when the parallelism of an application changes."""
 
@@ -196,6 +199,7 @@ class ClusterWorker:
             prefix=self.replies.prefix,
         )
         await self._assembly.open_sinks(history)
+        await self._assembly.open_dead_sink(DEAD, self._topics.dead, history)
         await self._assembly.open_inputs()
         self._assembly.add_reply_sink(REPLIES, self.replies)
         alive = Alive(self.name, self._instance, socket.gethostname(), os.getpid())
@@ -228,6 +232,7 @@ class ClusterWorker:
             self._reader,
             self._frames,
             directory=config.directory,
+            check=lambda manifest: check_shapes(app, manifest),
             bury=self.requests.bury,
             placed=self._placed,
             damaged=self._damaged,
