@@ -32,6 +32,7 @@ from penstock.engine.unit import Channels, LogChannels, Suspended, TaskUnit
 from penstock.errors import ConfigurationError, PenstockError, Unavailable
 from penstock.functions.app import App, Egress, Ingress
 from penstock.functions.context import Outlet
+from penstock.functions.formats import Raw
 from penstock.functions.kafka import KafkaIngress
 from penstock.functions.kafka_egress import KafkaEgress
 from penstock.functions.types import Codec, codec_for
@@ -108,10 +109,11 @@ def build_core(
     *,
     manifest: Manifest | None,
     internal: Container[str] = (),
+    dead_egress: str = "",
     attempt_starts: bool = True,
 ) -> TaskCore:
     """The core of one task, migrated to `app` and as `restored` left it. Rows for egresses that are neither declared
-    nor `internal` become dead letters.
+    nor `internal` become dead letters, of which `dead_egress` gets copies.
 
     Raises FunctionError for a migration that fails.
     """
@@ -126,6 +128,7 @@ def build_core(
             eager=eager_egresses(app),
             idempotency_keep_ms=config.idempotency_keep_ms,
             check_state=config.check_state,
+            dead_egress=dead_egress,
         ),
         start,
     )
@@ -202,7 +205,7 @@ class Assembly:
         self._sinks: dict[str, Sink] = {}
         self._internal: set[str] = set()
         """Egresses that the application did not declare, but the engine."""
-        self._reply_egress = ""
+        self._reply_egress = self._dead_egress = ""
         self._ports = self._kafka_ports(kafka)
         self._placed: dict[int, _Placed] = {}
         self._past = Totals()
@@ -217,6 +220,14 @@ class Assembly:
         for egress in self._app.egresses.values():
             self._sinks[egress.name] = sink = await self._sink(egress, instance)
             await sink.open()
+
+    async def open_dead_sink(self, name: str, topic: str, history: str) -> None:
+        """Let every dead letter be copied to a topic of the application's own cluster, as the row of an egress."""
+        assert self._ports is not None, "an application of several workers has a cluster"
+        self._sinks[name] = sink = await self._ports.sink(name, KafkaEgress(topic, format=Raw()), history)
+        self._internal.add(name)
+        self._dead_egress = name
+        await sink.open()
 
     async def _sink(self, egress: Egress, instance: str) -> Sink:
         if isinstance(egress.spec, KafkaEgress):
@@ -236,7 +247,7 @@ class Assembly:
         """What the application reads and writes of Kafka; None when that is nothing."""
         reads = any(isinstance(ingress.spec, KafkaIngress) for ingress in self._app.ingresses.values())
         writes = any(isinstance(egress.spec, KafkaEgress) for egress in self._app.egresses.values())
-        if not reads and not writes:
+        if not reads and not writes and kafka is None:
             return None
         try:
             from penstock.engine.kafka_ports import KafkaPorts
@@ -342,6 +353,7 @@ class Assembly:
             suspended.start,
             manifest=origin.manifest,
             internal=self._internal,
+            dead_egress=self._dead_egress,
             attempt_starts=origin.attempt_starts,
         )
         core.origin_of = self._origin_of

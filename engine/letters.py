@@ -7,6 +7,7 @@ of P uses t, P + t, 2P + t, ...) and never reused. Decides nothing: the task cor
 
 from __future__ import annotations
 
+import base64
 import traceback
 from collections.abc import Iterator
 
@@ -18,6 +19,9 @@ from penstock.ids import Address
 from penstock.records import EgressRow, Envelope, Meta
 from penstock.state import keys
 from penstock.state.overlay import Overlay
+
+TEXT_BYTES_MAX = 64 << 10
+"""Of a payload that a copy also shows as text. Of a longer one it would become too large."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(DeadLetter).decode
@@ -75,12 +79,13 @@ class DeadLetters:
             self._rows[letter.typename, letter.cause] = number
         return letter
 
-    def write_row(self, egress: str, row: EgressRow, error: BaseException, *, clock_ms: int) -> None:
-        """Keep a row of `egress` as a letter, unless it is one already: after a crash the same row may come again."""
-        if (egress, row.cause) not in self._known_rows():
-            envelope = Envelope(egress, "", row.value, row.cause, None, Meta(origin=f"egress {egress}"))
-            # The payload is the value: it need not be there twice.
-            self.write(envelope, error, attempts=0, clock_ms=clock_ms, state=b"", row=row._replace(value=b""))
+    def write_row(self, egress: str, row: EgressRow, error: BaseException, *, clock_ms: int) -> DeadLetter | None:
+        """Keep a row of `egress` as a letter. None when it is one already: after a crash a row may come again."""
+        if (egress, row.cause) in self._known_rows():
+            return None
+        envelope = Envelope(egress, "", row.value, row.cause, None, Meta(origin=f"egress {egress}"))
+        # The payload is the value: it need not be there twice.
+        return self.write(envelope, error, attempts=0, clock_ms=clock_ms, state=b"", row=row._replace(value=b""))
 
     def _known_rows(self) -> dict[tuple[str, int], int]:
         if self._rows is None:
@@ -112,6 +117,34 @@ class DeadLetters:
         caller = None if letter.caller is None else Address(*letter.caller)
         meta = Meta(headers=letter.headers, origin=letter.origin, idempotency_key=letter.idempotency_key)
         return Envelope(letter.typename, letter.id, letter.payload, letter.cause, caller, meta)
+
+
+def copy_of(letter: DeadLetter) -> EgressRow:
+    """The letter for people's own tools: a row whose key is the id, and whose value is JSON."""
+    fields = {
+        "number": letter.number,
+        "at_ms": letter.clock_ms,
+        "code": letter.code,
+        "reason": letter.reason,
+        "origin": letter.origin,
+        "function": letter.typename,
+        "id": letter.id,
+        "attempts": letter.attempts,
+        "traceback": letter.traceback,
+        "headers": letter.headers,
+        "payload": base64.b64encode(letter.payload).decode(),
+        "text": _text_of(letter.payload),
+    }
+    return EgressRow(msgspec.json.encode(fields), letter.cause, letter.id.encode() or None)
+
+
+def _text_of(payload: bytes) -> str | None:
+    if len(payload) > TEXT_BYTES_MAX:
+        return None
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _storable(text: str) -> str:

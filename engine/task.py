@@ -37,7 +37,7 @@ from penstock.engine.effects import (
     TaskStatistics,
 )
 from penstock.engine.entry import EMPTY_STATE, Entry, Opened
-from penstock.engine.letters import DeadLetters, describe
+from penstock.engine.letters import DeadLetters, copy_of, describe
 from penstock.engine.looks import answer
 from penstock.engine.operations import BuryRows, Drop, Look, Operation, Redrive, SetState, decode_operation
 from penstock.engine.pending import Pending
@@ -90,6 +90,8 @@ class TaskOptions:
     """Egresses whose rows leave with the effects and belong to no snapshot."""
     idempotency_keep_ms: int = 24 * 3_600_000
     """How long the result of a request with an Idempotency-Key is kept for repeats of it."""
+    dead_egress: str = ""
+    """The egress that gets a copy of every dead letter; empty for none."""
     check_state: bool = False
     """Whether every state is read back before it is stored, and not only where that costs nothing to speak of."""
 
@@ -561,10 +563,22 @@ class TaskCore:
         state = entry.raw(envelope.id) if entry is not None and envelope.id else b""
         envelope = self._with_origin(envelope)
         letter = self._letters.write(envelope, error, attempts=attempts, clock_ms=self._meta.clock_ms, state=state)
+        self._copy(letter)
         meta = envelope.meta
         if meta is not None and meta.request_id:
             text = f"{letter.code} {letter.reason.rstrip('.')}. It is dead letter {letter.number}."
             self._batch_replies.append(Reply(meta.request_id, b"", text))
+
+    def _bury_row(self, egress: str, row: EgressRow, error: BaseException) -> None:
+        """Make a dead letter of a row. A copy of a letter that can't be written needs none: its letter is there."""
+        if egress != self._options.dead_egress:
+            letter = self._letters.write_row(egress, row, error, clock_ms=self._meta.clock_ms)
+            if letter is not None:
+                self._copy(letter)
+
+    def _copy(self, letter: DeadLetter) -> None:
+        if self._options.dead_egress:
+            self._batch_egress.append((self._options.dead_egress, copy_of(letter)))
 
     def _with_origin(self, envelope: Envelope) -> Envelope:
         """Say where a message entered. Those of an ingress don't carry it: their cause tells."""
@@ -622,8 +636,7 @@ class TaskCore:
                 return len(found)
             case BuryRows(egress, rows):
                 for row, reason in rows:
-                    error = InvalidInput("PEN0215", reason)
-                    self._letters.write_row(egress, row, error, clock_ms=self._meta.clock_ms)
+                    self._bury_row(egress, row, InvalidInput("PEN0215", reason))
                 return len(rows)
 
     def _existing(self, numbers: Iterable[int]) -> list[DeadLetter]:
@@ -706,6 +719,13 @@ class TaskCore:
         self._record(effects)
         return effects
 
+    def _stage(self, rows: Iterable[tuple[str, EgressRow]]) -> None:
+        """Put rows into the next snapshot."""
+        for name, row in rows:
+            if name not in self._options.eager:
+                self._egress.setdefault(name, []).append(row)
+                self.emitted_bytes += len(row.value)
+
     def _number_frame(self, destination: int, messages: list[Envelope]) -> OutFrame:
         sequence = self._meta.sequences.get(destination, 0) + 1
         return OutFrame(destination, sequence, messages)
@@ -719,10 +739,7 @@ class TaskCore:
             self._schedule.append((effects.clock_ms, effects.invocations, effects.positions))
         for frame in effects.frames:
             self._meta.sequences[frame.destination] = frame.sequence
-        for name, row in effects.egress:
-            if name not in self._options.eager:
-                self._egress.setdefault(name, []).append(row)
-                self.emitted_bytes += len(row.value)
+        self._stage(effects.egress)
         self._replies.extend(effects.replies)
 
     def redo(self, effects: Effects) -> None:
@@ -841,6 +858,8 @@ class TaskCore:
         for egress, batches in staged.items():
             if egress not in self._outlets:
                 self._bury_undeclared(egress, batches)
+        self._stage(self._batch_egress)  # Copies of letters: no batch need ever come.
+        self._batch_egress = []
         # A migration, or what was for functions and egresses that are gone: the next checkpoint makes it last.
         self._changed = any(self._overlay.take_batch())
 
@@ -854,7 +873,7 @@ class TaskCore:
         )
         for batch in batches:
             for row in batch.rows:
-                self._letters.write_row(egress, row, error, clock_ms=self._meta.clock_ms)
+                self._bury_row(egress, row, error)
             self.committed(egress, batch.checkpoint)
 
     def _numbers(self) -> dict[str, int]:

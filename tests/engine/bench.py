@@ -95,9 +95,7 @@ class Bench:
 
     def operate(self, operation: Operation, address: Address = NOWHERE) -> Any:
         """Carry out an operation, and return its answer, or its error as text."""
-        name, payload = encode_operation(operation)
-        envelope = Envelope(*address, payload, 1, None, Meta(request_id="operation", operation=name))
-        (reply,) = self.run(Deliveries("requests", 1, [envelope])).replies
+        (reply,) = self.run(requested(operation, address)).replies
         return reply.error or msgspec.json.decode(reply.value)
 
     def advance(self, milliseconds: int) -> Effects:
@@ -172,6 +170,14 @@ def deliver(
     if not isinstance(message, bytes):
         message = msgspec.msgpack.encode(message) if isinstance(to, str) else to.message_codec.encode(message)
     return Deliveries("requests", 1, [Envelope(typename, id, message, cause, caller, meta)])
+
+
+def requested(operation: Operation, address: Address = NOWHERE) -> Deliveries:
+    """What asks a task for an operation."""
+    name, payload = encode_operation(operation)
+    return Deliveries(
+        "requests", 1, [Envelope(*address, payload, 1, None, Meta(request_id="operation", operation=name))]
+    )
 
 
 def deliver_all(*deliveries: Deliveries) -> Deliveries:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from penstock.engine.letters import DeadLetters, describe, user_traceback
+import json
+
+import pytest
+
+from penstock.engine.letters import TEXT_BYTES_MAX, DeadLetters, copy_of, describe, user_traceback
 from penstock.errors import InvalidInput
 from penstock.ids import Address
 from penstock.records import Envelope, Meta
@@ -79,3 +83,38 @@ def test_a_traceback_begins_with_the_code_of_the_user() -> None:
 
     assert lines[0] == "Traceback (most recent call last):"
     assert "in raised" in lines[1]
+
+
+def test_a_copy_is_a_row_that_any_tool_can_read() -> None:
+    letters = DeadLetters(Overlay(MemoryBackend()), task=0, tasks=1)
+    letter = letters.get(write(letters, InvalidInput("PEN0203", "An empty id.")))
+    assert letter is not None
+
+    row = copy_of(letter)
+
+    assert (row.key, row.cause) == (b"a", 7)
+    assert json.loads(row.value) == {
+        "number": letter.number,
+        "at_ms": 9,
+        "code": "PEN0203",
+        "reason": "An empty id.",
+        "origin": "line 3",
+        "function": "t/f",
+        "id": "a",
+        "attempts": 2,
+        "traceback": "",
+        "headers": {"h": "1"},
+        "payload": "cGF5bG9hZA==",
+        "text": "payload",
+    }
+
+
+@pytest.mark.parametrize("payload", [b"\xff", b"x" * (TEXT_BYTES_MAX + 1)], ids=["binary", "long"])
+def test_a_copy_shows_as_text_only_what_is_short_text(payload: bytes) -> None:
+    letters = DeadLetters(Overlay(MemoryBackend()), task=0, tasks=1)
+    envelope = ENVELOPE._replace(payload=payload, id="")
+    letter = letters.write(envelope, raised(), attempts=0, clock_ms=9, state=b"")
+
+    row = copy_of(letter)
+
+    assert (row.key, json.loads(row.value)["text"]) == (None, None)

@@ -20,7 +20,7 @@ from penstock.functions.io import MemoryEgress
 from penstock.functions.state import Log, Message, State, Table, Value
 from penstock.ids import Address, key_group
 from penstock.records import EgressRow, Envelope, EpochFrame, Frozen, Meta
-from tests.engine.bench import Bench, Pause, deliver, deliver_all, payloads
+from tests.engine.bench import Bench, Pause, deliver, deliver_all, payloads, requested
 
 
 class Add(Message):
@@ -882,6 +882,24 @@ def test_state_that_is_not_declared_is_refused_and_not_dropped() -> None:
     (letter,) = bench.letters()
     assert (letter.code, letter.attempts) == ("PEN0307", 1)
     assert letter.reason.startswith("t/count/a has no state, because its annotation names none.")
+
+
+def test_dead_letters_are_copied_to_an_egress_if_there_is_one_for_them() -> None:
+    app, _ = failing_app(attempts=1)
+    bench = Bench(app, options=TaskOptions(dead_egress="penstock/dead"))
+
+    effects = bench.send("t/flaky", "a", Add(-1))
+
+    ((name, row),) = effects.egress
+    assert (name, row.key) == ("penstock/dead", b"a")
+    assert msgspec.json.decode(row.value)["reason"] == "Handler raised ValueError: never below zero"
+    # What the egress of copies refuses is a letter already.
+    refused = BuryRows("penstock/dead", [(row, "The record is too large.")])
+    assert bench.operate(refused) == 1
+    assert [letter.typename for letter in bench.letters()] == ["t/flaky"]
+    # A row of another egress is not.
+    effects = bench.run(requested(BuryRows("t/out", [(EgressRow(b"row", 5), "HTTP 400.")])))
+    assert [(name, row.key) for name, row in effects.egress] == [("penstock/dead", None)]
 
 
 def test_rows_an_egress_refuses_become_dead_letters() -> None:

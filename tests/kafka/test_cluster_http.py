@@ -21,6 +21,7 @@ from penstock.engine.http import HttpServer, why_not_ready
 from penstock.files import read_owner
 from penstock.ids import key_group
 from penstock.router.kafka_options import KafkaOptions
+from penstock.router.kafka_reader import read_range
 from tests.engine.serving import Answer
 
 pytestmark = pytest.mark.kafka
@@ -131,6 +132,15 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, SCENARIO_S))
 
 
+async def copied(kafka: str, topic: str, count: int) -> list[dict[str, Any]]:
+    """What the topic of copies holds, once it holds that many."""
+    while True:
+        records = await read_range(KafkaOptions(kafka, {}), topic, 0, 0)
+        copies = [record for record in records if not (record.key or b"").startswith(b"penstock/incarnation/")]
+        if len(copies) >= count:
+            return [json.loads(record.value or b"") for record in copies]
+
+
 def id_at(served: Served, number: int = 0) -> str:
     """The id, of those that a task of this worker has, with the given number."""
     owned = {unit.task for unit in served.worker.units}
@@ -185,6 +195,8 @@ def test_any_worker_shows_redrives_and_drops_the_dead_letters_of_all(
             assert len(await other.get("/admin/dead?limit=2")) == 2
             assert await other.get("/admin/dead/counts") == [{"function": "t/count", "code": "PEN0210", "count": 3}]
             number = {each["id"]: each["number"] for each in letters}
+            copies = await copied(kafka, f"{kafka_app}.dead", 3)
+            assert {(each["id"], each["number"]) for each in copies} == set(number.items())
             shown = await one.get(f"/admin/dead/{number[ids[1]]}")
             assert (shown["message"], shown["origin"]) == ({"type": "Hit", "count": -1}, f"POST /call/t/count/{ids[1]}")
             assert "ValueError" in shown["traceback"]
