@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import penstock
+from penstock.checkpoint.stores import open_store
 from penstock.durations import format_duration
 from penstock.engine.cli_common import note
 from penstock.engine.cluster.looking import read_history, refuse_alive
@@ -79,11 +80,12 @@ async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> N
     """Refuse what is known not to work. Nobody may run while the application goes back to an earlier state."""
     app = loaded.app
     app.check()
+    open_store(cluster.store, cluster.store_options)  # Which refuses what is no store, and asks nothing of it.
     await ensure(
         cluster.kafka, app.name, application_id=app.name, parallelism=config.parallelism, replicas=cluster.replicas
     )
     if config.from_checkpoint is not None or config.fresh:
-        await refuse_alive(cluster.kafka, app.name, 1_000)
+        await refuse_alive(cluster.kafka, app.name)
     if config.from_checkpoint is not None:
         (await read_history(cluster.kafka, app.name)).chosen(config.from_checkpoint)
 

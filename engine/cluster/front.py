@@ -170,7 +170,8 @@ class Front:
         told = {label: _json_of(answer) for label, answer in answers.items() if answer.status == 200}
         if not told:
             return error_response(_nobody())
-        return json_response(merge_status(told) | {"pid": os.getpid(), "workers": self._workers(told)})
+        processes = {"leader": {"pid": self._supervisor.leader.pid}, "workers": self._workers(told)}
+        return json_response(merge_status(told) | {"pid": os.getpid()} | processes)
 
     def _workers(self, told: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [

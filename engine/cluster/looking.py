@@ -11,13 +11,14 @@ import asyncio
 from penstock.checkpoint.control import decode_control
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Alive, decode_report
+from penstock.engine.cluster.options import HEARTBEAT_MS
 from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.errors import ProtocolError, Refused
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
 
-HEARTBEATS = 1.5
+LISTEN_S = 1.5 * HEARTBEAT_MS / 1000
 
 
 async def read_history(kafka: KafkaOptions, application: str) -> History:
@@ -31,9 +32,9 @@ async def read_history(kafka: KafkaOptions, application: str) -> History:
     return history
 
 
-async def refuse_alive(kafka: KafkaOptions, application: str, heartbeat_ms: float) -> None:
+async def refuse_alive(kafka: KafkaOptions, application: str) -> None:
     """Raise Refused when workers of the application run."""
-    workers = await _alive(kafka, application, heartbeat_ms)
+    workers = await _alive(kafka, application)
     if workers:
         names = ", ".join(f"process {each.pid} on {each.host}" for each in workers)
         raise Refused(
@@ -41,11 +42,11 @@ async def refuse_alive(kafka: KafkaOptions, application: str, heartbeat_ms: floa
         )
 
 
-async def _alive(kafka: KafkaOptions, application: str, heartbeat_ms: float) -> list[Alive]:
+async def _alive(kafka: KafkaOptions, application: str) -> list[Alive]:
     """The workers that report within the time in which each does."""
     place = (Topics.of(application).reports, 0)
     start = (await offsets(kafka, [place]))[place].end
-    await asyncio.sleep(heartbeat_ms * HEARTBEATS / 1000)
+    await asyncio.sleep(LISTEN_S)
     end = (await offsets(kafka, [place]))[place].end
     found: dict[str, Alive] = {}
     for record in await read_range(kafka, *place, start, end):
