@@ -11,7 +11,7 @@ any moment; `Restored` brings back what the snapshot holds, and the marker says 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeAlias, assert_never
@@ -176,6 +176,18 @@ class Statistics(NamedTuple):
     """Failed commits and failed readings of the marker, in all."""
 
 
+class _Decided(NamedTuple):
+    """A batch that may be committed, with the checkpoint that decided it.
+
+    That is another than the one it was staged for when that was given up, and both count. The marker must name the one
+    that decided: the rows may stand under its number in the snapshot that a restore reads. But a marker that reaches
+    the one they were staged for covers them too: whoever wrote that had them from a snapshot of their own.
+    """
+
+    batch: Staged
+    by: int
+
+
 class TwoPhaseSink:
     """The second phase of the commit, for one task and one egress."""
 
@@ -185,7 +197,7 @@ class TwoPhaseSink:
         """As it was last read or written. Meaningful in READY, COMMITTING and BURYING."""
         self._retained: frozenset[int] | None = None
         self._undecided: list[Staged] = []
-        self._decided: list[Staged] = []
+        self._decided: list[_Decided] = []
         self._in_flight = 0
         """How many of the decided batches, from the first, the commit under way holds."""
         self._completed: dict[int, int] = {}
@@ -207,7 +219,7 @@ class TwoPhaseSink:
     def statistics(self) -> Statistics:
         return Statistics(
             _row_count(self._undecided),
-            _row_count(self._decided),
+            _row_count(batch for batch, _ in self._decided),
             self._rows_committed,
             self._commits,
             self._failures,
@@ -255,9 +267,7 @@ class TwoPhaseSink:
         undecided: list[Staged] = []
         for batch in self._undecided:
             if batch.attempt == attempt and batch.checkpoint <= checkpoint:
-                # The deciding checkpoint, not the one it was staged for: if that was given up, the durable
-                # snapshot holds the rows under a later number, and a marker below it would not cover them (rule 21).
-                self._decided.append(Staged(attempt, checkpoint, batch.rows))
+                self._decided.append(_Decided(batch, checkpoint))
             else:
                 undecided.append(batch)
         self._undecided = undecided
@@ -265,7 +275,7 @@ class TwoPhaseSink:
 
     def _restore(self, batches: Sequence[Staged]) -> list[Action]:
         self._undecided = []
-        self._decided = [batch for batch in batches if batch.rows]
+        self._decided = [_Decided(batch, batch.checkpoint) for batch in batches if batch.rows]
         self._completed = {}
         self._in_flight = 0
         if self._phase not in (Phase.UNKNOWN, Phase.READING):
@@ -290,7 +300,7 @@ class TwoPhaseSink:
             return []  # A commit from before a restore: the marker that is read next tells the same.
         assert self._phase is Phase.COMMITTING, self._phase
         batches = self._decided[: self._in_flight]
-        self._rows_committed += _row_count(batches)
+        self._rows_committed += _row_count(batch for batch, _ in batches)
         self._commits += 1
         self._failures_in_row = 0
         self._marker = self._next_marker(batches)
@@ -342,18 +352,21 @@ class TwoPhaseSink:
 
     def _drop_visible(self) -> list[Action]:
         """Forget the decided batches that the marker covers."""
-        visible: list[Staged] = []
-        waiting: list[Staged] = []
-        for batch in self._decided:
-            is_visible = self._marker.get(batch.attempt, -1) >= batch.checkpoint
-            (visible if is_visible else waiting).append(batch)
+        visible: dict[int, int] = {}
+        waiting: list[_Decided] = []
+        for decided in self._decided:
+            attempt, checkpoint = decided.batch.attempt, decided.batch.checkpoint
+            if self._marker.get(attempt, -1) >= checkpoint:
+                visible[attempt] = max(checkpoint, visible.get(attempt, -1))
+            else:
+                waiting.append(decided)
         self._decided = waiting
-        return [Discard(attempt, checkpoint) for attempt, checkpoint in _highest(visible).items()]
+        return [Discard(attempt, checkpoint) for attempt, checkpoint in visible.items()]
 
-    def _commit(self, batches: Sequence[Staged]) -> Commit:
+    def _commit(self, batches: Sequence[_Decided]) -> Commit:
         return Commit(_rows(batches), self._next_marker(batches))
 
-    def _next_marker(self, batches: Sequence[Staged]) -> dict[int, int]:
+    def _next_marker(self, batches: Sequence[_Decided]) -> dict[int, int]:
         kept = {
             attempt: checkpoint
             for attempt, checkpoint in self._marker.items()
@@ -363,9 +376,9 @@ class TwoPhaseSink:
 
     def _remove_in_flight(self, indices: Collection[int]) -> None:
         index = 0
-        for number, batch in enumerate(self._decided[: self._in_flight]):
+        for number, (batch, by) in enumerate(self._decided[: self._in_flight]):
             kept = [row for offset, row in enumerate(batch.rows) if index + offset not in indices]
-            self._decided[number] = Staged(batch.attempt, batch.checkpoint, kept)
+            self._decided[number] = _Decided(Staged(batch.attempt, batch.checkpoint, kept), by)
             index += len(batch.rows)
 
     def _read_later(self) -> ReadMarker:
@@ -380,17 +393,17 @@ class TwoPhaseSink:
         self._phase = phase
 
 
-def _highest(batches: Sequence[Staged]) -> dict[int, int]:
-    """For each attempt its highest checkpoint among `batches`."""
+def _highest(decided: Sequence[_Decided]) -> dict[int, int]:
+    """For each attempt the newest checkpoint that decided one of them."""
     highest: dict[int, int] = {}
-    for batch in batches:
-        highest[batch.attempt] = max(batch.checkpoint, highest.get(batch.attempt, -1))
+    for batch, by in decided:
+        highest[batch.attempt] = max(by, highest.get(batch.attempt, -1))
     return highest
 
 
-def _rows(batches: Sequence[Staged]) -> list[EgressRow]:
-    return [row for batch in batches for row in batch.rows]
+def _rows(decided: Sequence[_Decided]) -> list[EgressRow]:
+    return [row for batch, _ in decided for row in batch.rows]
 
 
-def _row_count(batches: Sequence[Staged]) -> int:
+def _row_count(batches: Iterable[Staged]) -> int:
     return sum(len(batch.rows) for batch in batches)

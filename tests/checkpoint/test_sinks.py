@@ -110,6 +110,17 @@ def test_rows_of_a_checkpoint_that_was_given_up_are_decided_by_the_next() -> Non
     assert actions == [Commit([A, B], {1: 6})]
 
 
+def test_rows_that_the_next_owner_wrote_under_the_checkpoint_that_was_given_up_are_not_written_again() -> None:
+    """Its snapshot names the cut they were staged for; only the old owner knows that it was given up."""
+    next_owner, _ = after(Restored([Staged(1, 5, [A])]))
+    (commit,) = next_owner.handle(MarkerRead({}))
+    assert isinstance(commit, Commit)
+    old_owner, actions = after(Staged(1, 5, [A]), Completed(1, 6), MarkerRead(commit.marker))
+
+    assert actions == [Discard(1, 5)]
+    assert old_owner.quiet
+
+
 def test_a_checkpoint_without_rows_asks_for_nothing() -> None:
     sink, actions = after(Staged(1, 5, []), Completed(1, 5))
 

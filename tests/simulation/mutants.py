@@ -17,7 +17,7 @@ from penstock.checkpoint.coordinator import Coordinator
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
-from penstock.checkpoint.sinks import Action, Staged, TwoPhaseSink
+from penstock.checkpoint.sinks import Action, Staged, TwoPhaseSink, _Decided
 from penstock.checkpoint.snapshot import Admission, Snapshot, SnapshotTask
 from penstock.engine.delays import Delays
 from penstock.engine.journal import Journal
@@ -144,12 +144,12 @@ def _latest_overall(self: History) -> Iterator[Retained]:
 
 
 def _stage_as_decided(self: TwoPhaseSink, batch: Staged) -> list[Action]:
-    self._decided.append(batch)
+    self._decided.append(_Decided(batch, batch.checkpoint))
     return self._proceed()
 
 
 def _decide_as_staged(self: TwoPhaseSink, attempt: int, checkpoint: int) -> list[Action]:
-    self._decided += [batch for batch in self._undecided if batch.checkpoint <= checkpoint]
+    self._decided += [_Decided(each, each.checkpoint) for each in self._undecided if each.checkpoint <= checkpoint]
     self._undecided = [batch for batch in self._undecided if batch.checkpoint > checkpoint]
     return self._proceed()
 
