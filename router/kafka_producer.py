@@ -28,6 +28,9 @@ VERSIONS = ("0.14.",)
 STOP_S = 1.0
 """For each step of giving a producer up. Nobody waits for what it was doing."""
 TOPIC_POLL_S = 0.1
+RENEW_RETRY_S = 0.001
+"""Doubled each time up to the producer's own back-off: right behind a transaction, the brokers need a few milliseconds
+to finish it, and nothing else can be done meanwhile."""
 
 
 async def connect(options: KafkaOptions, *, compression: str | None, **arguments: Any) -> Any:
@@ -138,6 +141,7 @@ async def renew(producer: Any) -> None:
     """
     assert renewable(producer), "a renewed producer is idle"
     manager, sender = producer._txn_manager, producer._sender
+    delay_s = RENEW_RETRY_S
     while True:
         node = await sender._find_coordinator(CoordinationType.TRANSACTION, manager.transactional_id)
         request = _RenewRequest(
@@ -153,7 +157,8 @@ async def renew(producer: Any) -> None:
             sender._coordinator_dead(CoordinationType.TRANSACTION)
         elif error not in _LATER:
             raise kafka.ProducerFenced if error is kafka.InvalidProducerEpoch else error
-        await asyncio.sleep(sender._retry_backoff)
+        await asyncio.sleep(delay_s)
+        delay_s = min(2 * delay_s, sender._retry_backoff)
 
 
 def _is_known() -> bool:

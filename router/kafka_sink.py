@@ -386,9 +386,7 @@ class KafkaDirectSink:
             sent = []  # Other rows: those were given up, or restored and emitted anew.
         fresh = rows[len(sent) :]
         sent += zip(fresh, map(writer.append, self._records.records(fresh)), strict=True)
-        if waiting := [future for _, future in sent if not future.done()]:
-            await asyncio.wait(waiting, timeout=PATIENCE_S)
-        if not all(future.done() for _, future in sent):
+        if not await _settled([future for _, future in sent], PATIENCE_S):
             self._under_way[task] = sent
             raise Unavailable("PEN0706", writer.unavailable or "Writing: Kafka is slow. It is waited for.")
         refused = [(n, future.exception()) for n, (_, future) in enumerate(sent) if future.exception() is not None]
@@ -405,3 +403,16 @@ class KafkaDirectSink:
 
     async def close(self, final: bool) -> None:
         await self._sinks.closed(self)
+
+
+async def _settled(futures: Sequence[asyncio.Future[int]], patience_s: float) -> bool:
+    """Wait until all are done; whether they were in time. One after the other: a batch settles many at once, and a
+    callback on each of thousands would cost more than writing them."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + patience_s
+    for future in futures:
+        if not future.done():
+            await asyncio.wait({future}, timeout=deadline - clock())
+            if not future.done():
+                return False
+    return True

@@ -8,7 +8,7 @@ acknowledged, which the client library does not look at by itself. What was comm
 here: whoever needs it reads a marker after the fence.
 
 After a fence the first request of a transaction never meets the end of the last one, on which the client library would
-sleep 20 ms; the fence itself may, and then tries again after `RETRY_BACKOFF_MS`.
+sleep 20 ms. The fence itself may, and then tries again within a few milliseconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_producer import connect, discard, partitions_of, renew, renewable
 
 RETRY_BACKOFF_MS = 10
-"""Of a fence that comes while the brokers still finish the last transaction, which takes them a few milliseconds."""
+"""Ten times less than the client library's own: to finish what another left open takes a few milliseconds."""
 FENCE_S = 10.0
 COMMIT_S = 20.0
 TRANSACTION_TIMEOUT_MS = 30_000
