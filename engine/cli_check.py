@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from penstock.checkpoint.control import Manifest
-from penstock.engine.build import compile_router
+from penstock.engine.build import compile_router, missing_client, resolve_function
 from penstock.engine.cli_common import Where, output_options, print_json, print_table, where_options
 from penstock.engine.loading import load_app
 from penstock.engine.migrate import check_shapes
 from penstock.engine.offline import Directory
-from penstock.functions.app import App
+from penstock.functions.app import App, Ingress
+from penstock.functions.kafka import KafkaIngress
 
 DIFFERENCES = 5
 
@@ -52,9 +54,20 @@ def check(ctx: click.Context, where: Where, target: str | None, against: str | N
 
 def check_edges(app: App) -> None:
     """Raise ConfigurationError unless every ingress leads to a function and can be routed."""
-
     for ingress in app.ingresses.values():
-        compile_router(app, ingress, 1 << 20)
+        if isinstance(ingress.spec, KafkaIngress):
+            _check_kafka(app, ingress, ingress.spec)
+        else:
+            compile_router(app, ingress, 1 << 20)
+
+
+def _check_kafka(app: App, ingress: Ingress, spec: KafkaIngress) -> None:
+    try:
+        from penstock.engine.kafka_ports import compile_kafka_router
+        from penstock.router.schema_registry import Registries
+    except ImportError as error:
+        raise missing_client(error) from error
+    compile_kafka_router(ingress, spec, partial(resolve_function, app), Registries(), 1 << 20)
 
 
 def compare(app: App, manifest: Manifest | None) -> list[dict[str, Any]]:

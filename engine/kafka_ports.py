@@ -100,17 +100,7 @@ class KafkaPorts:
 
     def _read(self, ingress: Ingress, spec: KafkaIngress) -> KafkaPartitions:
         options = self._options(f"Ingress {ingress.name}", "reads", spec)
-        router = KafkaRouter.compile(
-            ingress.name,
-            spec,
-            to=ingress.to,
-            key=ingress.key,
-            router=ingress.router,
-            value_codec=codec_for(spec.type) if spec.type is not None else None,
-            resolve=self._resolve,
-            registries=self._registries,
-            message_bytes_max=self._bytes_max,
-        )
+        router = compile_kafka_router(ingress, spec, self._resolve, self._registries, self._bytes_max)
         return KafkaPartitions(
             self._app.name, ingress, router, options, tasks=self._tasks, wake=self._wake, failed=self._failed
         )
@@ -124,3 +114,24 @@ class KafkaPorts:
                 f"{who} {does} Kafka, and nobody says where that is. Run with --kafka BROKERS, or give it brokers=.",
             )
         return self._kafka
+
+
+def compile_kafka_router(
+    ingress: Ingress,
+    spec: KafkaIngress,
+    resolve: Callable[[Any], tuple[str, Codec[Any]]],
+    registries: Registries,
+    message_bytes_max: int,
+) -> KafkaRouter:
+    """Where the records of an ingress go. Raises ConfigurationError for a route that makes no sense."""
+    return KafkaRouter.compile(
+        ingress.name,
+        spec,
+        to=ingress.to,
+        key=ingress.key,
+        router=ingress.router,
+        value_codec=codec_for(spec.type) if spec.type is not None else None,
+        resolve=resolve,
+        registries=registries,
+        message_bytes_max=message_bytes_max,
+    )

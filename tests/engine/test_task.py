@@ -1056,8 +1056,10 @@ def test_a_column_is_split_in_the_same_way_however_many_ids_are_remembered(monke
     encode = bench.app.functions["t/count"].message_codec.encode
     ids = [f"id{number % 7}" for number in range(40)]
 
-    for _ in range(3):
-        effects = bench.run(Column("source", 2, "t/count", ids, [encode(Add(number)) for number in range(40)], 100))
+    column = Column("source", 2, "t/count", ids, [encode(Add(number)) for number in range(40)], 100)
+    bench.run(column)
+    bench.run(column)
+    effects = bench.run(column)
 
     for id in set(ids):
         numbers = [number for number in range(40) if ids[number] == id]
