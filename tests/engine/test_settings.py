@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from penstock.checkpoint.blobs import BucketOptions
+from penstock.engine.cluster.options import cluster_options
 from penstock.engine.settings import SPECS, format_size, load_settings, parse_size, schema
 from penstock.errors import ConfigurationError
+from penstock.router.kafka_options import KafkaOptions
 
 
 def refusal(folder: Path, environment: dict[str, str] | None = None, **flags: Any) -> str:
@@ -129,3 +132,95 @@ def test_the_schema_has_every_setting_and_no_secret_default() -> None:
 
     assert list(properties) == [spec.name for spec in SPECS]
     assert "default" not in properties["token"]
+
+
+# On Kafka.
+
+
+def test_a_table_of_a_file_has_properties_under_kafkas_names(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text(
+        '[kafka]\nbootstrap.servers = "a:1,b:2"\n"security.protocol" = "SASL_SSL"\nsasl.mechanism = "PLAIN"\n'
+        'sasl.username = "ada"\nsasl.password = "${SECRET}"\nrequest.timeout.ms = 5000\n'
+    )
+
+    settings = load_settings(tmp_path, {}, {})
+
+    assert (settings["kafka"], settings.origin("kafka")) == ("a:1,b:2", "penstock.toml")
+    assert settings.kafka().properties == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "ada",
+        "sasl.password": "${SECRET}",
+        "request.timeout.ms": "5000",
+    }
+
+
+def test_properties_come_from_the_environment_and_from_flags_too(tmp_path: Path) -> None:
+    environment = {
+        "PENSTOCK_KAFKA": "a:1",
+        "PENSTOCK_KAFKA_CLIENT_ID": "shop",
+        "PENSTOCK_KAFKA_REQUEST_TIMEOUT_MS": "5000",
+        "PENSTOCK_KAFKA_PORT_9092_TCP": "tcp://10.0.0.1:9092",
+    }
+
+    settings = load_settings(tmp_path, environment, {"property": ("request.timeout.ms=6000", "retry.backoff.ms=7")})
+
+    found = {each.name: (each.text, each.origin) for each in settings if each.name.startswith("kafka.")}
+    assert found == {
+        "kafka.client.id": ("shop", "PENSTOCK_KAFKA_CLIENT_ID"),
+        "kafka.request.timeout.ms": ("6000", "--property"),
+        "kafka.retry.backoff.ms": ("7", "--property"),
+    }
+    assert settings.ignored == ("PENSTOCK_KAFKA_PORT_9092_TCP",)
+
+
+def test_a_secret_among_properties_is_never_shown_and_a_reference_to_one_is(tmp_path: Path) -> None:
+    flags = {"property": ("sasl.password=s3cret", "ssl.key.password=file:/run/key", 'sasl.jaas.config=password="x";')}
+
+    shown = {each.name: each.text for each in load_settings(tmp_path, {}, flags)}
+
+    assert shown["kafka.sasl.password"] == "***"
+    assert shown["kafka.sasl.jaas.config"] == "***"
+    assert shown["kafka.ssl.key.password"] == "file:/run/key"
+
+
+def test_a_property_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text('[kafka]\nsasl.pasword = "s3cret"\n')
+
+    assert refusal(tmp_path) == (
+        "PEN0701 'sasl.pasword' is no property of a Kafka client here. Did you mean sasl.password or ssl.key.password?"
+    )
+
+
+def test_on_kafka_there_are_more_tasks_unless_something_is_said(tmp_path: Path) -> None:
+    assert load_settings(tmp_path, {}, {"kafka": "a:1"})["parallelism"] == 8
+    assert load_settings(tmp_path, {"PENSTOCK_PARALLELISM": "1"}, {"kafka": "a:1"})["parallelism"] == 1
+
+
+def test_in_a_file_settings_may_wait_for_kafka_but_not_workers(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text('store = "s3://bucket/shop"\n')
+    load_settings(tmp_path, {}, {}).check()
+
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(tmp_path, {"PENSTOCK_WORKERS": "2"}, {}).check()
+    assert str(raised.value) == (
+        "PEN0773 workers (from PENSTOCK_WORKERS) is for an application that runs on Kafka, and no brokers are named. "
+        "Name them with --kafka HOST:PORT, or leave out workers (from PENSTOCK_WORKERS)."
+    )
+
+
+def test_workers_get_the_settings_of_the_cluster(tmp_path: Path) -> None:
+    flags = {"kafka": "a:1", "workers": "3", "session_timeout": "2s", "store": "s3://bucket", "store_region": "eu"}
+
+    options = cluster_options(load_settings(tmp_path, {}, flags), tmp_path, name="here#1", candidate=False)
+
+    assert options.kafka == KafkaOptions("a:1")
+    assert (options.store, options.store_options) == ("s3://bucket", BucketOptions(region="eu"))
+    assert (options.workers_expected, options.session_ms, options.heartbeat_ms) == (3, 2_000, 400)
+    assert (options.name, options.candidate, options.replicas) == ("here#1", False, None)
+
+
+def test_without_a_store_it_is_beside_the_workers(tmp_path: Path) -> None:
+    options = cluster_options(load_settings(tmp_path, {}, {"kafka": "a:1"}), tmp_path)
+
+    assert (options.store, options.store_options) == (str(tmp_path / "store"), None)

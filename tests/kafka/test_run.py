@@ -136,6 +136,10 @@ class Run:
             return bool(self.get("/readyz")["ready"])
         return False
 
+    def wait_tasks(self, count: int) -> None:
+        """Of a worker that shares them with others."""
+        self.wait_until(lambda: len(self.get("/admin/status")["shared"]["tasks"]) == count, f"{count} tasks")
+
     def wait_checkpoints(self, count: int) -> None:
         self.wait_until(lambda: (self.get("/admin/status")["checkpoint"]["completed"] or 0) >= count, "checkpoints")
 
@@ -308,11 +312,11 @@ def test_workers_of_their_own_share_the_work_and_one_of_them_leads(start: Start,
     first = start("run", "--dir", "first", *store, count=6_000, rate=1_000)
     second = start("run", "--dir", "second", *store, count=6_000, rate=1_000)
     for run in (first, second):
-        run.wait_until(lambda run=run: len(run.get("/admin/status")["shared"]["tasks"]) == 2, "half of the tasks")
+        run.wait_tasks(2)
 
     first.process.terminate()
     first.wait_end()
-    second.wait_until(lambda: len(second.get("/admin/status")["shared"]["tasks"]) == 4, "all tasks")
+    second.wait_tasks(4)
     second.process.terminate()
     second.wait_end()
     last = start("run", "--dir", "first", *store, "--until-done", count=6_000)
