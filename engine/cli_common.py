@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from penstock.functions.app import App
 
 
+URL_VARIABLE = "PENSTOCK_URL"
+"""Stands for --url, unless a verb is given a directory."""
+
+
 class Where:
     """Which application a verb is about: what --app, --dir and --url say, completed by the settings."""
 
     def __init__(self, app: str | None, directory: str | None, url: str | None) -> None:
         self._flags = {name: value for name, value in (("app", app), ("dir", directory)) if value is not None}
-        self._url = url
+        self._url = url or (os.environ.get(URL_VARIABLE) if directory is None else None)
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -112,7 +116,7 @@ def where_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--app", metavar="MODULE:APP", help="The application, or its file.")
     @click.option("--dir", "directory", metavar="DIR", help="Its data directory.")
-    @click.option("--url", metavar="URL", help="Where it answers, if not on this machine.")
+    @click.option("--url", metavar="URL", help="Where it answers, if not on this machine; or PENSTOCK_URL.")
     @functools.wraps(function)
     def with_where(app: str | None, directory: str | None, url: str | None, **arguments: Any) -> Any:
         return function(where=Where(app, directory, url), **arguments)

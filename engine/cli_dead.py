@@ -49,6 +49,19 @@ def list_(where: Where, typename: str | None, code: str | None, limit: int, as_j
 
 
 @dead.command()
+@where_options
+@output_options
+def count(where: Where, as_json: bool) -> None:
+    """Count dead letters by function and error code."""
+    with where.reader() as application:
+        rows = application.letter_counts()
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, ("letters", "function", "code"), empty="There are no dead letters.")
+
+
+@dead.command()
 @click.argument("number", type=int)
 @where_options
 @output_options

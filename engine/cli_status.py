@@ -57,6 +57,7 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
         f"{found['app']}  {found['not_ready'] or 'ready'}  up {uptime}  process {found['pid']}  {found['url']}",
         f"checkpoint  {_checkpoint(checkpoint)}",
         f"letters     {found['dead_letters']:,} dead" + ("   <- penstock dead list" if found["dead_letters"] else ""),
+        *(_shared(found["shared"]) if found["shared"] is not None else []),
         "",
     ]
     headings = ["FUNCTION", "MESSAGES", "FAILED", "QUEUED"]
@@ -68,7 +69,8 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
             row.append(text_of(each["messages"] - earlier.get(each["function"], 0)))
     lines += aligned(headings, rows)
     if found["ingresses"]:
-        lines += ["", *aligned(["INGRESS", "RECORDS", "STATE"], [_ingress(each) for each in found["ingresses"]])]
+        headings = ["INGRESS", "RECORDS", "BEHIND", "STATE"]
+        lines += ["", *aligned(headings, [_ingress(each) for each in found["ingresses"]])]
     if found["egresses"]:
         headings = ["EGRESS", "COMMITTED", "STAGED", "DELIVERY"]
         lines += ["", *aligned(headings, [_egress(each) for each in found["egresses"]])]
@@ -78,14 +80,28 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
 def _checkpoint(checkpoint: Mapping[str, Any]) -> str:
     if checkpoint["last"] is None:
         return "none since the start"
-    return (
-        f"{checkpoint['last']:,}  {checkpoint['age_s']:.1f} s ago  took {checkpoint['duration_ms']} ms  "
-        f"{checkpoint['retained']:,} retained"
-    )
+    took = "" if checkpoint["duration_ms"] is None else f"  took {checkpoint['duration_ms']} ms"
+    retained = "" if checkpoint["retained"] is None else f"  {checkpoint['retained']:,} retained"
+    return f"{checkpoint['last']:,}  {checkpoint['age_s']:.1f} s ago{took}{retained}"
+
+
+def _shared(shared: Mapping[str, Any]) -> list[str]:
+    """Of a worker that shares the tasks with others."""
+    leader = "this worker leads" if shared["leads"] else f"led by {shared['leader'] or 'nobody'}"
+    tasks = f"tasks {', '.join(map(str, shared['tasks']))}" if shared["tasks"] else "no tasks"
+    lines = [
+        f"worker      {shared['worker']}  {tasks}  {leader}, {shared['leader_silent_s']:.1f} s ago",
+        f"members     {len(shared['members']):,}  "
+        + "  ".join(each["url"] or f"process {each['pid']} on {each['host']}" for each in shared["members"]),
+        "not taken   " + "  ".join(f"{records:,} {name}" for name, records in shared["lag"].items()),
+    ]
+    if shared["paused"]:
+        lines.append("paused      memory is full, so nothing new is taken in")
+    return lines
 
 
 def _ingress(each: Mapping[str, Any]) -> list[str]:
-    return [each["ingress"], *_texts(each, "records"), "ended" if each["done"] else "reading"]
+    return [each["ingress"], *_texts(each, "records", "lag"), "ended" if each["done"] else "reading"]
 
 
 def _egress(each: Mapping[str, Any]) -> list[str]:

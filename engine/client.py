@@ -68,6 +68,9 @@ class Client:
     def letters(self, *, typename: str | None, code: str | None, limit: int) -> Any:
         return self._get("dead", **_given(function=typename, code=code), limit=limit)
 
+    def letter_counts(self) -> Any:
+        return self._get("dead/counts")
+
     def letter(self, number: int) -> Any:
         return self._get(f"dead/{number}")
 

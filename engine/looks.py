@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from penstock.engine.views import View, summarize_letter
+from penstock.engine.views import View, count_letters, summarize_letter
 from penstock.errors import InvalidInput, PenstockError
 from penstock.ids import Address, key_group
 
@@ -96,8 +96,7 @@ def _answer(question: Question, view: View, bytes_max: int | None) -> Any:
         case LetterOf(number):
             return _whole(view.show_letter(view.letter(number)), bytes_max)
         case LetterCounts():
-            counts = Counter((letter.typename, letter.code) for letter in view.letters(limit=None))
-            return [[typename, code, count] for (typename, code), count in counts.items()]
+            return [[typename, code, count] for (typename, code), count in view.letter_counts().items()]
         case Nothing():
             return None
 
@@ -179,8 +178,7 @@ class Looks:
         counts: Counter[tuple[str, str]] = Counter()
         for each in await self._of_all(lambda task: self._ask(task, LetterCounts())):
             counts.update({(typename, code): count for typename, code, count in each})
-        rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
-        return [{"function": typename, "code": code, "count": count} for (typename, code), count in rows]
+        return count_letters(counts)
 
     async def settle(self) -> None:
         """Return when everything that was asked of any task before is done."""

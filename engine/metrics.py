@@ -94,9 +94,17 @@ class Metrics(Collector):
         for name, records in lags.items():
             behind.add_metric([name], records)
         written = CounterMetricFamily("penstock_egress_records_total", "Rows made visible.", labels=["egress"])
+        commits = CounterMetricFamily(
+            "penstock_egress_commits_total", "Commits of rows: of Kafka, transactions.", labels=["egress"]
+        )
+        staged = GaugeMetricFamily(
+            "penstock_egress_staged_rows", "Rows emitted here that are not visible yet.", labels=["egress"]
+        )
         for name in self._worker.app.egresses:
             written.add_metric([name], totals.committed[name])
-        yield from (read, behind, written)
+            commits.add_metric([name], totals.commits[name])
+            staged.add_metric([name], sum(unit.sinks[name].unwritten for unit in self._worker.units))
+        yield from (read, behind, written, commits, staged)
 
     def _checkpoints(self) -> Iterator[Metric]:
         worker, checkpoints = self._worker, self._worker.checkpoint_statistics()
@@ -156,7 +164,7 @@ class Metrics(Collector):
             ("penstock_leader", "1 while this worker leads, else 0.", int(shared.leads)),
             (
                 "penstock_leader_silence_seconds",
-                "Since a leader was last heard. Seconds, while one is there.",
+                "Since a leader was last heard: a second or two while there is one.",
                 shared.leader_silent_s,
             ),
             ("penstock_backpressure", "1 while tasks here take in nothing new, else 0.", int(shared.paused)),

@@ -22,6 +22,7 @@ from penstock.engine.journal import Journal
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.views import (
     View,
+    count_letters,
     describe_functions,
     not_retained,
     show_checkpoint,
@@ -47,6 +48,12 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         """Raises InvalidInput when no application has ever run there."""
+        if not (path / "log").is_dir() and any((path / part).is_dir() for part in ("tasks", "cache", "store")):
+            raise InvalidInput(
+                "PEN0622",
+                f"{path} is of an application on Kafka, which answers while it runs. Start it (penstock run), or give "
+                "the --url of one of its workers.",
+            )
         if not (path / "log").is_dir():
             raise InvalidInput(
                 "PEN0622",
@@ -144,6 +151,9 @@ class StoppedApplication:
 
     def letters(self, *, typename: str | None, code: str | None, limit: int) -> list[dict[str, Any]]:
         return [summarize_letter(letter) for letter in self.view.letters(typename=typename, code=code, limit=limit)]
+
+    def letter_counts(self) -> list[dict[str, Any]]:
+        return count_letters(self.view.letter_counts())
 
     def letter(self, number: int) -> dict[str, Any]:
         return self.view.show_letter(self.view.letter(number))

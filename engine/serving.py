@@ -68,7 +68,6 @@ class SharedStatistics(NamedTuple):
     """Whether tasks take in nothing new, because memory is full."""
     lag: Mapping[str, int]
     """Records of each of the application's own topics that its tasks have not taken yet."""
-    unflushed: int
     unflushed_bytes: int
     """What Kafka has not acknowledged yet."""
     records_read: int

@@ -36,6 +36,8 @@ _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNOR
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 REDACTED: Final = "***"
 ENVIRONMENT_PREFIX: Final = "PENSTOCK_"
+_FOR_VERBS = frozenset({"PENSTOCK_URL"})
+"""Tell a verb of the command line which application it is about, and an application nothing."""
 BOOTSTRAP: Final = "bootstrap.servers"
 """The property that is the setting `kafka` itself."""
 PROPERTY_PREFIX: Final = "kafka."
@@ -290,7 +292,7 @@ def load_settings(folder: Path, environment: Mapping[str, str], flags: Mapping[s
             found[name] = _setting(spec, value, file)
     ignored = []
     for variable, text in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _FOR_VERBS:
             setting = _from_environment(variable, text)
             if setting is None:
                 ignored.append(variable)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from penstock.engine.feeds import InputFeed
@@ -25,6 +26,8 @@ class Totals:
     """Records, by ingress."""
     committed: Counter[str] = field(default_factory=Counter)
     """Rows, by egress."""
+    commits: Counter[str] = field(default_factory=Counter)
+    """By egress that waits for checkpoints: of Kafka, transactions."""
     frames_dropped: int = 0
     """Of attempts that are over."""
 
@@ -36,10 +39,12 @@ class Totals:
         for feed in ingresses:
             self.read[feed.name] += feed.records
         for name, driver in unit.sinks.items():
-            rows = driver.statistics().rows_committed if isinstance(driver, SinkDriver) else driver.written
-            self.committed[name] += rows
+            if isinstance(driver, SinkDriver):
+                statistics = driver.statistics()
+                self.committed[name] += statistics.rows_committed
+                self.commits[name] += statistics.commits
+            else:
+                self.committed[name] += driver.written
 
     def copy(self) -> Totals:
-        return Totals(
-            self.messages.copy(), self.failures.copy(), self.read.copy(), self.committed.copy(), self.frames_dropped
-        )
+        return deepcopy(self)

@@ -8,6 +8,7 @@ Changes nothing: `encode_state` makes the bytes that an operation then stores.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from heapq import nsmallest
@@ -199,6 +200,10 @@ class View:
         """How many there are, counted up to 10,000."""
         return sum(1 for task in self._tasks for _ in islice(task.letters.all(), LETTERS_COUNTED_MAX))
 
+    def letter_counts(self) -> Counter[tuple[str, str]]:
+        """How many there are by function and error code."""
+        return Counter((letter.typename, letter.code) for letter in self.letters(limit=None))
+
     def show_letter(self, letter: DeadLetter) -> dict[str, Any]:
         """Everything known of a letter: message and state decoded."""
         entry = self._tasks[0].entries.get(letter.typename)
@@ -281,6 +286,12 @@ def summarize_letter(letter: DeadLetter) -> dict[str, Any]:
         "attempts": letter.attempts,
         "origin": letter.origin,
     }
+
+
+def count_letters(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+    """One row for each function and error code, most letters first."""
+    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    return [{"function": typename, "code": code, "letters": count} for (typename, code), count in rows]
 
 
 def summarize_checkpoint(retained: Retained) -> dict[str, Any]:

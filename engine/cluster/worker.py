@@ -534,7 +534,6 @@ class ClusterWorker:
             still=sorted(member.still),
             paused=self._upkeep.under_pressure,
             lag=lag,
-            unflushed=self._writer.unflushed,
             unflushed_bytes=self._writer.unflushed_bytes,
             records_read=self._reader.taken,
             records_written=self._writer.written,

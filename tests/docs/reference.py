@@ -26,6 +26,7 @@ from penstock.engine import settings
 from penstock.engine.cli import VERBS, cli
 from penstock.engine.config import Config
 from penstock.engine.metrics import Metrics
+from penstock.engine.serving import SharedStatistics
 from penstock.engine.worker import Worker
 from penstock.functions.function import DEFAULT_OPTIONS
 from tests.docs.pages import DOCS
@@ -367,6 +368,7 @@ def collected_metrics(directory: Path) -> list[Metric]:
 
     async def watch(worker: Worker) -> None:
         await until(lambda: worker.last_checkpoint is not None)
+        worker.shared = SharedStatistics("", 0, "", False, 0.0, (), (), (), False, {}, *[0] * 7)
         found.extend(Metrics(worker).collect())
         worker.stop()
 

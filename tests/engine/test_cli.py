@@ -415,6 +415,7 @@ def test_state_at_an_earlier_checkpoint(run: Run, shop: Path) -> None:
 
 def test_dead_letters_of_a_stopped_application(run: Run, shop: Path) -> None:
     (letter,) = json.loads(run("dead", "list", "--json").stdout)
+    assert run("dead", "count").stdout == "LETTERS  FUNCTION    CODE\n      1  shop/total  PEN0210\n"
     assert (letter["number"], letter["code"], letter["reason"]) == (1, "PEN0210", "Handler raised ValueError: unlucky")
     shown = run("dead", "show", "1")
     assert "app.py" in shown.stdout
@@ -662,6 +663,9 @@ def test_a_running_application_is_asked_and_changed(run: Run, running: Process) 
     status = run("status").stdout
     assert status.startswith("shop  ready  up ")
     assert "letters     1 dead   <- penstock dead list" in status
+    assert json.loads(run("dead", "count", "--json").stdout) == [
+        {"function": "shop/total", "code": "PEN0210", "letters": 1}
+    ]
     assert re.search(r"^shop/total +\d+ +1 +0$", status, re.MULTILINE)
     assert json.loads(run("status", "--json").stdout)["dead_letters"] == 1
 
@@ -802,6 +806,24 @@ def test_an_application_elsewhere_is_reached_by_its_url(
     assert run("call", "shop/total", "odd", "0", "--url", url).stdout == "4\n"
     settings: list[dict[str, Any]] = json.loads(run("config", "show", "--json", "--url", url).stdout)
     assert {"name": "port", "value": "0", "origin": "--port"} in settings
+
+
+def test_a_url_may_stand_in_the_environment_unless_a_directory_is_named(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_URL", "http://127.0.0.1:1")
+
+    assert run("status", exit_code=3).stderr.startswith("PEN0620 http://127.0.0.1:1 does not answer: ")
+    assert run("status", "--dir", "nowhere", exit_code=3).stderr.startswith("PEN0623 No application runs in nowhere")
+
+
+def test_the_directory_of_a_worker_on_kafka_is_told_apart(run: Run, folder: Path) -> None:
+    (folder / ".penstock" / "tasks").mkdir(parents=True)
+
+    assert run("checkpoint", "list", exit_code=2).stderr == (
+        "PEN0622 .penstock is of an application on Kafka, which answers while it runs. Start it (penstock run), or "
+        "give the --url of one of its workers.\n"
+    )
 
 
 def test_nobody_at_a_url(run: Run) -> None:

@@ -64,6 +64,8 @@ def test_every_figure_is_what_happened(tmp_path: Path) -> None:
     assert found["penstock_calls_in_flight"] == 0
     assert found["penstock_ingress_records_total ingress=numbers"] == 3
     assert found["penstock_egress_records_total egress=counter/totals"] == 2
+    assert found["penstock_egress_commits_total egress=counter/totals"] >= 1
+    assert found["penstock_egress_staged_rows egress=counter/totals"] == 0
     assert found["penstock_checkpoints_total outcome=complete"] >= 1
     assert found["penstock_checkpoints_total outcome=abandoned"] == 0
     assert found["penstock_checkpoint_duration_seconds_count"] == found["penstock_checkpoints_total outcome=complete"]

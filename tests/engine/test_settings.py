@@ -60,6 +60,10 @@ def test_an_unknown_setting_in_a_file_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_for_verbs_is_neither_a_setting_nor_a_slip_of_the_pen(tmp_path: Path) -> None:
+    assert load_settings(tmp_path, {"PENSTOCK_URL": "http://127.0.0.1:7070"}, {}).ignored == ()
+
+
 def test_an_unknown_variable_is_noted_and_ignored(tmp_path: Path) -> None:
     settings = load_settings(tmp_path, {"PENSTOCK_SERVICE_HOST": "10.0.0.1", "PATH": "/bin"}, {})
 
