@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Column, Deliveries, FrameInput, Input, Rejected
@@ -28,8 +28,16 @@ READ_BYTES = 4 << 20
 """Read from a log at a time."""
 
 
+FeedKind = Literal["ingress", "requests", "inbox"]
+
+
 class Feed(Protocol):
     """One source of a task."""
+
+    @property
+    def kind(self) -> FeedKind:
+        """Under pressure, inputs from outside wait first, and frames of other tasks last (PROTOCOL 25)."""
+        ...
 
     @property
     def done(self) -> bool:
@@ -74,6 +82,8 @@ class InputFeed(Feed, Protocol):
 
 class IngressFeed:
     """One partition of a declared ingress. `wake` is called when a read that found nothing is worth repeating."""
+
+    kind: FeedKind = "ingress"
 
     def __init__(
         self, application: str, ingress: Ingress, reader: Reader, router: IngressRouter, wake: Callable[[], None]
@@ -182,6 +192,7 @@ class RequestFeed:
     """What was asked from outside, for this task: the partition `requests-<task>` of the log."""
 
     SOURCE = "requests"
+    kind: FeedKind = "requests"
     done = True
     """It never ends, and nobody waits for it to."""
 
@@ -213,6 +224,7 @@ class RequestFeed:
 class InboxFeed:
     """Frames of the other tasks: the partition `inbox-<task>` of the log, filtered by the protocol."""
 
+    kind: FeedKind = "inbox"
     done = True
 
     def __init__(self, log: Log, task: int, snapshot: SnapshotTask) -> None:

@@ -21,6 +21,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from penstock.engine.effects import Column, Deliveries, Input, Rejected
+from penstock.engine.feeds import FeedKind
 from penstock.engine.logs import logger
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
 from penstock.functions.app import Ingress
@@ -223,6 +224,7 @@ class KafkaTaskFeed:
     of partitions when the ingress was first read, `firsts` where partitions begin that have no position yet: both are
     given on before any record, so that a snapshot has them."""
 
+    kind: FeedKind = "ingress"
     done = False
 
     def __init__(

@@ -25,7 +25,7 @@ from penstock.checkpoint.sinks import Completed as CheckpointCompleted
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
 from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input
-from penstock.engine.feeds import Completions, Feed, RequestFeed
+from penstock.engine.feeds import Completions, Feed
 from penstock.engine.restore import META, SETTLED_META, SETTLING_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Outcome, TaskCore
@@ -158,11 +158,12 @@ class TaskUnit:
 
     # Turns.
 
-    def turn(self, clock_ms: int, *, paused: bool, burying: bool = False) -> Effects | None:
+    def turn(self, clock_ms: int, *, paused: bool, crowded: bool = False, burying: bool = False) -> Effects | None:
         """Take what there is to do and do some of it. None when there is nothing.
 
-        `paused`: nothing new is taken. `burying`: requests are taken all the same, because one of them is to make dead
-        letters, without which a sink can't go on.
+        `paused`: nothing is taken from outside. `crowded`: nor from other tasks, whose frames wait in the log.
+        `burying`: requests are taken all the same, because one of them is to make dead letters, without which a sink
+        can't go on.
         """
         began = self._clock()
         inputs = self.completions.take(self._invocations_max)
@@ -170,7 +171,7 @@ class TaskUnit:
         if room > 0:
             self.feeds.append(self.feeds.pop(0))  # Each is first in its turn.
             for feed in self.feeds:
-                if paused and not (burying and isinstance(feed, RequestFeed)):
+                if (crowded if feed.kind == "inbox" else paused) and not (burying and feed.kind == "requests"):
                     continue
                 taken = feed.take(room)
                 inputs += taken

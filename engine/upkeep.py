@@ -27,6 +27,9 @@ SUSPENDED_ROWS = 16
 """So many rows weigh what a suspended handler does: its frame, its context and the event loop's task, about 8 KB."""
 FOLD_SHARE = 3
 """Settled rows are folded when they fill a third of the memory for pending changes; the rest is for what comes then."""
+CROWDED = 1.25
+"""The pressure at which a task also leaves the frames of others in the log. Later than inputs from outside, so that
+what is in the application already is done first."""
 PRESSURE_LOOK_MS = 50
 """While inputs wait, how often to look whether they may go on: a sink that answers again wakes nobody."""
 IDLE_FOLD_S = 1.0
@@ -61,17 +64,21 @@ class Upkeep:
     # When.
 
     @property
-    def under_pressure(self) -> bool:
-        """Whether inputs must wait: unsettled changes, queues, suspended handlers and rows for egresses fill their
-        share of the memory (PROTOCOL 25).
-        """
+    def pressure(self) -> float:
+        """How much of their share of the memory unsettled changes, queues, suspended handlers and rows for egresses
+        fill. From 1 on inputs from outside must wait, from `CROWDED` on frames of other tasks too (PROTOCOL 25)."""
         rows = row_bytes = 0
         for unit in self._units:
             statistics = unit.overlay.statistics()
             rows += statistics.unsettled + statistics.settled + unit.core.queued
             rows += unit.core.suspended * SUSPENDED_ROWS
             row_bytes += unit.core.emitted_bytes + sum(driver.waiting_bytes for driver in unit.sinks.values())
-        return rows * ROW_BYTES_ASSUMED + row_bytes > self._config.pending_bytes
+        return (rows * ROW_BYTES_ASSUMED + row_bytes) / self._config.pending_bytes
+
+    @property
+    def under_pressure(self) -> bool:
+        """Whether inputs from outside must wait."""
+        return self.pressure >= 1
 
     def start_due(self, idle_s: float) -> None:
         """Start what is due, if nothing is under way. `idle_s`: how long no unit has had anything to do."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -39,7 +40,7 @@ from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
-from penstock.engine.upkeep import Upkeep
+from penstock.engine.upkeep import CROWDED, Upkeep
 from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.functions.app import App
 from penstock.records import Reply
@@ -220,7 +221,7 @@ class Worker:
         they become dead letters before the others of their commit go out."""
         while self._fatal is None and not self._all_told():
             if self.requests.burying:
-                self._take_turns(int(self._clock() * 1000), paused=True)
+                self._take_turns(int(self._clock() * 1000), pressure=math.inf)
             if not self.checkpoint_driver.quiet:
                 self.checkpoint_driver.hurry("stop")
                 self.checkpoint_driver.tick(self._clock() * 1000)
@@ -265,7 +266,7 @@ class Worker:
         """Take turns until `stop` is called, the work is done, or something fails for good, which is raised."""
         while self._fatal is None and not self.stopping:
             now_ms = int(self._clock() * 1000)
-            worked = self._take_turns(now_ms, paused=self._upkeep.under_pressure)
+            worked = self._take_turns(now_ms, pressure=self._upkeep.pressure)
             self.checkpoint_driver.tick(now_ms)
             self._upkeep.start_due(self._clock() - self._worked_at)
             if worked:
@@ -278,12 +279,12 @@ class Worker:
         if self._fatal is not None:
             raise self._fatal
 
-    def _take_turns(self, now_ms: int, *, paused: bool) -> bool:
+    def _take_turns(self, now_ms: int, *, pressure: float) -> bool:
         """One turn of each unit. Returns whether any had something to do."""
         worked = False
         burying = self.requests.burying
         for unit in self.units:
-            effects = unit.turn(now_ms, paused=paused, burying=burying)
+            effects = unit.turn(now_ms, paused=pressure >= 1, crowded=pressure >= CROWDED, burying=burying)
             if effects is not None:
                 worked = True
                 if effects.replies:

@@ -10,7 +10,7 @@ from collections import deque
 
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Deliveries, FrameInput, Input, Rejected
-from penstock.engine.feeds import RequestFeed
+from penstock.engine.feeds import FeedKind, RequestFeed
 from penstock.errors import ProtocolError
 from penstock.records import EpochFrame
 from penstock.router.frames import FENCE_SOURCE, decode_frames
@@ -28,6 +28,7 @@ class TopicInbox:
     """The inbox of one task: partition `task` of `topic`."""
 
     name = "inbox"
+    kind: FeedKind = "inbox"
     done = True
 
     def __init__(self, reader: KafkaReader, topic: str, task: int, snapshot: SnapshotTask, position: int) -> None:
@@ -39,8 +40,6 @@ class TopicInbox:
         """Frames taken from the reader and not yet admitted, with the position behind each."""
         self.cut_due = 0
         """The checkpoint to cut at before the next frame can be processed; 0 for none."""
-        self.paused = False
-        """While true, frames stay in the log, but for what calls for a cut."""
         reader.add(topic, task, position)
 
     @property
@@ -92,6 +91,7 @@ class TopicRequests:
     """Requests for one task: partition `task` of `topic`."""
 
     name = RequestFeed.SOURCE
+    kind: FeedKind = "requests"
     done = True
 
     def __init__(self, reader: KafkaReader, topic: str, task: int, position: int) -> None:

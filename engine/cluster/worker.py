@@ -41,7 +41,7 @@ from penstock.checkpoint.member import (
     Restore,
     Settle,
 )
-from penstock.checkpoint.reports import Alive, Fault, Prepared
+from penstock.checkpoint.reports import Alive, Changed, Fault, Prepared
 from penstock.checkpoint.retention import Retained, decide
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
@@ -68,7 +68,7 @@ from penstock.engine.requests import Requests
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
-from penstock.engine.upkeep import Upkeep
+from penstock.engine.upkeep import CROWDED, Upkeep
 from penstock.engine.worker import SWITCH_INTERVAL_S
 from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError
 from penstock.files import DirectoryLock, make_directory
@@ -245,7 +245,7 @@ class ClusterWorker:
             self._assembly.units,
             self.store,
             self.tasks.path_of,
-            rebased=_nothing,
+            rebased=self._rebased,
             spawn=self._background.spawn,
         )
 
@@ -313,10 +313,10 @@ class ClusterWorker:
         if self.tasks.halted:
             return False
         worked = False
-        paused, burying = self._upkeep.under_pressure, self.requests.burying
+        pressure, burying = self._upkeep.pressure, self.requests.burying
         for unit in self._at_work():
             try:
-                effects = unit.turn(now_ms, paused=paused, burying=burying)
+                effects = unit.turn(now_ms, paused=pressure >= 1, crowded=pressure >= CROWDED, burying=burying)
             except ProtocolError as error:
                 self._give_up_attempt(unit, error)
                 return False
@@ -441,6 +441,11 @@ class ClusterWorker:
         if begun and not self.tasks.halted:
             self.snapshots.cut(units, begun, frozenset())
         self._wake()
+
+    async def _rebased(self) -> None:
+        """A base that no manifest names is deleted after an hour: let the next checkpoint name it, also when nothing
+        else calls for one."""
+        self.link.report(Changed(self.name, self.link.member.number))
 
     def _prepared(self, tasks: tuple[int, ...]) -> None:
         self.link.report(Prepared(self.name, tasks))
@@ -598,10 +603,6 @@ class _Counters:
                 self.given += len(tasks)
             case Restore():
                 pass  # A new attempt is counted when it halts the one before.
-
-
-async def _nothing() -> None:
-    """What no checkpoint needs any more is deleted by the leader."""
 
 
 def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str) -> LeaderOptions:

@@ -15,7 +15,7 @@ from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.coordinator import Acknowledged, Failed
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Column, Completed, Effects, FrameInput, Input
-from penstock.engine.feeds import Completions, RequestFeed
+from penstock.engine.feeds import Completions, FeedKind, RequestFeed
 from penstock.engine.journal import PARTITION, Journal
 from penstock.engine.task import Outcome, TaskCore
 from penstock.engine.unit import LogChannels, TaskUnit, Writing
@@ -35,6 +35,7 @@ DAY_MS = 24 * 3_600_000
 class Source:
     """An ingress partition: inputs known from the start, and a position."""
 
+    kind: FeedKind = "ingress"
     done = True
 
     def __init__(self, name: str, inputs: list[tuple[str, str, bytes]], position: int) -> None:
@@ -55,6 +56,7 @@ class Source:
 class Inbox:
     """The inbox of one task. Stops before a frame of a newer epoch, and says so."""
 
+    kind: FeedKind = "inbox"
     done = True
 
     def __init__(self, log: Log, task: int, snapshot: SnapshotTask, position: int) -> None:
