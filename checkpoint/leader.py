@@ -684,7 +684,10 @@ class Leader:
             return []
         missing = tuple(task for task in range(self._options.tasks) if task not in self._owners)
         if missing:  # Given back while nobody was there. No checkpoint can have been complete without them since.
-            return [self._assign(balance(self._options.tasks, self._owners, workers), missing, self._newest())]
+            balanced = balance(self._options.tasks, self._owners, workers)
+            # Of the others none changes hands here, though it may have to: they take turns where they are.
+            owners = {**self._owners, **{task: balanced[task] for task in missing}}
+            return [self._assign(owners, missing, self._newest())]
         for task, move in list(self._moves.items()):
             if move.checkpoint is None and move.target not in workers:
                 del self._moves[task]  # Its target is gone, or somebody came to whom it can go.

@@ -97,6 +97,8 @@ class Member:
         """Those of them that stand still, with the checkpoint since whose cut they do."""
         self._newest_attempt = 0
         self._version = 0
+        self._resolved = 0
+        """The newest checkpoint whose releases the assignments so far have decided."""
         self._begun = (0, 0)
         self._listed = False
 
@@ -131,7 +133,9 @@ class Member:
                 self._begun = max(self._begun, (attempt, checkpoint))
                 if attempt != self.number or attempt != self._newest_attempt or not self.tasks:
                     return []
-                return [Cut(checkpoint, self.tasks & frozenset(release))]
+                # What the newest assignment has decided is not asked for any more: nothing would end the standing still.
+                asked = frozenset(release) if checkpoint > self._resolved else frozenset[int]()
+                return [Cut(checkpoint, self.tasks & asked)]
             case Prepare(worker, tasks, manifest):
                 return [Fetch(tasks, manifest)] if worker == self.worker else []
             case Expelled(worker, reason):
@@ -159,7 +163,7 @@ class Member:
     def _assign(self, assigned: Assign) -> list[Action]:
         if assigned.version <= self._version:
             return []
-        self._version = assigned.version
+        self._version, self._resolved = assigned.version, assigned.resolved
         if self.worker not in assigned.members:
             return [End("its tasks were given to others")] if self._listed else []
         self._listed = True
