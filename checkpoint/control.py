@@ -100,6 +100,9 @@ class Assign(msgspec.Struct, frozen=True, array_like=True, tag="assign"):
     resolved: int
     """Tasks that stand still since the cut of this checkpoint, or of one before, go on where they are named; those
     released later wait for the next assignment."""
+    topics: dict[str, str] = {}
+    """The id of each topic of the application, as the cluster gave it: one that was deleted and created anew has
+    another."""
 
 
 class Recap(msgspec.Struct, frozen=True, array_like=True, tag="recap"):

@@ -185,6 +185,8 @@ class LeaderOptions:
     fresh: bool = False
     """Begin from nothing, once."""
     until_done: bool = False
+    topics: dict[str, str] = field(default_factory=dict)
+    """Of the application, with their ids, to be known again by the next leader."""
     retention: Retention = field(default_factory=Retention)
     generation: int = 1
 
@@ -477,7 +479,10 @@ class Leader:
         self._version += 1
         self._owners = dict(owners)
         members = tuple(dict.fromkeys([*self._members, *owners.values()]))
-        return self._write(Assign(self._version, self._attempt, dict(owners), members, moved, manifest, self._resolved))
+        topics, resolved = self._options.topics, self._resolved
+        return self._write(
+            Assign(self._version, self._attempt, dict(owners), members, moved, manifest, resolved, topics)
+        )
 
     def _may_adopt(self, assigned: Assign) -> bool:
         """Whether the attempt that runs can go on under this leader."""

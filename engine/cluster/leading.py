@@ -44,7 +44,7 @@ from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import leader_id
+from penstock.router.kafka_topics import leader_id, refuse_recreated
 from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.kafka_writer import KafkaWriter
 
@@ -115,6 +115,8 @@ class LeaderService:
             (record.offset, decode_control(record.value)) for record in records if record.value and not record.key
         ]
         leader = self.leader = Leader(self._options, decisions, self._now_ms())
+        if leader.history.assigned is not None and not self._options.fresh:
+            refuse_recreated(leader.history.assigned.topics, self._options.topics)
         self._reader.add(*reports, bounds[reports].end)
         # Workers answer it with a report each, so that the leader knows at once who is there.
         self._tell(Leading(self._options.name))

@@ -131,7 +131,7 @@ async def _lead(app: App, settings: Settings, order: Order, watched: Watched) ->
         if not ended.done():
             ended.set_exception(error)
 
-    await ensure(
+    ensured = await ensure(
         cluster.kafka,
         app.name,
         application_id=app.name,
@@ -141,7 +141,8 @@ async def _lead(app: App, settings: Settings, order: Order, watched: Watched) ->
     writer = KafkaWriter(cluster.kafka, failed=failed)
     listener = Listener(cluster.kafka, app.name, failed=failed)
     store = open_store(cluster.store, cluster.store_options)
-    candidate = Candidate(cluster, leader_options(app, config, cluster, order.name), listener, store, at_once=True)
+    options = leader_options(app, config, cluster, order.name, ensured)
+    candidate = Candidate(cluster, options, listener, store, at_once=True)
 
     def told(message: Down) -> None:
         if isinstance(message, Stop) and not ended.done():

@@ -76,7 +76,7 @@ from penstock.functions.app import App
 from penstock.ids import Address
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_reader import KafkaReader, read_range
-from penstock.router.kafka_topics import ensure
+from penstock.router.kafka_topics import Ensured, ensure
 from penstock.router.kafka_writer import KafkaWriter
 
 DEAD = "penstock/dead"
@@ -176,7 +176,7 @@ class ClusterWorker:
         self._opened.push_async_callback(self._background.cancel_all)
         self._opened.push_async_callback(self._assembly.cancel)
         if self.cluster.candidate:
-            options = leader_options(self.app, config, self.cluster, self.name)
+            options = leader_options(self.app, config, self.cluster, self.name, ensured)
             self._candidate = Candidate(self.cluster, options, self.link, self.store)
             self._background.spawn(self._candidate.run())
         self._serving = True
@@ -605,7 +605,7 @@ class _Counters:
                 pass  # A new attempt is counted when it halts the one before.
 
 
-def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str) -> LeaderOptions:
+def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str, ensured: Ensured) -> LeaderOptions:
     """How an application is led."""
     return LeaderOptions(
         name=name,
@@ -620,6 +620,7 @@ def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str)
         from_checkpoint=config.from_checkpoint,
         fresh=config.fresh,
         until_done=config.until_done,
+        topics=dict(ensured.incarnations),
         retention=config.retention,
         generation=GENERATION,
     )
