@@ -570,7 +570,7 @@ class Harness:
                 request_id = f"call {self._requests}"
                 address = Address("", self._id_of(unit.task))
                 self._request(request_envelope(address, payload, request_id=request_id, operation=name))
-                done += msgspec.msgpack.decode(self._wait_reply(request_id, address).value, type=int)
+                done += msgspec.json.decode(self._wait_reply(request_id, address).value, type=int)
         return done
 
     def _id_of(self, task: int) -> str:
