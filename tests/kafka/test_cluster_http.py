@@ -11,9 +11,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock import App, Context, Message, State
+from penstock.engine.cli import cli
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.config import Config
@@ -130,6 +132,13 @@ async def until(holds: Callable[[], object], workers: list[Served] | None = None
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, SCENARIO_S))
+
+
+def verb(*arguments: str) -> str:
+    """What a verb of the command line prints."""
+    result = CliRunner().invoke(cli, arguments, prog_name="penstock")
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 async def copied(kafka: str, topic: str, count: int) -> list[dict[str, Any]]:
@@ -261,6 +270,18 @@ def test_checkpoints_status_and_metrics_are_those_of_the_application(
             assert len(leading) == 1
             assert (await leading[0].metrics())["penstock_decisions_total"] >= 3
 
+            # The command line finds a worker by its directory, or by a URL.
+            said = await asyncio.to_thread(verb, "status", "--dir", str(one.worker.config.directory))
+            assert f"worker      {one.worker.name}  tasks {', '.join(map(str, shared['tasks']))}  " in said
+            assert f"members     2  {'  '.join(member['url'] for member in shared['members'])}" in said
+            assert "not taken   0 inbox  0 requests" in said
+            assert await asyncio.to_thread(verb, "state", "get", "t/count", id_at(other), "--url", one.url) == (
+                '{\n  "total": 1\n}\n'
+            )
+            taken = int((await asyncio.to_thread(verb, "checkpoint", "now", "--url", other.url)).split()[1])
+            listed = json.loads(await asyncio.to_thread(verb, "checkpoint", "list", "--json", "--url", one.url))
+            assert taken in [each["checkpoint"] for each in listed]
+
             # A hand-over is counted, and no count falls by it.
             other.worker.stop()
             await other.running
@@ -286,6 +307,11 @@ def test_a_worker_is_ready_when_it_can_do_its_work(kafka: str, kafka_app: str, t
             one.worker.link.leader_heard_s = heard - 60
             assert why_not_ready(one.worker, now_ms).startswith("nobody has led for 6")
             one.worker.link.leader_heard_s = heard
+
+            one.worker._writer.unavailable = "Kafka does not answer."
+            assert why_not_ready(one.worker, now_ms) == "Kafka does not answer."
+            one.worker._writer.unavailable = ""
+            assert why_not_ready(one.worker, now_ms) == ""
 
             one.worker.stopping = True
             assert (await one.request("GET", "/readyz")).status == 503
