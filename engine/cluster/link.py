@@ -16,7 +16,7 @@ import msgspec
 
 from penstock.checkpoint.control import decode_control
 from penstock.checkpoint.member import Action, Member
-from penstock.checkpoint.reports import Alive, Changed, Ended, Leading, Report, decode_hint, encode_message
+from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Leading, Report, decode_hint, encode_message
 from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics
 from penstock.engine.logs import logger
 from penstock.errors import PenstockError, ProtocolError
@@ -54,6 +54,7 @@ class LeaderLink:
         self._beating: asyncio.Task[None] | None = None
         self._told = (0, 0)
         """Attempt of the last report that something changed, and how urgent that was."""
+        self._fault: Fault | None = None
         self.leader = ""
         """Who was heard to lead last."""
         self.leader_heard_s = 0.0
@@ -102,6 +103,12 @@ class LeaderLink:
         """What changes from now on is news again."""
         self._told = (0, 0)
 
+    def give_up(self, fault: Fault) -> None:
+        """The attempt can't go on. Told with every heartbeat until another begins: a leader may end before it acts on
+        it, and the next one leads this attempt on."""
+        self._fault = fault
+        self.report(fault)
+
     def leave(self) -> None:
         """Ask to be relieved of all tasks."""
         self._become(leaving=True)
@@ -130,3 +137,5 @@ class LeaderLink:
     def _become(self, **changes: bool) -> None:
         self.alive = msgspec.structs.replace(self.alive, attempt=self.member.number, **changes)
         self.report(self.alive)
+        if self._fault is not None and self._fault.attempt == self.member.number:
+            self.report(self._fault)

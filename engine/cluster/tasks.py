@@ -95,7 +95,7 @@ class Tasks:
         check: Callable[[Manifest], None],
         bury: Bury,
         placed: Callable[[Sequence[TaskUnit], Placed], None],
-        damaged: Callable[[int, str], None],
+        damaged: Callable[[int, int, str], None],
         forget: Callable[[Sequence[TaskUnit]], None],
         failed: Callable[[BaseException], None],
         progress: Callable[[Progress], None],
@@ -228,7 +228,8 @@ class Tasks:
             )
         except CorruptSnapshot as error:
             logger.error("%s", error)
-            self._damaged(manifest.checkpoint if manifest is not None else 0, str(error))
+            checkpoint = manifest.checkpoint if manifest is not None else 0
+            self._damaged(origin.attempt.lineage.attempt, checkpoint, str(error))
             return
         units = []
         for part, each in zip(wanted, restored, strict=True):

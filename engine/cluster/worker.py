@@ -340,7 +340,7 @@ class ClusterWorker:
         """This attempt can't go on; the leader begins another."""
         logger.error("task %d: %s", unit.task, error)
         self.tasks.halt()
-        self.link.report(Fault(self.name, unit.snapshot.attempt, str(error)))
+        self.link.give_up(Fault(self.name, unit.snapshot.attempt, str(error)))
 
     async def _wait(self, now_ms: int) -> None:
         """Sleep until something is due or `_wake` is called."""
@@ -450,9 +450,9 @@ class ClusterWorker:
     def _prepared(self, tasks: tuple[int, ...]) -> None:
         self.link.report(Prepared(self.name, tasks))
 
-    def _damaged(self, checkpoint: int, reason: str) -> None:
+    def _damaged(self, attempt: int, checkpoint: int, reason: str) -> None:
         self.tasks.halted = True
-        self.link.report(Fault(self.name, self.link.member.number, reason, checkpoint))
+        self.link.give_up(Fault(self.name, attempt, reason, checkpoint))
 
     # What the parts report.
 
