@@ -711,11 +711,14 @@ class Leader:
         return self.manifest(newest.checkpoint) if newest is not None else None
 
     def _hand_over(self, released: set[int], manifest: Manifest) -> list[Action]:
-        """The owners let these tasks stand still at the cut of `manifest`: give them to their new owners, or back."""
+        """The owners let these tasks stand still at the cut of `manifest`: give them to their new owners, or back. Back
+        to nobody goes all or nothing: without the others no checkpoint is complete any more, so they could never go."""
         owners, moved = dict(self._owners), []
+        to_nobody = {task for task in released if task in self._moves and not self._moves[task].target}
         for task in sorted(released):
             move = self._moves.get(task)
-            if move is None or (move.target and move.target not in self._members):
+            gone = move is not None and move.target and move.target not in self._members
+            if move is None or gone or (not move.target and to_nobody != self._owners.keys()):
                 continue  # Where it is it goes on.
             del self._moves[task]
             if move.target:
