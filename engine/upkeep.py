@@ -60,6 +60,8 @@ class Upkeep:
         self._rebased = rebased
         self._spawn = spawn
         self._running: asyncio.Task[None] | None = None
+        self._unit: TaskUnit | None = None
+        """What `_running` is done for."""
 
     # When.
 
@@ -91,8 +93,15 @@ class Upkeep:
             full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE * len(self._units) > self._config.pending_bytes
             idle = settled > 0 and idle_s > IDLE_FOLD_S
             if wants_base or full or idle:
+                self._unit = unit
                 self._running = self._spawn(self._fold(unit, with_base=wants_base))
                 return
+
+    async def leave(self, unit: TaskUnit) -> None:
+        """The unit goes away: what is under way for it is given up, and has ended when this returns."""
+        if self._running is not None and self._unit is unit:
+            self._running.cancel()
+            await asyncio.wait({self._running})
 
     def due_in_ms(self) -> int | None:
         """How long until something may be due while nothing happens; None for nothing."""

@@ -78,8 +78,8 @@ class Placed(NamedTuple):
 
 class Tasks:
     """See the module. `check` refuses a checkpoint whose state this application can't read; `placed` learns of each
-    unit that is there, and `damaged` of a checkpoint that can't be restored; `failed` gets everything else that goes
-    wrong."""
+    unit that is there, and `damaged` of a checkpoint that can't be restored; `forget` gives up the snapshots of units
+    that go, and `leave` what else is under way for one; `failed` gets everything else that goes wrong."""
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class Tasks:
         placed: Callable[[Sequence[TaskUnit], Placed], None],
         damaged: Callable[[int, int, str], None],
         forget: Callable[[Sequence[TaskUnit]], None],
+        leave: Callable[[TaskUnit], Coroutine[Any, Any, None]],
         failed: Callable[[BaseException], None],
         progress: Callable[[Progress], None],
     ) -> None:
@@ -113,6 +114,7 @@ class Tasks:
         self._placed = placed
         self._damaged = damaged
         self._forget = forget
+        self._leave = leave
         self._failed = failed
         self._progress = progress
         self._memory = RocksMemory(config.store_bytes)
@@ -288,6 +290,7 @@ class Tasks:
             for feed in unit.feeds:
                 if isinstance(feed, TopicInbox | TopicRequests):
                     feed.close()
+            await self._leave(unit)
             final = unit.task in orphaned and all(driver.quiet for driver in unit.sinks.values())
             await self._assembly.remove(unit, final=final)
             self.leaving.discard(unit.task)

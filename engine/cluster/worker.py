@@ -237,6 +237,7 @@ class ClusterWorker:
             placed=self._placed,
             damaged=self._damaged,
             forget=self.snapshots.forget,
+            leave=lambda unit: self._upkeep.leave(unit),
             failed=self._fail,
             progress=self._restoring,
         )
