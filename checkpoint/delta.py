@@ -12,6 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -216,13 +217,13 @@ def _sections(frozen: Frozen) -> Iterator[_Section]:
         if not queue.rows:
             yield _Queue(typename, queue.head, queue.tail, queue.first, [])
         first = queue.first
-        for waiting in _parts(queue.rows, lambda row: len(row[1])):
+        for waiting in _parts(queue.rows, itemgetter(1)):
             yield _Queue(typename, queue.head, queue.tail, first, waiting)
             first += len(waiting)
     for name, emitted in frozen.egress.items():
-        for part in _parts(emitted, lambda row: len(row.value)):
+        for part in _parts(emitted, itemgetter(0)):
             yield _Egress(name, part)
-    for replies in _parts(frozen.replies, lambda reply: len(reply.value)):
+    for replies in _parts(frozen.replies, itemgetter(1)):
         yield _Replies(replies)
 
 
@@ -250,18 +251,27 @@ def _small_slices(rows: Mapping[_K, _V]) -> Iterator[dict[_K, _V]]:
         yield slice
 
 
-def _parts(rows: Sequence[_T], bytes_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+def _parts(rows: Sequence[_T], bytes_of: Callable[[_T], bytes]) -> Iterator[list[_T]]:
     """Of a sequence too: at most SLICE_ROWS rows, and not many more than SLICE_BYTES bytes, at a time."""
     start = 0
     while start < len(rows):
-        part, size = [], 0
-        for row in rows[start : start + SLICE_ROWS]:
-            part.append(row)
-            size += bytes_of(row)
-            if size > SLICE_BYTES:
-                break
+        part = list(rows[start : start + SLICE_ROWS])
+        if sum(map(len, map(bytes_of, part))) > SLICE_BYTES:
+            part = _first_of(part, bytes_of)
         yield part
         start += len(part)
+
+
+def _first_of(rows: Sequence[_T], bytes_of: Callable[[_T], bytes]) -> list[_T]:
+    """So many of `rows` that they are just more than SLICE_BYTES."""
+    taken: list[_T] = []
+    size = 0
+    for row in rows:
+        taken.append(row)
+        size += len(bytes_of(row))
+        if size > SLICE_BYTES:
+            break
+    return taken
 
 
 def _collect(header: DeltaHeader, bodies: Iterable[bytes]) -> Frozen:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice, repeat
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -63,6 +64,10 @@ OWN_IDS_MAX = 1 << 15
 """Ids remembered as those of this task, so that the task of a hot id is not computed for each record."""
 
 _encode = msgspec.msgpack.Encoder().encode
+_new = tuple.__new__
+"""Makes a named tuple of a tuple, in a third of the time that its class takes."""
+_name_of: Callable[[tuple[str, EgressRow]], str] = itemgetter(0)
+_value_of: Callable[[EgressRow], bytes] = itemgetter(0)
 
 
 class Outcome(NamedTuple):
@@ -457,14 +462,15 @@ class TaskCore:
                     target.queue.append((id, payload, output_cause, sender, None))
                 else:
                     self._deliver(Envelope(target.typename, id, payload, output_cause, sender, None))
+            elif type(output) is Emitted:
+                name, (value, _, *rest) = output
+                self._batch_egress.append((name, _new(EgressRow, (value, output_cause, *rest))))
             else:
                 self._apply_rare(Address(*sender), output, output_cause)
         outputs.clear()
 
     def _apply_rare(self, address: Address, output: Output, cause: int) -> None:
         match output:
-            case Emitted(name, row):
-                self._batch_egress.append((name, row._replace(cause=cause)))
             case Delayed():
                 self._delays.schedule(address, output, cause, self._meta.clock_ms)
             case Cancel(token):
@@ -716,12 +722,13 @@ class TaskCore:
         self._record(effects)
         return effects
 
-    def _stage(self, rows: Iterable[tuple[str, EgressRow]]) -> None:
+    def _stage(self, rows: Sequence[tuple[str, EgressRow]]) -> None:
         """Put rows into the next snapshot."""
-        for name, row in rows:
+        for name in dict.fromkeys(map(_name_of, rows)):
             if name not in self._options.eager:
-                self._egress.setdefault(name, []).append(row)
-                self.emitted_bytes += len(row.value)
+                staged = [row for each, row in rows if each == name]
+                self._egress.setdefault(name, []).extend(staged)
+                self.emitted_bytes += sum(map(len, map(_value_of, staged)))
 
     def _number_frame(self, destination: int, messages: list[Envelope]) -> OutFrame:
         sequence = self._meta.sequences.get(destination, 0) + 1

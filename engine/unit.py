@@ -195,10 +195,11 @@ class TaskUnit:
             stamped = self.snapshot.stamp(frame.sequence, frame.messages)
             self._channels.send(frame.destination, stamped)
             self.counters.frames_sent += 1
-        for name, row in effects.egress:
-            driver = self.sinks[name]
-            if isinstance(driver, EagerDriver):
-                driver.send(row)
+        if effects.egress and any(isinstance(driver, EagerDriver) for driver in self.sinks.values()):
+            for name, row in effects.egress:
+                driver = self.sinks[name]
+                if isinstance(driver, EagerDriver):
+                    driver.send(row)
 
     def _adapt(self, took_s: float, invocations: int) -> None:
         if took_s > TURN_MAX_S:

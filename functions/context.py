@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 M = TypeVar("M")
 
+_new = tuple.__new__
+"""Makes a named tuple of a tuple, in a third of the time that its class takes."""
+
 
 class Target:
     """A function as something to send to: how its messages are encoded, which types it takes, and its local queue.
@@ -296,8 +299,25 @@ class Context(Generic[S]):
                 f"Row of {_size(len(data))} from {self.address} to {outlet.name} exceeds message_bytes_max = "
                 f"{_size(outlet.bytes_max)}. Emit a smaller value, or raise message_bytes_max.",
             )
-        if isinstance(key, str):
+        if topic is not None or headers or partition is not None or timestamp_ms is not None:
+            self._check_placing(topic, headers, partition, timestamp_ms)
+        encoded_key = self._encode_key(key) if isinstance(key, str) else key
+        extra = tuple(headers.items()) if headers else ()
+        row = _new(EgressRow, (data, 0, encoded_key, topic, extra, partition, timestamp_ms))
+        if outlet.complete is not None:
+            row = outlet.complete(value, row)
+        self.outputs.append(Emitted(outlet.name, row))
+
+    def _encode_key(self, key: str) -> bytes:
+        try:
+            return key.encode()
+        except UnicodeEncodeError:
             self._check_text("key", key)
+            raise
+
+    def _check_placing(
+        self, topic: str | None, headers: Mapping[str, str] | None, partition: int | None, timestamp_ms: int | None
+    ) -> None:
         if topic is not None:
             self._check_text("topic", topic)
         for name, text in headers.items() if headers else ():
@@ -308,12 +328,6 @@ class Context(Generic[S]):
                 raise InvalidInput(
                     "PEN0206", f"{self.address} gives {number!r} as {what}. Give a whole number from 0 on."
                 )
-        encoded_key = key.encode() if isinstance(key, str) else key
-        extra = tuple(headers.items()) if headers else ()
-        row = EgressRow(data, 0, encoded_key, topic, extra, partition, timestamp_ms)
-        if outlet.complete is not None:
-            row = outlet.complete(value, row)
-        self.outputs.append(Emitted(outlet.name, row))
 
     # What went wrong.
 

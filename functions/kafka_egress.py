@@ -84,6 +84,8 @@ class KafkaEgress:
 
     def complete(self, value: Any, row: EgressRow) -> EgressRow:
         """`row` with what it was not given: key, partition, timestamp and headers. Raises InvalidInput."""
+        if self.key is None and self.partition is None and self.timestamp is None and not self.headers:
+            return row
         key, partition, timestamp_ms, headers = row.key, row.partition, row.timestamp_ms, row.headers
         if key is None and self.key is not None:
             key = self._key(self._take("key", self.key, value))
@@ -94,7 +96,7 @@ class KafkaEgress:
         if self.headers:
             given = {name for name, _ in headers}
             headers = (*((n, text) for n, text in self.headers.items() if n not in given), *headers)
-        return row._replace(key=key, partition=partition, timestamp_ms=timestamp_ms, headers=headers)
+        return EgressRow(row.value, row.cause, key, row.topic, headers, partition, timestamp_ms)
 
     def _take(self, name: str, part: Any, value: Any) -> Any:
         if callable(part):
