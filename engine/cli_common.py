@@ -125,9 +125,9 @@ def where_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb --kafka and --property, as one argument `kafka`."""
+    """Give a verb --kafka and --property, as one argument `kafka`. What is not given is as in the settings."""
 
-    @click.option("--kafka", "bootstrap", required=True, metavar="BROKERS", help="Addresses of brokers: host:port,...")
+    @click.option("--kafka", "brokers", metavar="BROKERS", help="Addresses of brokers, host:port,..., if not as set.")
     @click.option(
         "--property",
         "properties",
@@ -136,17 +136,15 @@ def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="A property of Kafka clients, such as security.protocol=SASL_SSL. Can be given several times.",
     )
     @functools.wraps(function)
-    def with_kafka(bootstrap: str, properties: Sequence[str], **arguments: Any) -> Any:
-        from penstock.router.kafka_options import KafkaOptions
+    def with_kafka(brokers: str | None, properties: Sequence[str], **arguments: Any) -> Any:
+        from penstock.engine.settings import load_settings
 
-        parsed = {}
-        for text in properties:
-            name, sign, value = text.partition("=")
-            if not sign:
-                raise click.BadParameter(f"{name!r} has no '='.", param_hint="--property")
-            parsed[name] = value
+        given = {name: value for name, value in (("kafka", brokers), ("property", properties)) if value}
+        settings = load_settings(Path.cwd(), os.environ, given)
+        if not settings["kafka"]:
+            raise click.UsageError("Missing option '--kafka'. The settings name no brokers either.")
         _silence_kafka_client()
-        return function(kafka=KafkaOptions(bootstrap, parsed), **arguments)
+        return function(kafka=settings.kafka(), **arguments)
 
     return with_kafka
 

@@ -386,7 +386,7 @@ def test_permissions_are_printed(kafka: str) -> None:
 def test_a_property_needs_a_value() -> None:
     result = run("--kafka", "127.0.0.1:1", "--property", "client.id", exit_code=2)
 
-    assert "Invalid value for --property: 'client.id' has no '='." in result.stderr
+    assert "PEN0152 A --property has no '='. Give NAME=VALUE, under Kafka's own name." in result.stderr
 
 
 def test_a_property_that_does_not_exist() -> None:
