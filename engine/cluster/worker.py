@@ -212,6 +212,12 @@ class ClusterWorker:
             received=self._wake,
             failed=self._fail,
         )
+        self.store = open_store(cluster.store, cluster.store_options, cache=cluster.cache or config.directory / "cache")
+        self._make_parts()
+
+    def _make_parts(self) -> None:
+        """Make what changes, cuts and keeps the tasks. It opens nothing."""
+        app, config, kafka = self.app, self.config, self.cluster.kafka
         self.snapshots = Snapshots(
             self.name,
             app.name,
@@ -222,7 +228,6 @@ class ClusterWorker:
             done=lambda unit: unit.idle and self._assembly.done,
             spawn=self._background.spawn,
         )
-        self.store = open_store(cluster.store, cluster.store_options, cache=cluster.cache or config.directory / "cache")
         self.tasks = Tasks(
             config,
             kafka,
