@@ -440,9 +440,9 @@ class Assembly:
             await self._cancel(placed)
 
     async def _cancel(self, placed: _Placed) -> None:
-        await placed.suspended.cancel_all(self._config.stop_timeout_ms / 1000)
-        for driver in placed.unit.sinks.values():
-            driver.cancel()
+        timeout_s = self._config.stop_timeout_ms / 1000
+        await placed.suspended.cancel_all(timeout_s)
+        await asyncio.gather(*(driver.stop(timeout_s) for driver in placed.unit.sinks.values()))
 
     def completed(self, positions: Mapping[str, Any]) -> None:
         """A checkpoint with these positions of inputs is complete."""

@@ -48,9 +48,11 @@ class _Worked:
         while self._running is not None:
             await asyncio.shield(self._running)
 
-    def cancel(self) -> None:
+    async def stop(self, timeout_s: float) -> None:
+        """Give up what is under way, and return when nothing of it goes on, or after that time."""
         if self._running is not None:
             self._running.cancel()
+            await asyncio.wait({self._running}, timeout=timeout_s)
 
 
 class SinkDriver(_Worked):

@@ -112,7 +112,11 @@ class TaskSinks:
         sink = self._sinks.get(task)
         if sink is None:
             sink = self._make(task)
-            await sink.open()
+            try:
+                await sink.open()
+            except asyncio.CancelledError:
+                await sink.close(False)  # It may be open already, and nobody knows of it.
+                raise
             self._sinks[task] = sink
         return await sink.read_marker(task)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -35,6 +36,19 @@ from penstock.files import (
 )
 from penstock.functions.io import FileEgress
 from penstock.records import EgressRow
+
+T = TypeVar("T")
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Run this in a thread. A cancelled caller waits until it has ended: the next owner of the files may come then."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        with suppress(Exception):
+            await running
+        raise
 
 
 class _Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,36 +100,36 @@ class FileSink:
         self._looking = threading.Lock()
 
     async def open(self) -> None:
-        await asyncio.to_thread(self._open)
+        await _in_thread(self._open)
 
     async def read_marker(self, task: int) -> dict[int, int]:
         async with self._busy[task]:
-            return await asyncio.to_thread(self._read_marker, task)
+            return await _in_thread(self._read_marker, task)
 
     async def commit(self, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
         async with self._busy[task]:
-            await asyncio.to_thread(self._commit, task, rows, marker)
+            await _in_thread(self._commit, task, rows, marker)
 
     async def release(self, task: int, *, final: bool) -> None:
         async with self._busy[task]:
             if final:
-                await asyncio.to_thread(self._publish, task)
+                await _in_thread(self._publish, task)
             self._forget(task)
 
     async def tick(self) -> None:
         for task in list(self._tasks):
             async with self._busy[task]:
                 if self._is_due(task):
-                    await asyncio.to_thread(self._publish, task)
+                    await _in_thread(self._publish, task)
 
     async def close(self, final: bool) -> None:
         try:
             if final:
                 if self._hiding:
-                    await asyncio.to_thread(self._look)
-                for task in await asyncio.to_thread(self._tasks_on_disk):
+                    await _in_thread(self._look)
+                for task in await _in_thread(self._tasks_on_disk):
                     async with self._busy[task]:
-                        await asyncio.to_thread(self._publish, task)
+                        await _in_thread(self._publish, task)
         finally:
             for task in list(self._tasks):
                 self._forget(task)

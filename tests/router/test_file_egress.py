@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import penstock.files
 from penstock.errors import CorruptSnapshot, Fenced, Refused, Unavailable
 from penstock.functions.io import FileEgress
+from penstock.router.egress import TaskSinks
 from penstock.router.file_egress import FileSink
 from tests.router.sink_contract import SinkContract, rows, synchronous
 
@@ -451,3 +453,62 @@ async def test_nothing_blocks_the_event_loop(tmp_path: Path, clock: Clock, monke
 
 async def set_event(event: asyncio.Event) -> None:
     event.set()
+
+
+# Cancelled, because the task goes to another worker.
+
+
+@synchronous
+async def test_a_commit_that_is_given_up_has_ended_when_its_caller_goes_on(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = sink_in(tmp_path / "out", clock)
+    await sink.open()
+    writing, goes_on = threading.Event(), threading.Event()
+    store = FileSink._store_marker
+
+    def store_slowly(self: FileSink, *arguments: Any) -> None:
+        writing.set()
+        goes_on.wait()
+        store(self, *arguments)
+
+    monkeypatch.setattr(FileSink, "_store_marker", store_slowly)
+    committing = asyncio.create_task(sink.commit(0, rows(1), {1: 1}))
+    await asyncio.to_thread(writing.wait)
+
+    committing.cancel()
+    releasing = asyncio.create_task(sink.release(0, final=False))
+    await asyncio.sleep(0)
+    assert not releasing.done(), "the thread still writes"
+    goes_on.set()
+    await releasing
+
+    assert committing.cancelled()
+    assert await sink.read_marker(0) == {1: 1}
+    await sink.close(False)
+
+
+@synchronous
+async def test_a_task_that_goes_away_while_its_directory_is_opened_leaves_no_lock(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, goes_on = threading.Event(), threading.Event()
+    own = FileSink._own
+
+    def own_slowly(self: FileSink) -> Any:
+        opening.set()
+        goes_on.wait()
+        return own(self)
+
+    monkeypatch.setattr(FileSink, "_own", own_slowly)
+    sinks = TaskSinks(lambda task: sink_in(tmp_path / "out", clock))
+    reading = asyncio.create_task(sinks.read_marker(0))
+    await asyncio.to_thread(opening.wait)
+
+    reading.cancel()
+    goes_on.set()
+    await asyncio.wait({reading})
+
+    other = sink_in(tmp_path / "out", clock)
+    await other.open()
+    await other.close(False)
