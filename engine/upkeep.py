@@ -131,8 +131,9 @@ class Upkeep:
         path = task_path.with_name(f"{task_path.name}.checkpoint")
         backend = unit.overlay.backend
         try:
-            await in_thread(shutil.rmtree, path, True)
-            await in_thread(backend.checkpoint, path)
+            await in_thread(backend.flush)
+            shutil.rmtree(path, ignore_errors=True)
+            backend.checkpoint(path)
             await in_thread(self._store.put, name, path)
             await in_thread(shutil.rmtree, path)
         except Unavailable as error:

@@ -30,7 +30,7 @@ class BackendStatistics:
 
 
 class Backend(Protocol):
-    """Used by one thread, except that `flush` and `checkpoint` may run beside the rest."""
+    """Used by one thread, except that `flush` may run beside the rest."""
 
     def get(self, key: bytes) -> bytes | None: ...
 
@@ -57,7 +57,7 @@ class Backend(Protocol):
     def checkpoint(self, path: Path) -> None:
         """Make `path`, which must not exist, a directory that holds the present state, without copying it.
 
-        Blocks, but leaves the interpreter to others as a rule: use a thread, and write nothing until it returns.
+        Quick only right after `flush`: what is still in memory is written first, while nothing else can run.
         The files are not yet durable: sync them and the directory before relying on them.
         """
         ...

@@ -17,10 +17,8 @@ that exists.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,11 +65,6 @@ read then tries more Bloom filters, which is slower but not a stop."""
 WRITE_BUFFER_BYTES_MAX: Final = 64 * _MIB
 """The size of a flushed file: larger ones save compaction, but make the last flush before a base longer."""
 
-LINKING_ATTEMPTS, LINKING_PAUSE_S = 50, 0.02
-"""A compaction may run for a second, and the files change at its end."""
-
-_CHANGING_FILES: Final = ("rocksdb.num-running-flushes", "rocksdb.num-running-compactions")
-
 _NEVER_CARRIED_OVER: Final = ("LOCK", "LOG", "rocksdict-config.json")
 """Beginnings of the names of files that belong to one open database and not to its contents."""
 
@@ -102,7 +95,6 @@ class RocksBackend:
     """One open database. Made by `open` or `open_read_only`."""
 
     def __init__(self, path: Path, database: Rdict, memory: RocksMemory, *, view: Path | None = None) -> None:
-        self._path = path
         self._errors = _Errors(path)
         self._database = database
         self._memory = memory
@@ -180,51 +172,11 @@ class RocksBackend:
     def checkpoint(self, path: Path) -> None:
         assert not path.exists(), f"a checkpoint never replaces what is there: {path}"
         assert path.parent.is_dir(), f"nowhere to put a checkpoint: {path}"
-        self.flush()
-        for _ in range(LINKING_ATTEMPTS):
-            if self._link_live(path):
-                return
-            time.sleep(LINKING_PAUSE_S)
         with self._errors:
             Checkpoint(self._database).create_checkpoint(str(path))
         for file in path.iterdir():
             if file.name.startswith(_NEVER_CARRIED_OVER):
                 file.unlink()
-
-    # RocksDB's own checkpoint syncs three times while it holds the interpreter: 2 ms as a rule, 20 ms on a busy disk.
-    # The same by links of our own holds nobody up, but needs a moment in which the set of files does not change. Who
-    # changes it appends to the manifest, and is counted as running until the change can be seen in `live_files`. So
-    # what the manifest said before nobody was running is what `live_files` says then, unless the manifest has grown.
-
-    def _link_live(self, path: Path) -> bool:
-        """Link what the database consists of to `path`. False, with nothing left behind, when that changed meanwhile or
-        links are impossible."""
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            manifest, size = self._manifest()
-            if any(self._property(name) for name in _CHANGING_FILES):
-                return False
-            with self._errors:
-                live = self._database.live_files()
-            for name in (Path(file["name"]).name for file in live):
-                os.link(self._path / name, unfinished / name)
-            (unfinished / manifest.name).write_bytes(manifest.read_bytes()[:size])
-            (unfinished / "CURRENT").write_text(f"{manifest.name}\n")
-            if self._manifest() != (manifest, size):
-                return False
-            unfinished.rename(path)
-        except OSError:
-            return False
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return True
-
-    def _manifest(self) -> tuple[Path, int]:
-        """The file that says which others belong to the database, and its length."""
-        manifest = self._path / (self._path / "CURRENT").read_text().strip()
-        return manifest, manifest.stat().st_size
 
     def statistics(self) -> BackendStatistics:
         return BackendStatistics(

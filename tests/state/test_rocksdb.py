@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -48,14 +46,6 @@ def working(base: Path, tmp_path: Path) -> Path:
 def table_file(directory: Path) -> Path:
     (file,) = directory.glob("*.sst")
     return file
-
-
-def rows_in(base: Path, target: Path) -> list[tuple[bytes, bytes]]:
-    rocksdb.restore(base, target)
-    backend = RocksBackend.open(target, MEMORY)
-    rows = list(backend.scan(b"", LAST))
-    backend.close()
-    return rows
 
 
 def flip(file: Path, at: int) -> None:
@@ -339,62 +329,3 @@ def test_a_scan_does_not_depend_on_who_else_keeps_its_bounds(tmp_path: Path) -> 
         assert sum(1 for _ in rows) == 1_000
         assert len(reused) == 2_000
     database.close()
-
-
-# Checkpoints by links of our own.
-
-
-@pytest.mark.parametrize("attempts", [0, 50], ids=["by RocksDB", "by links"])
-def test_a_checkpoint_is_whole_while_compactions_change_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
-) -> None:
-    monkeypatch.setattr(rocksdb, "LINKING_ATTEMPTS", attempts)
-    backend = RocksBackend.open(tmp_path / "working", MEMORY)
-    expected: dict[bytes, bytes] = {}
-    for number in range(10):
-        rows = [(b"%06d" % (i * 7), b"%d" % number) for i in range(number, 20_000, 3)]
-        expected.update(rows)
-        backend.write(rows)
-        backend.checkpoint(tmp_path / f"base {number}")
-
-        assert rows_in(tmp_path / f"base {number}", tmp_path / f"restored {number}") == sorted(expected.items())
-    backend.close()
-
-
-def test_files_that_changed_while_they_were_linked_are_linked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = RocksBackend.open(tmp_path / "working", MEMORY)
-    backend.write(ROWS)
-    link, linked = os.link, []
-
-    def change_once(source: Path, target: Path) -> None:
-        link(source, target)
-        linked.append(target)
-        if len(linked) == 1:
-            backend.write([(b"later", b"")])
-            backend.flush()
-
-    monkeypatch.setattr(os, "link", change_once)
-    backend.checkpoint(tmp_path / "base")
-    monkeypatch.undo()
-    backend.close()
-
-    assert len(linked) == 3
-    assert rows_in(tmp_path / "base", tmp_path / "restored") == [*ROWS, (b"later", b"")]
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_without_hard_links_rocksdb_makes_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(rocksdb, "LINKING_PAUSE_S", 0)
-    backend = RocksBackend.open(tmp_path / "working", MEMORY)
-    backend.write(ROWS)
-    backend.checkpoint(tmp_path / "base")
-    monkeypatch.undo()
-    backend.close()
-
-    assert rows_in(tmp_path / "base", tmp_path / "restored") == ROWS
