@@ -1,11 +1,43 @@
-"""A leader with workers that do at once what it says. What many of them make of delays is simulated elsewhere."""
+"""What a leader decides: with workers that do at once what it says, and event by event. What many of them make of delays
+is simulated elsewhere."""
 
 from __future__ import annotations
 
-from penstock.checkpoint.control import Part
+from typing import Any
+
+import pytest
+
+from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Part
+from penstock.checkpoint.leader import (
+    Action,
+    Aged,
+    Fence,
+    FencesWritten,
+    Heard,
+    Leader,
+    LeaderOptions,
+    Phase,
+    Tell,
+    Ticked,
+    Write,
+    Written,
+)
 from penstock.checkpoint.leader import Event as LeaderEvent
-from penstock.checkpoint.leader import Fence, FencesWritten, Heard, Leader, LeaderOptions, Tell, Ticked, Write, Written
-from penstock.checkpoint.reports import Acknowledgement, Alive, Begin, Changed, Ended, Prepared
+from penstock.checkpoint.reports import (
+    Acknowledgement,
+    Alive,
+    Begin,
+    Changed,
+    Ended,
+    Expelled,
+    Fault,
+    Hint,
+    Prepare,
+    Prepared,
+    Report,
+    Unable,
+)
+from penstock.errors import CorruptSnapshot, Refused
 
 TASKS = 4
 
@@ -82,3 +114,371 @@ def test_what_goes_to_nobody_goes_all_at_once() -> None:
     assert set(last.release) == set(range(TASKS))
     led.acknowledge(last)
     assert led.leader.owners == {}
+
+
+# One event, and the actions that must follow.
+
+
+class Slow:
+    """A leader whose records become durable when the test says so."""
+
+    def __init__(self, records: tuple[tuple[int, ControlRecord], ...] = (), *, tasks: int = 2, **options: Any) -> None:
+        self.now_ms = 0.0
+        self.options = LeaderOptions("leader#1", "shop", tasks, {}, **options)
+        self.leader = Leader(self.options, records, self.now_ms)
+        self.log = list(records)
+        self.to_write: list[ControlRecord] = []
+        self.hints: list[Hint] = []
+
+    def tell(self, event: LeaderEvent) -> list[Action]:
+        actions = self.leader.handle(event, self.now_ms)
+        self.to_write += [action.record for action in actions if isinstance(action, Write)]
+        self.hints += [action.hint for action in actions if isinstance(action, Tell)]
+        return actions
+
+    def hear(self, report: Report) -> list[Action]:
+        return self.tell(Heard(report))
+
+    def write(self) -> list[Action]:
+        """The oldest record becomes durable."""
+        offset = len(self.log)
+        self.log.append((offset, self.to_write.pop(0)))
+        return self.tell(Written(offset))
+
+    def pass_time(self, ms: float) -> list[Action]:
+        self.now_ms += ms
+        return self.tell(Ticked())
+
+    def acknowledge(self, worker: str, *released: int, checkpoint: int | None = None) -> list[Action]:
+        """A worker has cut all its tasks, and lets some stand still."""
+        begun = self.begun
+        tasks = [task for task, owner in self.leader.owners.items() if owner == worker]
+        parts = tuple(Part(task, "", 0, -1, 0, -1, 0, 0) for task in tasks)
+        return self.hear(Acknowledgement(worker, begun.attempt, checkpoint or begun.checkpoint, parts, {}, released))
+
+    @property
+    def begun(self) -> Begin:
+        return next(hint for hint in reversed(self.hints) if isinstance(hint, Begin))
+
+    def begin(self) -> Begin:
+        """Let a checkpoint be begun, for which ids are reserved already."""
+        count = len(self.hints)
+        assert self.leader.attempt is not None
+        self.hear(Changed("a#1", self.leader.attempt.lineage.attempt, "output"))
+        for _ in range(2):  # Before the second there are more ids.
+            self.pass_time(300)
+            while self.to_write:
+                self.write()
+        assert any(isinstance(hint, Begin) for hint in self.hints[count:])
+        return self.begun
+
+
+def leading(*workers: str, tasks: int = 2, **options: Any) -> Slow:
+    """A leader of workers that have all tasks, and have not been asked for a checkpoint yet."""
+    slow = Slow(tasks=tasks, workers_expected=len(workers), **options)
+    for worker in workers:
+        slow.hear(Alive(worker, worker.partition("#")[0]))
+    slow.write()
+    assert slow.leader.attempt is not None
+    slow.tell(FencesWritten(slow.leader.attempt.lineage.attempt))
+    slow.write()
+    assert slow.leader.phase is Phase.LEADING
+    return slow
+
+
+def complete(slow: Slow) -> int:
+    """A checkpoint that all workers take part in. Returns its id."""
+    checkpoint = slow.begin().checkpoint
+    for worker in sorted(set(slow.leader.owners.values())):
+        slow.acknowledge(worker)
+    slow.write()
+    return checkpoint
+
+
+def releasing() -> Slow:
+    """A leader that has asked a#1 to let task 1 stand still, for b#1."""
+    slow = leading("a#1")
+    complete(slow)
+    slow.hear(Alive("b#1", "b"))
+    slow.hear(Prepared("b#1", (0, 1)))
+    assert slow.begin().release == (1,)
+    return slow
+
+
+def assigned(records: list[ControlRecord]) -> Assign:
+    (record,) = records
+    assert isinstance(record, Assign)
+    return record
+
+
+def test_an_attempt_begins_with_record_fences_and_assignment_each_durable_before_the_next() -> None:
+    slow = Slow()
+    slow.hear(Alive("a#1", "a"))
+    assert [type(record) for record in slow.to_write] == [AttemptBegun]
+
+    assert slow.write() == [Fence(1)]
+    assert slow.to_write == []
+    slow.tell(FencesWritten(1))
+
+    assignment = assigned(slow.to_write)
+    assert assignment.owners == {0: "a#1", 1: "a#1"}
+    assert assignment.moved == (0, 1)
+    assert slow.leader.phase is Phase.ASSIGNING
+
+
+def test_the_first_worker_waits_for_others_but_not_for_ever() -> None:
+    slow = Slow(workers_expected=2, settle_ms=500)
+    slow.hear(Alive("a#1", "a"))
+    assert slow.to_write == []
+
+    slow.pass_time(500)
+
+    assert [type(record) for record in slow.to_write] == [AttemptBegun]
+
+
+def test_a_recovery_waits_until_it_is_known_whether_the_checkpoint_is_complete() -> None:
+    slow = leading("a#1", "b#1")
+    begun = slow.begin()
+    slow.acknowledge("a#1")
+    slow.acknowledge("b#1")
+    assert [type(record) for record in slow.to_write] == [Complete]
+
+    slow.hear(Ended("b#1", "was killed"))
+    assert len(slow.to_write) == 1
+    slow.write()
+
+    (attempt,) = slow.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.restored == begun.checkpoint
+
+
+def test_a_silent_worker_is_lost_and_told_so_when_it_is_heard_again() -> None:
+    slow = leading("a#1", "b#1", session_ms=3_000)
+    for _ in range(4):
+        slow.hear(Alive("a#1", "a"))
+        slow.pass_time(1_000)
+    assert [member.worker for member in slow.leader.members] == ["a#1"]
+
+    slow.hear(Alive("b#1", "b"))
+
+    assert slow.hints[-1] == Expelled("b#1", "was silent for 4.0 s")
+
+
+def test_nobody_is_lost_because_the_leader_slept() -> None:
+    """Its process was stopped, or its clock was set forward: the reports lie there, and it has not read them."""
+    slow = leading("a#1", "b#1", session_ms=3_000)
+
+    slow.pass_time(60_000)
+
+    assert len(slow.leader.members) == 2
+    assert slow.leader.phase is Phase.LEADING
+
+
+def test_a_worker_that_is_started_again_takes_the_place_of_the_one_before() -> None:
+    slow = leading("a#1", "b#1")
+
+    slow.hear(Alive("a#2", "a"))
+
+    assert slow.leader.phase is Phase.BEGINNING
+    assert [member.worker for member in slow.leader.members] == ["b#1", "a#2"]
+
+
+def test_only_acknowledgements_of_owners_for_this_checkpoint_count() -> None:
+    slow = leading("a#1", "b#1")
+    begun = slow.begin()
+    everything = tuple(Part(task, "", 0, -1, 0, -1, 0, 0) for task in range(2))
+
+    slow.hear(Acknowledgement("c#1", begun.attempt, begun.checkpoint, everything, {}))
+    slow.hear(Acknowledgement("a#1", begun.attempt + 1, begun.checkpoint, everything, {}))
+    slow.hear(Acknowledgement("a#1", begun.attempt, begun.checkpoint - 1, everything, {}))
+    slow.acknowledge("a#1")
+    assert slow.to_write == []
+
+    slow.acknowledge("b#1")
+    assert [type(record) for record in slow.to_write] == [Complete]
+
+
+def test_a_part_reaches_as_far_into_its_inbox_as_any_worker_has_written() -> None:
+    slow = leading("a#1", "b#1")
+    begun = slow.begin()
+    for worker, task, sent in (("a#1", 0, {1: 9}), ("b#1", 1, {0: 4, 1: 7})):
+        assert slow.leader.owners[task] == worker
+        part = Part(task, "", 0, -1, 0, -1, 0, 0)
+        slow.hear(Acknowledgement(worker, begun.attempt, begun.checkpoint, (part,), sent))
+
+    (record,) = slow.to_write
+    assert isinstance(record, Complete)
+    assert [part.inbox_end for part in record.manifest.parts] == [4, 9]
+
+
+# Tasks change hands.
+
+
+def test_a_task_is_released_once_its_new_owner_is_prepared() -> None:
+    slow = leading("a#1")
+    complete(slow)
+    slow.hear(Alive("b#1", "b"))
+    (hint,) = (hint for hint in slow.hints if isinstance(hint, Prepare))
+    assert (hint.worker, hint.tasks) == ("b#1", (1,))
+    assert slow.begin().release == ()
+    slow.acknowledge("a#1")
+    slow.write()
+
+    slow.hear(Prepared("b#1", (1,)))
+
+    assert slow.begin().release == (1,)
+
+
+def test_a_released_task_is_given_away_only_when_its_checkpoint_is_complete() -> None:
+    slow = releasing()
+    slow.acknowledge("a#1", 1)
+    assert [type(record) for record in slow.to_write] == [Complete]
+
+    slow.write()
+
+    assignment = assigned(slow.to_write)
+    assert assignment.owners == {0: "a#1", 1: "b#1"}
+    assert assignment.moved == (1,)
+    assert assignment.manifest is not None
+    assert assignment.manifest.checkpoint == assignment.resolved == slow.begun.checkpoint
+
+
+def test_a_task_that_was_not_released_stays() -> None:
+    """A frame of the new epoch made it cut before it heard of the release."""
+    slow = releasing()
+
+    slow.acknowledge("a#1")
+    slow.write()
+
+    assert slow.to_write == []
+    assert slow.leader.owners == {0: "a#1", 1: "a#1"}
+
+
+def test_when_the_checkpoint_is_given_up_an_assignment_lets_the_task_go_on() -> None:
+    slow = releasing()
+
+    slow.hear(Unable("a#1", slow.begun.attempt, slow.begun.checkpoint, "nobody knows where it is"))
+
+    assignment = assigned(slow.to_write)
+    assert assignment.owners == {0: "a#1", 1: "a#1"}
+    assert assignment.moved == ()
+    assert assignment.resolved == slow.begun.checkpoint
+
+
+def test_when_the_target_is_gone_the_task_finds_another_owner_and_no_other_task_moves() -> None:
+    slow = releasing()
+    slow.hear(Ended("b#1", "was killed"))
+    slow.acknowledge("a#1", 1)
+    while slow.to_write:
+        slow.write()
+
+    last = [record for _, record in slow.log if isinstance(record, Assign)][-1]
+    assert last.owners == {0: "a#1", 1: "a#1"}
+    assert last.moved in ((), (1,))
+
+
+def test_when_ownerless_tasks_find_an_owner_those_of_a_worker_that_leaves_stay_for_now() -> None:
+    slow = leading("a#1", "b#1")
+    slow.hear(Alive("a#1", "a", leaving=True))
+    slow.hear(Alive("b#1", "b", leaving=True))
+    begun = slow.begin()
+    assert set(begun.release) == {0, 1}
+    slow.acknowledge("a#1", 0)
+    slow.acknowledge("b#1")
+    slow.hear(Alive("c#1", "c"))
+    while slow.to_write:
+        slow.write()
+
+    assert slow.leader.owners[1] == "b#1"
+
+
+# Another leader.
+
+
+def test_another_leader_leads_the_attempt_on_and_lets_all_that_stands_still_go_on() -> None:
+    slow = releasing()
+    next_one = Slow(tuple(slow.log))
+
+    assert next_one.leader.phase is Phase.LEADING
+    assert next_one.leader.owners == slow.leader.owners
+    next_one.pass_time(1)
+    assignment = assigned(next_one.to_write[:1])
+    assert (assignment.owners, assignment.moved) == ({0: "a#1", 1: "a#1"}, ())
+    assert assignment.resolved >= slow.begun.checkpoint
+
+
+def test_another_leader_uses_no_id_that_the_one_before_may_have_used() -> None:
+    slow = releasing()
+    next_one = Slow(tuple(slow.log))
+    next_one.hear(Alive("a#1", "a"))
+
+    assert next_one.begin().checkpoint > slow.begun.checkpoint + 900
+
+
+def test_another_leader_does_not_lead_on_an_attempt_without_owners() -> None:
+    slow = Slow()
+    slow.hear(Alive("a#1", "a"))
+    slow.write()
+
+    next_one = Slow(tuple(slow.log))
+    assert next_one.leader.phase is Phase.WAITING
+    next_one.hear(Alive("a#1", "a"))
+
+    (attempt,) = next_one.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.lineage.attempt == 2
+
+
+def test_what_is_repeated_for_another_leader_waits_for_what_is_being_written() -> None:
+    """Otherwise the repetition stands behind an assignment that it does not know of, and undoes it."""
+    slow = releasing()
+    slow.acknowledge("a#1", 1)
+    slow.write()
+    assert [type(record) for record in slow.to_write] == [Assign]
+    slow.now_ms += 3_600_000
+
+    assert slow.tell(Aged()) == []
+
+
+# Faults, and people.
+
+
+def test_a_damaged_checkpoint_is_passed_over() -> None:
+    slow = leading("a#1")
+    older, newest = complete(slow), complete(slow)
+
+    slow.hear(Fault("a#1", 1, "a delta is damaged", newest))
+
+    (attempt,) = slow.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.restored == older
+
+
+def test_when_no_checkpoint_can_be_restored_nothing_is_begun() -> None:
+    slow = leading("a#1")
+
+    with pytest.raises(CorruptSnapshot, match="PEN0404 No checkpoint of shop can be restored.*--from none"):
+        slow.hear(Fault("a#1", 1, "a delta is damaged", complete(slow)))
+
+
+def test_a_fault_of_an_attempt_that_is_over_is_no_news() -> None:
+    slow = leading("a#1")
+
+    assert slow.hear(Fault("a#1", 7, "a frame is missing")) == []
+
+
+def test_a_person_goes_back_once() -> None:
+    slow = leading("a#1")
+    older, _ = complete(slow), complete(slow)
+    back = Slow(tuple(slow.log), from_checkpoint=older)
+    back.hear(Alive("a#1", "a"))
+    (attempt,) = back.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert (attempt.restored, attempt.reason) == (older, "replay")
+
+
+def test_a_checkpoint_that_is_not_retained_is_refused() -> None:
+    back = Slow(tuple(leading("a#1").log), from_checkpoint=99_999)
+
+    with pytest.raises(Refused, match="PEN0403 Checkpoint 99999 can't be replayed"):
+        back.hear(Alive("a#1", "a"))

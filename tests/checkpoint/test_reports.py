@@ -72,7 +72,7 @@ def test_fields_that_are_missing_or_unknown_are_of_another_version() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xff", b"{}", msgspec.msgpack.encode((FORMAT, ["nonsense", 1]))])
 def test_what_somebody_else_wrote_says_who_may_write_there(data: bytes) -> None:
-    with pytest.raises(ProtocolError, match="PEN0511 A report of a worker can't be read.*Only Penstock may write"):
+    with pytest.raises(ProtocolError, match=r"PEN0511 A report of a worker can't be read.*Only Penstock may write"):
         decode_report(data)
-    with pytest.raises(ProtocolError, match="PEN0511 A hint of the leader can't be read.*Only Penstock may write"):
+    with pytest.raises(ProtocolError, match=r"PEN0511 A hint of the leader can't be read.*Only Penstock may write"):
         decode_hint(data)
