@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ FOLD_SHARE = 3
 CROWDED = 1.25
 """The pressure at which a task also leaves the frames of others in the log. Later than inputs from outside, so that
 what is in the application already is done first."""
+LOOK_S = 0.003
+"""How long the measured pressure is good: what comes in meanwhile is a few megabytes at most, and measuring is not free
+where turns are short."""
 PRESSURE_LOOK_MS = 50
 """While inputs wait, how often to look whether they may go on: a sink that answers again wakes nobody."""
 IDLE_FOLD_S = 1.0
@@ -62,13 +66,23 @@ class Upkeep:
         self._running: asyncio.Task[None] | None = None
         self._unit: TaskUnit | None = None
         """What `_running` is done for."""
+        self._pressure = 0.0
+        self._look_at_s = 0.0
 
     # When.
 
     @property
     def pressure(self) -> float:
         """How much of their share of the memory unsettled changes, queues, suspended handlers and rows for egresses
-        fill. From 1 on inputs from outside must wait, from `CROWDED` on frames of other tasks too (PROTOCOL 25)."""
+        fill, as of a few milliseconds ago. From 1 on inputs from outside must wait, from `CROWDED` on frames of other
+        tasks too (PROTOCOL 25)."""
+        now_s = time.monotonic()
+        if now_s >= self._look_at_s:
+            self._pressure = self._measure()
+            self._look_at_s = now_s + LOOK_S
+        return self._pressure
+
+    def _measure(self) -> float:
         rows = row_bytes = 0
         for unit in self._units:
             statistics = unit.overlay.statistics()

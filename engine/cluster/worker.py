@@ -15,7 +15,6 @@ import asyncio
 import math
 import os
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -60,6 +59,7 @@ from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
+from penstock.engine.interpreter import prepare_interpreter
 from penstock.engine.logs import logger
 from penstock.engine.looks import Looks, Question, id_of_task
 from penstock.engine.migrate import check_shapes
@@ -69,7 +69,6 @@ from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatis
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
-from penstock.engine.worker import SWITCH_INTERVAL_S
 from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
@@ -180,8 +179,7 @@ class ClusterWorker:
             self._candidate = Candidate(self.cluster, options, self.link, self.store)
             self._background.spawn(self._candidate.run())
         self._serving = True
-        # Under load a thread that has synced a file would wait 5 ms (the default) for each return into the interpreter.
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        prepare_interpreter()
 
     async def _open_parts(self, history: str) -> None:
         """Make what the worker consists of. `history` names the one that the topics hold."""
@@ -292,7 +290,7 @@ class ClusterWorker:
                 self.requests.tell(reply)
             now_ms = int(self._clock() * 1000)
             worked = self._take_turns(now_ms)
-            self._frames.seal()
+            self._frames.seal_due(idle=not worked)
             self._report_changes()
             self._upkeep.start_due(self._clock() - self._worked_at)
             if worked:
