@@ -6,8 +6,8 @@ without running a handler: recovery, standby and audit need nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -73,6 +73,26 @@ class Batch(NamedTuple):
     inputs: Sequence[Input]
     invocations_max: int = 1_000
     """Upper bound of handler runs in this turn, so that a barrier never waits long (PROTOCOL 8)."""
+
+
+_T = TypeVar("_T")
+
+
+def bounded(items: list[_T], bytes_max: int, bytes_of: Callable[[_T], bytes]) -> Iterator[list[_T]]:
+    """The items in order, in parts that hold not many more than `bytes_max` bytes; almost always in one."""
+    if sum(map(len, map(bytes_of, items))) <= bytes_max:
+        yield items
+        return
+    part: list[_T] = []
+    size = 0
+    for item in items:
+        part.append(item)
+        size += len(bytes_of(item))
+        if size > bytes_max:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 class OutFrame(NamedTuple):

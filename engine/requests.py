@@ -16,12 +16,16 @@ from typing import Any
 
 import msgspec
 
+from penstock.engine.effects import bounded
 from penstock.engine.feeds import request_envelope
 from penstock.engine.operations import BuryRows, Operation, encode_operation
 from penstock.errors import InvalidInput, Refused
 from penstock.ids import Address, key_group
 from penstock.records import EgressRow, Envelope, Reply
 from penstock.router.requests import encode_request
+
+BURIED_BYTES = 1 << 20
+"""Of rows in one request: a record of a log has its bounds."""
 
 
 class Requests:
@@ -137,10 +141,11 @@ class Requests:
 
         This request is our own, so it is taken also while others are refused: the last commit depends on it.
         """
-        operation = BuryRows(egress, list(rows))
+        parts = list(bounded(list(rows), BURIED_BYTES, lambda row: row[0].value))
 
         async def bury() -> None:
-            await self._operate(Address("", f"egress/{egress}"), operation, self._append_anyway)
+            for part in parts:
+                await self._operate(Address("", f"egress/{egress}"), BuryRows(egress, part), self._append_anyway)
 
         burial = asyncio.ensure_future(bury())
         self._burials.add(burial)

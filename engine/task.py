@@ -15,7 +15,7 @@ come back as `Completed` inputs. It never sends: whoever calls `run` performs th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice, repeat
 from operator import itemgetter
@@ -36,6 +36,7 @@ from penstock.engine.effects import (
     OutFrame,
     Rejected,
     TaskStatistics,
+    bounded,
 )
 from penstock.engine.entry import EMPTY_STATE, Entry, Opened
 from penstock.engine.letters import DeadLetters, copy_of, describe
@@ -52,6 +53,8 @@ from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, Queued
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Cells, Overlay
 
+FRAME_BYTES = 1 << 20
+"""Payloads in a frame: not many more."""
 SLICE_MESSAGES = 128
 """Messages of one function that run before the next function has its turn, so that a flood for one function does not
 starve the others. After each slice the time is looked at: often enough for a handler that has become slow, and too
@@ -68,6 +71,7 @@ _new = tuple.__new__
 """Makes a named tuple of a tuple, in a third of the time that its class takes."""
 _name_of: Callable[[tuple[str, EgressRow]], str] = itemgetter(0)
 _value_of: Callable[[EgressRow], bytes] = itemgetter(0)
+_payload_of: Callable[[Envelope], bytes] = itemgetter(2)
 
 
 class Outcome(NamedTuple):
@@ -698,7 +702,7 @@ class TaskCore:
         meta = self._meta
         meta.ingress_positions.update(positions)
         values, rows = self._overlay.take_batch()
-        frames = [self._number_frame(task, messages) for task, messages in self._out.items()]
+        frames = [frame for task, messages in self._out.items() for frame in self._number_frames(task, messages)]
         effects = Effects(
             n=self._n + 1,
             clock_ms=meta.clock_ms,
@@ -730,9 +734,12 @@ class TaskCore:
                 self._egress.setdefault(name, []).extend(staged)
                 self.emitted_bytes += sum(map(len, map(_value_of, staged)))
 
-    def _number_frame(self, destination: int, messages: list[Envelope]) -> OutFrame:
-        sequence = self._meta.sequences.get(destination, 0) + 1
-        return OutFrame(destination, sequence, messages)
+    def _number_frames(self, destination: int, messages: list[Envelope]) -> Iterator[OutFrame]:
+        """One frame as a rule; several where messages are large, as a record of a log has its bounds."""
+        sequence = self._meta.sequences.get(destination, 0)
+        for part in bounded(messages, FRAME_BYTES, _payload_of):
+            sequence += 1
+            yield OutFrame(destination, sequence, part)
 
     def _record(self, effects: Effects) -> None:
         """What running and redoing a batch have in common: the parts of the snapshot that are not rows."""

@@ -6,12 +6,52 @@ deltas is that of their `previous`, never that of the partition (PROTOCOL 11).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from uuid import uuid4
 
 from penstock.checkpoint.delta import DeltaHeader, decode_delta, peek_header
 from penstock.errors import CorruptSnapshot
 from penstock.records import Frozen
+from penstock.router.kafka_batches import Record
 from penstock.router.kafka_records import Fetched
+
+PIECE_BYTES = 2 << 20
+"""Records of deltas are smaller, but for one that holds a very large value: that comes in pieces."""
+PIECE = "penstock-piece"
+"""Header of a piece: its number, how many there are, and a name that all pieces of one record share."""
+
+
+def pieces(topic: str, task: int, record: bytes) -> Iterator[Record]:
+    """The records of Kafka that hold `record`."""
+    if len(record) <= PIECE_BYTES:
+        yield Record(topic, task, record)
+        return
+    name, count = uuid4().hex, -(-len(record) // PIECE_BYTES)
+    for number in range(count):
+        piece = record[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
+        yield Record(topic, task, piece, headers=[(PIECE, f"{number}/{count}/{name}".encode())])
+
+
+def joined(records: Iterable[Fetched]) -> dict[int, bytes]:
+    """Records by offset, those in pieces as one at the offset of the first. What was sent again is there again."""
+    found: dict[int, bytes] = {}
+    begun: dict[str, list[int]] = {}
+    parts: dict[str, list[bytes]] = {}
+    for record in records:
+        if record.value is None or record.key:
+            continue
+        header = next((value for name, value in record.headers if name == PIECE), None)
+        if header is None:
+            found[record.offset] = record.value
+            continue
+        number, count, name = header.decode().split("/")
+        if number == "0":
+            begun.setdefault(name, []).append(record.offset)
+        if int(number) == len(parts.setdefault(name, [])):
+            parts[name].append(record.value)
+        if len(parts[name]) == int(count):
+            found.update(dict.fromkeys(begun[name], b"".join(parts[name])))
+    return found
 
 
 class Deltas:

@@ -17,10 +17,10 @@ from typing import Any
 
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.reports import Acknowledgement, Report, Unable
+from penstock.engine.cluster.deltas import pieces
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.unit import TaskUnit, Writing
-from penstock.router.kafka_batches import Record
 from penstock.router.kafka_writer import KafkaWriter
 
 ENCODE_S = 0.001
@@ -135,7 +135,7 @@ class Snapshots:
             while took < ENCODE_S and not encoder.done:
                 record = encoder.step()
                 if record is not None:
-                    futures.append(self._writer.append(Record(self._topic, unit.task, record)))
+                    futures += map(self._writer.append, pieces(self._topic, unit.task, record))
                 took = time.thread_time() - began
             cost_s += took
             if not encoder.done:
