@@ -13,9 +13,7 @@ which report to the worker by the callbacks it gives them.
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +31,7 @@ from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import InputFeed
 from penstock.engine.forgetting import Forgetting
+from penstock.engine.interpreter import prepare_interpreter, release_interpreter
 from penstock.engine.logs import logger
 from penstock.engine.looks import Question, answer
 from penstock.engine.requests import Requests
@@ -45,8 +44,6 @@ from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.functions.app import App
 from penstock.records import Reply
 from penstock.state.backend import Backend
-
-SWITCH_INTERVAL_S = 0.0005
 
 
 class Worker:
@@ -132,10 +129,7 @@ class Worker:
         except BaseException:
             await self._abort()
             raise
-        # Under load a thread that has synced a file would wait 5 ms (the default) for each return into the interpreter.
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        # What the imports and the start have made stays: looking through it for garbage takes 20 ms, again and again.
-        gc.freeze()
+        prepare_interpreter()
         self.ready = True
 
     async def _restore(self, began: float) -> tuple[AttemptBegun, list[Restored]]:
@@ -255,7 +249,7 @@ class Worker:
                     store.close()
                 self.requests.close()
         finally:
-            gc.unfreeze()
+            release_interpreter()
             if hasattr(self, "checkpoint_driver"):
                 self.checkpoint_driver.close()
             self.data.close()

@@ -59,7 +59,7 @@ from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
-from penstock.engine.interpreter import prepare_interpreter
+from penstock.engine.interpreter import prepare_interpreter, release_interpreter
 from penstock.engine.logs import logger
 from penstock.engine.looks import Looks, Question, id_of_task
 from penstock.engine.migrate import check_shapes
@@ -180,6 +180,7 @@ class ClusterWorker:
             self._background.spawn(self._candidate.run())
         self._serving = True
         prepare_interpreter()
+        self._opened.callback(release_interpreter)
 
     async def _open_parts(self, history: str) -> None:
         """Make what the worker consists of. `history` names the one that the topics hold."""
@@ -240,7 +241,7 @@ class ClusterWorker:
             placed=self._placed,
             damaged=self._damaged,
             forget=self.snapshots.forget,
-            leave=lambda unit: self._upkeep.leave(unit),
+            leave=self._leave,
             failed=self._fail,
             progress=self._restoring,
         )
@@ -450,6 +451,9 @@ class ClusterWorker:
         """A base that no manifest names is deleted after an hour: let the next checkpoint name it, also when nothing
         else calls for one."""
         self.link.report(Changed(self.name, self.link.member.number))
+
+    async def _leave(self, unit: TaskUnit) -> None:
+        await self._upkeep.leave(unit)
 
     def _prepared(self, tasks: tuple[int, ...]) -> None:
         self.link.report(Prepared(self.name, tasks))
