@@ -59,9 +59,7 @@ class Deltas:
 
     def __init__(self, place: str, records: Iterable[Fetched]) -> None:
         self._place = place
-        self._records = {
-            record.offset: record.value for record in records if record.value is not None and not record.key
-        }
+        self._records = joined(records)
         self._offsets = sorted(self._records)
 
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
