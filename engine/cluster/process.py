@@ -25,7 +25,6 @@ from penstock.engine.cluster.listening import Listener
 from penstock.engine.cluster.options import cluster_options
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.cluster.worker import ClusterWorker, leader_options
-from penstock.engine.http import HttpServer
 from penstock.engine.loading import load_app
 from penstock.engine.logs import configure_logging, logger
 from penstock.engine.run import loop_factory
@@ -100,7 +99,11 @@ async def _say_when(working: Callable[[], bool], watched: Watched) -> None:
 
 async def serve_worker(worker: ClusterWorker, settings: Settings, serving: Callable[[str], None]) -> None:
     """Run a worker, and its HTTP interface while it does."""
-    server = None if worker.config.port is None else HttpServer(worker, settings=settings.all())
+    server = None
+    if worker.config.port is not None:
+        from penstock.engine.http import HttpServer  # Which the leader, for one, does without.
+
+        server = HttpServer(worker, settings=settings.all())
 
     async def started() -> None:
         if server is not None:
