@@ -26,8 +26,6 @@ from penstock.router.kafka_topics import ensure_marks, topic_name
 from penstock.router.schema_registry import Registries
 from penstock.router.sink import Sink
 
-COMPRESSION = "lz4"
-
 
 class KafkaPorts:
     """See the module. `kafka` is the application's own cluster, if it has one; `resolve` finds the target of a route;
@@ -70,7 +68,7 @@ class KafkaPorts:
             if options != self._kafka:
                 await ensure_marks(options, self._app.name, parallelism=self._tasks)
             marks = topic_name(self._app.name, "egress-marks")
-            sinks = KafkaSinks(options, self._app.name, marks=marks, history=history, compression=COMPRESSION)
+            sinks = KafkaSinks(options, self._app.name, marks=marks, history=history)
             self._sinks[options] = sinks
         return sinks.sink(egress, spec, encoder_for(spec.format, self._registries, topic=spec.topic))
 

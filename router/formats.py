@@ -331,6 +331,9 @@ def _protobuf_decoder(
 class Encoder(ABC):
     """Writes the rows of one egress: `prepare` first, which may be repeated until it succeeds."""
 
+    as_is = False
+    """Whether rows leave as they are, so that `encode` need not be called."""
+
     async def prepare(self) -> None:  # noqa: B027  # Most formats have nothing to prepare.
         """Find the schema to write with.
 
@@ -375,6 +378,8 @@ def encoder_for(format: Format, registries: Registries, *, topic: str | None = N
 
 class _PlainEncoder(Encoder):
     """Of formats whose `encode` made the final bytes."""
+
+    as_is = True
 
     def encode(self, row: EgressRow) -> EgressRow:
         return row

@@ -7,6 +7,7 @@ write (a person must act), or about the moment (try again). Sends nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ class Spread:
     def choose(self, key: bytes | None, value_bytes: int, partitions: int) -> int:
         """The partition for a record, among `partitions`."""
         if key is not None:
-            return _hash(key) % partitions
+            return hash_of(key) % partitions
         if self._sticky_bytes >= STICKY_BYTES:
             self.turn()
         self._sticky_bytes += value_bytes
@@ -67,7 +68,8 @@ class Spread:
 
 
 @lru_cache(maxsize=65_536)
-def _hash(key: bytes) -> int:
+def hash_of(key: bytes) -> int:
+    """What Kafka's default partitioner takes modulo the number of partitions."""
     return murmur2(key) & 0x7FFFFFFF
 
 
@@ -77,16 +79,20 @@ def fill(builder: Any, records: Iterable[Record], bytes_max: int) -> int:
     `builder` is what `create_batch` of a producer returns; it takes its first record whatever the size, and none that
     would make it larger than the producer's limit. `bytes_max` may be less than that.
     """
-    append, size = builder.append, builder.size
+    inner = builder._builder  # What its own methods call: for each record they would cost as much as all else here.
+    append, size = inner.append, inner.size
     none: list[tuple[str, bytes]] = []
+    now_ms = int(time.time() * 1000)
     count = 0
     for _, _, value, key, headers, timestamp_ms in records:
-        if append(timestamp=timestamp_ms, key=key, value=value, headers=list(headers) if headers else none) is None:
+        at_ms = now_ms if timestamp_ms is None else timestamp_ms
+        if append(count, at_ms, key, value, list(headers) if headers else none) is None:
             break
         count += 1
         if size() >= bytes_max:
             break
     assert count, "a batch takes its first record"
+    builder._relative_offset = count
     builder.close()
     return count
 

@@ -41,6 +41,8 @@ PATIENCE_S = 5.0
 """How long rows may be on their way before an outage is reported. They stay on their way."""
 
 Marker = Mapping[int, int]
+_new = tuple.__new__
+"""Makes a named tuple of a tuple, in a third of the time that its class takes."""
 
 
 class _Marks(msgspec.Struct, array_like=True):
@@ -138,6 +140,12 @@ class _RecordMaker:
     def records(self, rows: Sequence[EgressRow]) -> list[Record]:
         """The record of each row. Raises RowsRefused for rows that have no form in the format of the egress."""
         spec, encode, with_cause = self._spec, self._encoder.encode, self._with_cause
+        if self._encoder.as_is and not with_cause and not spec.tombstones:
+            topic = spec.topic
+            return [
+                _new(Record, (own or topic, partition, value, key, _encoded(headers), timestamp_ms))
+                for value, _, key, own, headers, partition, timestamp_ms in rows
+            ]
         records: list[Record] = []
         refused: list[tuple[int, str]] = []
         for index, row in enumerate(rows):
@@ -147,14 +155,18 @@ class _RecordMaker:
             except InvalidInput as error:
                 refused.append((index, str(error)))
                 continue
-            headers = [(name, text.encode()) for name, text in final.headers] if final.headers else []
+            headers = _encoded(final.headers)
             if with_cause:
-                headers.append((CAUSE_HEADER, b"%016x" % row.cause))
+                headers = [*headers, (CAUSE_HEADER, b"%016x" % row.cause)]
             value = None if is_tombstone else final.value
             records.append(Record(row.topic or spec.topic, row.partition, value, row.key, headers, row.timestamp_ms))
         if refused:
             raise RowsRefused("PEN0760", f"Rows have no form in the format of the egress: {refused[0][1]}", refused)
         return records
+
+
+def _encoded(headers: Sequence[tuple[str, str]]) -> Sequence[tuple[str, bytes]]:
+    return [(name, text.encode()) for name, text in headers] if headers else ()
 
 
 class KafkaSink:

@@ -14,7 +14,9 @@ sleep 20 ms. The fence itself may, and then tries again within a few millisecond
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from penstock.errors import Unavailable
@@ -25,6 +27,7 @@ from penstock.router.kafka_batches import (
     Spread,
     coded,
     fill,
+    hash_of,
     is_about_topic,
     is_too_large,
     refusal,
@@ -44,6 +47,7 @@ RECORDS_MAX = 8_192
 """Of a batch: it bounds how long the event loop stands still while one is filled, to some 4 ms."""
 
 _Place: TypeAlias = tuple[str, int]
+_topic_of: Callable[[Record], str] = itemgetter(0)
 
 
 class _Failure(NamedTuple):
@@ -158,7 +162,7 @@ class KafkaTransactions:
         """How many partitions each topic has. Raises RecordsRefused for topics that nobody can write to."""
         counts: dict[str, int] = {}
         reasons: dict[str, str] = {}
-        for topic in dict.fromkeys(record.topic for record in records):
+        for topic in dict.fromkeys(map(_topic_of, records)):
             try:
                 counts[topic] = await partitions_of(self._producer, topic, TOPIC_PATIENCE_S)
             except Exception as error:
@@ -176,20 +180,23 @@ class KafkaTransactions:
         """The records of each partition, as their indices."""
         for topic in counts:
             self._spreads.setdefault(topic, Spread()).turn()  # Few and full batches now, all partitions in time.
-        places: dict[_Place, list[int]] = {}
+        places: defaultdict[_Place, list[int]] = defaultdict(list)
+        keyed = {topic: [places[topic, partition].append for partition in range(counts[topic])] for topic in counts}
         refused: dict[int, str] = {}
         for index, (topic, partition, value, key, _, _) in enumerate(records):
-            if partition is None:
-                partition = self._spreads[topic].choose(key, len(value or b""), counts[topic])  # noqa: PLW2901
-            elif not 0 <= partition < counts[topic]:
-                refused[index] = f"topic {topic} has no partition {partition}: it has {counts[topic]}"
-            try:
+            if partition is not None:
+                if not 0 <= partition < counts[topic]:
+                    refused[index] = f"topic {topic} has no partition {partition}: it has {counts[topic]}"
                 places[topic, partition].append(index)
-            except KeyError:
-                places[topic, partition] = [index]
+            elif key is not None:
+                appends = keyed[topic]
+                appends[hash_of(key) % len(appends)](index)
+            else:
+                chosen = self._spreads[topic].choose(key, len(value or b""), counts[topic])
+                places[topic, chosen].append(index)
         if refused:
             raise _refused_error(refused)
-        return places
+        return {place: indices for place, indices in places.items() if indices}
 
     async def _send_all(
         self, records: Sequence[Record], places: Mapping[_Place, Sequence[int]], limits: Mapping[str, int]
@@ -217,8 +224,8 @@ class KafkaTransactions:
                         later.exception()
                     return
                 first = future.result().offset
-                for number, index in enumerate(indices[start : start + count]):
-                    offsets[index] = first + number
+                for offset, index in enumerate(indices[start : start + count], first):
+                    offsets[index] = offset
 
         await asyncio.gather(*(send(place, indices) for place, indices in places.items()))
         return offsets, failures
