@@ -111,6 +111,9 @@ class Recap(msgspec.Struct, frozen=True, array_like=True, tag="recap"):
     attempt: AttemptBegun
     high: int
     assigned: Assign | None
+    retained: tuple[int, ...]
+    """Of the checkpoints complete so far, those that can still be restored. What the others need may be deleted, though
+    their records may stand between those of retained ones."""
 
 
 ControlRecord = Reserve | AttemptBegun | Complete | Assign | Recap

@@ -766,7 +766,8 @@ class Leader:
             )
             for dropped in verdict.over_limit
         ]
-        return [*notes, self._write(Recap(attempt, self.history.high, self.history.assigned))]
+        kept = tuple(self.history.checkpoints)
+        return [*notes, self._write(Recap(attempt, self.history.high, self.history.assigned, kept))]
 
     def _forget(self) -> list[Action]:
         kept = list(self.history.checkpoints.values())

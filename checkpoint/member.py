@@ -133,7 +133,7 @@ class Member:
                 self._begun = max(self._begun, (attempt, checkpoint))
                 if attempt != self.number or attempt != self._newest_attempt or not self.tasks:
                     return []
-                # What the newest assignment has decided is not asked for any more: nothing would end the standing still.
+                # What the newest assignment has decided is asked for no more: nothing would end the standing still.
                 asked = frozenset(release) if checkpoint > self._resolved else frozenset[int]()
                 return [Cut(checkpoint, self.tasks & asked)]
             case Prepare(worker, tasks, manifest):

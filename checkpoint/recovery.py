@@ -71,9 +71,12 @@ class History:
                 self.high = max(self.high, record.high)
             case Assign():
                 self.assigned = record
-            case Recap(attempt, high, assigned):
+            case Recap(attempt, high, assigned, retained):
                 self.attempt, self.assigned = attempt, assigned
                 self.high = max(self.high, high)
+                # Of those named by an older repetition some may have been deleted since.
+                kept = frozenset(retained)
+                self.checkpoints = {each: found for each, found in self.checkpoints.items() if each in kept}
             case Complete(manifest):
                 self._recall(manifest)
                 self.checkpoints[manifest.checkpoint] = Retained(

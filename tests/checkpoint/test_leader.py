@@ -1,5 +1,7 @@
-"""What a leader decides: with workers that do at once what it says, and event by event. What many of them make of delays
-is simulated elsewhere."""
+"""What a leader decides, with workers that do at once what it says, and event by event.
+
+What many workers make of delays is simulated elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,7 @@ from penstock.checkpoint.reports import (
     Report,
     Unable,
 )
+from penstock.checkpoint.retention import Retention
 from penstock.errors import CorruptSnapshot, Refused
 
 TASKS = 4
@@ -440,6 +443,22 @@ def test_what_is_repeated_for_another_leader_waits_for_what_is_being_written() -
     assert slow.tell(Aged()) == []
 
 
+def test_another_leader_knows_what_is_not_retained_any_more() -> None:
+    slow = leading("a#1", retention=Retention(all_ms=1_000, spacing_ms=1_000, spaced_ms=1_000))
+    dropped = complete(slow)
+    for _ in range(20):
+        slow.pass_time(1_000)
+        slow.hear(Alive("a#1", "a"))
+    newest = complete(slow)
+    slow.tell(Aged())
+    slow.write()
+
+    next_one = Slow(tuple(slow.log))
+
+    assert set(next_one.leader.history.checkpoints) == {newest}
+    assert dropped < newest
+
+
 # Faults, and people.
 
 
@@ -457,7 +476,7 @@ def test_a_damaged_checkpoint_is_passed_over() -> None:
 def test_when_no_checkpoint_can_be_restored_nothing_is_begun() -> None:
     slow = leading("a#1")
 
-    with pytest.raises(CorruptSnapshot, match="PEN0404 No checkpoint of shop can be restored.*--from none"):
+    with pytest.raises(CorruptSnapshot, match=r"PEN0404 No checkpoint of shop can be restored.*--from none"):
         slow.hear(Fault("a#1", 1, "a delta is damaged", complete(slow)))
 
 
