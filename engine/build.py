@@ -78,7 +78,9 @@ class LogWiring:
         if self._tasks == 1:
             return [requests]
         inbox = InboxFeed(self._log, task, snapshot)
-        inbox.seek(None if fresh else meta.inbox_position)
+        if fresh:  # A snapshot taken before the first frame must say so, too: what lies before may be deleted.
+            meta.inbox_position = self._log.start(inbox.partition)
+        inbox.seek(meta.inbox_position)
         return [requests, inbox]
 
 

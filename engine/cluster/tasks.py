@@ -56,13 +56,14 @@ class TopicWiring:
 
     def feeds(self, task: int, meta: TaskMeta, snapshot: SnapshotTask, *, fresh: bool) -> list[Feed]:
         topics = self._topics
-        inbox_at = self.starts[topics.inbox, task] if fresh else meta.inbox_position
+        if fresh:  # A snapshot taken before the first frame must say so, too: what lies before may be deleted.
+            meta.inbox_position = self.starts[topics.inbox, task]
         requests_at = meta.ingress_positions.get(RequestFeed.SOURCE)
         if requests_at is None:
             requests_at = self.starts[topics.requests, task]
         return [
             TopicRequests(self._reader, topics.requests, task, requests_at),
-            TopicInbox(self._reader, topics.inbox, task, snapshot, inbox_at),
+            TopicInbox(self._reader, topics.inbox, task, snapshot, meta.inbox_position),
         ]
 
 
