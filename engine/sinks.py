@@ -48,8 +48,8 @@ class _Worked:
         while self._running is not None:
             await asyncio.shield(self._running)
 
-    async def stop(self, timeout_s: float) -> None:
-        """Give up what is under way, and return when nothing of it goes on, or after that time."""
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """Give up what is under way, and return when nothing of it goes on, or after that time, if there is one."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait({self._running}, timeout=timeout_s)

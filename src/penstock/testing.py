@@ -433,7 +433,7 @@ class Harness:
             await feed.close()
         for unit in self._units:
             for driver in unit.sinks.values():
-                driver.cancel()
+                await driver.stop()
 
     # Running.
 
