@@ -3,7 +3,7 @@
 #     make demo     the main example on real input
 #     make test     everything continuous integration runs; `make check` is the same
 #     make quick    the same without the slow tests, for the time between two edits
-#     make simulate many seeded fault schedules on the real cores: SEEDS=100000 for a long run
+#     make simulate many seeded fault schedules on the real cores, of one process and of many: SEEDS=100000 for long
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
 
@@ -55,6 +55,7 @@ SEEDS ?= 20000
 
 simulate: $(VENV)/.tools
 	$(BIN)/python -m tests.simulation $(SEEDS)
+	$(BIN)/python -m tests.simulation --clusters $(SEEDS)
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.embedded

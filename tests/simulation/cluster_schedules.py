@@ -1,0 +1,71 @@
+"""Runs of many simulated clusters, and what they have covered."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from tests.simulation.cluster_mix import EVERYTHING, ClusterMix
+from tests.simulation.cluster_worker import staged
+from tests.simulation.cluster_world import ClusterCoverage, ClusterWorld
+
+TAIL = 14
+"""Steps shown of a cluster that failed."""
+
+
+@contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Worlds leave much behind that is dead together: look for it after many of them, not in the midst of each."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(200_000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+def simulate_clusters(seeds: Iterable[int], mix: ClusterMix = EVERYTHING) -> ClusterCoverage:
+    """Play the schedule of each seed. What one raises names the seed, which is all it takes to see it again."""
+    coverage = ClusterCoverage()
+    with staged(), _collecting_seldom():
+        for seed in seeds:
+            world = ClusterWorld(seed, mix)
+            try:
+                coverage = coverage.plus(world.run())
+            except Exception as error:
+                steps = ", ".join(f"{step} {who}" for step, who in world.trace[-TAIL:])
+                error.add_note(
+                    f"Seed {seed}, after {len(world.trace)} steps, the last of them {steps}. "
+                    f"Again: python -m tests.simulation --clusters --first {seed} 1"
+                )
+                raise
+    return coverage
+
+
+PER_THOUSAND_MIN = ClusterCoverage(
+    recoveries=1_500,
+    replays=15,
+    leaders=1_500,
+    adoptions=300,
+    handoffs=100,
+    returned=3,
+    completed=4_000,
+    abandoned=20,
+    zombie_frames=5,
+    zombie_turns=20,
+    colour_cuts=10,
+    bases=80,
+    joins=2_500,
+    leaves=300,
+)
+"""Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one."""
+
+
+def thin_clusters(coverage: ClusterCoverage, schedules: int) -> list[str]:
+    """What `schedules` clusters saw too little of."""
+    return [
+        f"{name}: {seen:,} in {schedules:,} schedules, and {floor:,} in each thousand are wanted"
+        for name, seen, floor in zip(ClusterCoverage._fields, coverage, PER_THOUSAND_MIN, strict=True)
+        if seen * 1_000 < floor * schedules
+    ]

@@ -1,0 +1,67 @@
+"""Proves the protocol of many workers on the real cores: whoever dies, and whatever comes late or twice.
+
+PENSTOCK_SEEDS sets how many schedules are played; `python -m tests.simulation --clusters 100000` plays many, and
+says what they saw.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.cluster_mix import (
+    BACKLOG,
+    DAMAGES,
+    DUELS,
+    EVERYTHING,
+    FAULTS,
+    HANDOFFS,
+    LEADERS,
+    PEOPLE,
+    ZOMBIES,
+    ClusterMix,
+    Step,
+)
+from tests.simulation.cluster_schedules import simulate_clusters, thin_clusters
+from tests.simulation.cluster_worker import staged
+from tests.simulation.cluster_world import ClusterWorld
+
+SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "1500"))
+CALM = EVERYTHING.more({**dict.fromkeys(FAULTS, 0.0), Step.JOIN: 1.0, Step.BEAT: 30.0}, swarm=False, farewell=0.0)
+MIXES = {
+    "handoffs": HANDOFFS,
+    "leaders": LEADERS,
+    "duels": DUELS,
+    "zombies": ZOMBIES,
+    "people": PEOPLE,
+    "damages": DAMAGES,
+    "backlog": BACKLOG,
+}
+
+
+@pytest.mark.slow
+def test_every_invariant_holds_in_every_schedule() -> None:
+    coverage = simulate_clusters(range(SEEDS))
+    assert SEEDS < 1_000 or thin_clusters(coverage, SEEDS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: ClusterMix) -> None:
+    simulate_clusters(range(1_000_000, 1_000_000 + SEEDS // 15), mix)
+
+
+def test_without_faults_one_attempt_does_everything_and_workers_that_come_get_their_share() -> None:
+    coverage = simulate_clusters(range(30), CALM)
+    assert coverage.recoveries == 30
+    assert coverage.leaders == 30
+    assert coverage.handoffs >= 5
+
+
+def test_one_seed_is_one_run() -> None:
+    with staged():
+        first, second = ClusterWorld(17, EVERYTHING), ClusterWorld(17, EVERYTHING)
+        assert first.run() == second.run()
+    assert first.trace == second.trace
+    assert first.database.rows == second.database.rows
