@@ -11,7 +11,6 @@ when units take turns or checkpoints: it reports what happens to them by the cal
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -20,6 +19,7 @@ from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
+from penstock.engine.clock import WorkClock
 from penstock.engine.config import Config
 from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, InputFeed, RequestFeed
 from penstock.engine.logs import logger
@@ -204,6 +204,7 @@ class Assembly:
         self._contested = contested
         self._eager = eager_egresses(app)
         self._outlets = _outlets(app, config.message_bytes_max)
+        self._work_clock = WorkClock()
         self._sinks: dict[str, Sink] = {}
         self._internal: set[str] = set()
         """Egresses that the application did not declare, but the engine."""
@@ -307,7 +308,7 @@ class Assembly:
         ingresses = self._ingress_feeds(task, core.meta)
         feeds = [*wiring.feeds(task, core.meta, snapshot, fresh=origin.manifest is None), *ingresses]
         unit = TaskUnit(
-            task, core, restored.overlay, snapshot, completions, feeds, {}, wiring.channels, time.perf_counter
+            task, core, restored.overlay, snapshot, completions, feeds, {}, wiring.channels, self._work_clock
         )
         unit.reply_egress = self._reply_egress
         unit.adopt(restored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.engine.clock import SteadyClock
+from penstock.engine.clock import SteadyClock, WorkClock, waited_s
 
 
 class Hands:
@@ -57,3 +57,30 @@ def test_it_does_not_start_before_what_was_shown_already(hands: Hands) -> None:
     assert hands.clock() == 2_001.0
     hands.clock.not_before(500)
     assert hands.clock() == 2_001.0
+
+
+def test_time_in_which_others_had_the_processor_does_not_count_as_work() -> None:
+    now_s, waited = 5.0, 1.0
+    clock = WorkClock(lambda: now_s, lambda: waited)
+    began = clock()
+    now_s, waited = now_s + 0.010, waited + 0.008
+    assert clock() - began == pytest.approx(0.002)
+
+
+def test_short_work_is_measured_without_a_look_at_the_scheduler() -> None:
+    now_s, looks = 5.0, 0
+
+    def waited() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.0
+
+    clock = WorkClock(lambda: now_s, waited)
+    began, before = clock(), looks
+    now_s += 0.0005
+    assert clock() - began == pytest.approx(0.0005)
+    assert looks == before
+
+
+def test_what_the_scheduler_says_never_goes_back() -> None:
+    assert 0.0 <= waited_s() <= waited_s()
