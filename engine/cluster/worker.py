@@ -415,6 +415,8 @@ class ClusterWorker:
 
     def _settle(self, manifest: Manifest) -> None:
         for unit in self.units:
+            if unit.snapshot.attempt != manifest.lineage.attempt:
+                continue  # Of an attempt that is over, on its way out: what it has staged was rolled back.
             unit.completed(manifest)
             self._assembly.completed(manifest.parts[unit.task].ingress_positions)
         self.last_checkpoint = manifest
