@@ -207,10 +207,19 @@ class TaskCore:
             case FrameInput(position, frame):
                 self._meta.inbox_position = position
                 if self._is_new(frame.attempt, frame.source, frame.sequence):
-                    for envelope in frame.messages:
-                        self._deliver_here(envelope)
+                    self._admit_messages(frame.messages)
             case Completed(number, value, error):
                 self._complete(number, Outcome(value, error))
+
+    def _admit_messages(self, messages: Sequence[Envelope]) -> None:
+        """What another task has sent, nearly all of which is for functions that are there."""
+        entries = self._entries
+        for envelope in messages:
+            entry = entries.get(envelope[0])
+            if entry is not None and envelope[1] and envelope[5] is None:
+                entry.queue.append(envelope[1:])
+            else:
+                self._deliver_here(envelope)
 
     def _admit_column(self, typename: str, ids: Sequence[str], payloads: Sequence[bytes], cause: int) -> None:
         """Records for one function. Nothing waits before them in the usual case, so they need not be queued."""
@@ -455,17 +464,18 @@ class TaskCore:
     def _apply(self, outputs: list[Output], cause: int, sender: tuple[str, str]) -> None:
         """Take over what a handler asked for, and empty the list. The i-th output's cause follows from the invocation's
         and i (PROTOCOL 6)."""
-        deliver_here = self._single
+        task, tasks = self._options.task, self._options.tasks
         step = 0
         for output in outputs:
             step += GOLDEN_64
             output_cause = (cause ^ step) * ODD_64 & MASK_64  # `penstock.ids.output_cause`, without the call.
             if type(output) is tuple:
                 target, id, payload = output  # type: ignore[misc]  # A bare tuple is a Send; the others are classes.
-                if deliver_here:
+                if tasks == 1 or (to := key_group(id) % tasks) == task:
                     target.queue.append((id, payload, output_cause, sender, None))
                 else:
-                    self._deliver(Envelope(target.typename, id, payload, output_cause, sender, None))
+                    envelope = _new(Envelope, (target.typename, id, payload, output_cause, sender, None))
+                    self._out.setdefault(to, []).append(envelope)
             elif type(output) is Emitted:
                 name, (value, _, *rest) = output
                 self._batch_egress.append((name, _new(EgressRow, (value, output_cause, *rest))))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from asyncio import Future
+from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
-from penstock.records import EpochFrame
+from penstock.records import Envelope, EpochFrame
 from penstock.router.frames import encode_frames
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_writer import KafkaWriter
@@ -20,6 +22,8 @@ SEAL_S = 0.002
 RECORD_BYTES = 64 << 10
 """A record is closed when the messages in it are about as large."""
 MESSAGE_OVERHEAD_BYTES = 48
+
+_payload_of: Callable[[Envelope], bytes] = itemgetter(2)
 
 
 class FrameWriter:
@@ -41,7 +45,7 @@ class FrameWriter:
             self._opened_s = time.monotonic()
         self._open.setdefault(destination, []).append(frame)
         size = self._bytes.get(destination, 0)
-        size += sum(len(message.payload) for message in frame.messages) + MESSAGE_OVERHEAD_BYTES * len(frame.messages)
+        size += sum(map(len, map(_payload_of, frame.messages))) + MESSAGE_OVERHEAD_BYTES * len(frame.messages)
         self._bytes[destination] = size
         if size >= RECORD_BYTES:
             self._close(destination)
