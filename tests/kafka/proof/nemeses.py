@@ -1,4 +1,4 @@
-"""What may happen to an application while it works: each a coroutine that does it and waits until there is output again.
+"""What may happen to an application while it works. `strike` lets it happen, and waits until there is output again.
 
 Moments are chosen by chance, and from what the processes say: so kills also hit restores, hand-offs and recoveries.
 """

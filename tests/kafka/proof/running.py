@@ -65,10 +65,12 @@ class Run:
         self.summary: dict[str, int] = {}
         self._replicas = replicas
         self._workers = workers
-        self._command = [sys.executable, "-c", COMMAND, "run", app, "--kafka", bootstrap, "--name", name, "--port", "0"]
-        self._command += ["--dir", str(directory), "--workers", str(workers), "--parallelism", str(parallelism)]
-        self._command += ["--session-timeout", session_timeout, "--memory", "128MB", "--replicas", str(replicas)]
-        self._environment = {**os.environ, "PROOF_NAME": name, "PYTHONPATH": str(ROOT), **(environment or {})}
+        self._command = [
+            *penstock("run", app, "--kafka", bootstrap, "--name", name, "--dir", directory, "--port", 0),
+            *("--workers", str(workers), "--parallelism", str(parallelism), "--replicas", str(replicas)),
+            *("--session-timeout", session_timeout, "--memory", "128MB"),
+        ]
+        self._environment = {**os.environ, "PROOF_NAME": name, "PYTHONPATH": python_path(), **(environment or {})}
         self._process: asyncio.subprocess.Process
         self._leader = 0
 
@@ -269,6 +271,16 @@ class Run:
     def report(self) -> dict[str, Any]:
         """For people."""
         return {"kills": self.kills.total(), **self.kills, "idle": self.idle, "failed calls": self.feed.failed}
+
+
+def penstock(*arguments: object) -> list[str]:
+    """The command line that runs the command line."""
+    return [sys.executable, "-c", COMMAND, *map(str, arguments)]
+
+
+def python_path() -> str:
+    """Where processes find the application, and what this one finds."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:

@@ -1,0 +1,61 @@
+"""Exactly once from Kafka to Kafka, whoever is killed, and whenever.
+
+By chance from outside, and by themselves at the moments that are hardest to hit: around transactions, acknowledgements,
+restores and decisions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.kafka.proof.nemeses import KILLS, strike
+from tests.kafka.proof.running import Run
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(280)]
+
+KILLS_WANTED = 45
+CRASHES_WANTED = 15
+CRASHES = {"PROOF_CRASH_RATE": "0.015", "PROOF_STILL_S": "4"}
+
+
+def test_nothing_is_lost_or_doubled_when_processes_are_killed(
+    kafka: str, kafka_app: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> Run:
+        async with Run(kafka, kafka_app, tmp_path, seed=1) as run:
+            await run.progress()
+            for nemesis in KILLS:
+                await strike(run, nemesis)
+            while run.kills.total() < KILLS_WANTED:
+                await strike(run, run.random.choice(KILLS))
+            assert await run.finish() == []
+        return run
+
+    run = asyncio.run(scenario())
+    with capsys.disabled():
+        print(f"\n{run.report()} {run.summary}")  # noqa: T201  # For whoever runs the test.
+
+
+def test_nothing_is_lost_or_doubled_when_processes_die_at_the_worst_moments(
+    kafka: str, kafka_app: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> Counter[str]:
+        app = "tests.kafka.proof.crashing:app"
+        async with Run(kafka, kafka_app, tmp_path, app=app, session_timeout="3s", environment=CRASHES) as run:
+            while (ends := _ends(run)).total() < CRASHES_WANTED:
+                await run.progress(within_s=60)
+            assert await run.finish() == []
+            return ends
+
+    ends = asyncio.run(scenario())
+    with capsys.disabled():
+        print(f"\n{ends.total()} processes met their end: {dict(ends)}")  # noqa: T201  # For whoever runs the test.
+
+
+def _ends(run: Run) -> Counter[str]:
+    return Counter(re.findall("^(?:dies|stands still) .*$", run.said(), re.MULTILINE))
