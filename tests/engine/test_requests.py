@@ -103,7 +103,7 @@ def test_a_refused_operation_raises_what_the_task_said() -> None:
 def test_an_operation_returns_its_decoded_answer() -> None:
     async def scene(fixture: Fixture) -> None:
         operating = asyncio.ensure_future(fixture.requests.operate(ADDRESS, Drop([7])))
-        await fixture.answer(msgspec.msgpack.encode(1))
+        await fixture.answer(msgspec.json.encode(1))
         assert await operating == 1
 
     run(scene)
