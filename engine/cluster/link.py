@@ -14,20 +14,22 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.checkpoint.control import decode_control
 from penstock.checkpoint.member import Action, Member
-from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Leading, Report, decode_hint, encode_message
-from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics
+from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Hint, Leading, Report, decode_hint, encode_message
+from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in
 from penstock.engine.logs import logger
 from penstock.errors import PenstockError, ProtocolError
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
-from penstock.router.kafka_reader import KafkaReader
+from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_records import Fetched
+from penstock.router.kafka_topics import is_incarnation
 from penstock.router.kafka_writer import KafkaWriter
 
 RECORDS_MAX = 1_000
+LOOKED_AT_MAX = 1_000
+"""Hints read to learn who led last: the leader shows itself every second, and begins fewer checkpoints in that."""
 
 
 class LeaderLink:
@@ -70,7 +72,16 @@ class LeaderLink:
         for place in places:
             self._reader.add(*place, ends[place].end)
         self.leader_heard_s = asyncio.get_running_loop().time()
+        if await self._has_led(*ends[places[1]]):
+            self.leader_heard_s = -math.inf
         self._beating = asyncio.get_running_loop().create_task(self._beat())
+
+    async def _has_led(self, start: int, end: int) -> bool:
+        """Whether the last to lead was the process that had the place of this one: then nobody leads now, and whoever
+        wants to need not wait until that is certain."""
+        records = await read_range(self._kafka, self._topics.control, HINTS, max(start, end - LOOKED_AT_MAX), end)
+        leaders = [hint.leader for record in records if isinstance(hint := _hint(record), Leading)]
+        return bool(leaders) and bool(leaders[-1]) and leaders[-1].rpartition("#")[0] == self.alive.instance
 
     async def close(self, reason: str) -> None:
         """Say that this worker has ended, and why."""
@@ -83,8 +94,9 @@ class LeaderLink:
         """What the leader has decided and hinted since the last call."""
         actions: list[Action] = []
         for record in self._reader.take(self._topics.control, DECISIONS, RECORDS_MAX):
-            if record.value is not None and not record.key:
-                actions += self.member.decided(decode_control(record.value))
+            decision = decision_in(record, self._topics.control)
+            if decision is not None:
+                actions += self.member.decided(decision)
         for record in self._reader.take(self._topics.control, HINTS, RECORDS_MAX):
             actions += self._hinted(record)
         return actions
@@ -114,12 +126,8 @@ class LeaderLink:
         self._become(leaving=True)
 
     def _hinted(self, record: Fetched) -> list[Action]:
-        if record.value is None or record.key:
-            return []
-        try:
-            hint = decode_hint(record.value)
-        except ProtocolError as error:
-            logger.error("%s", error)
+        hint = _hint(record)
+        if hint is None:
             return []
         if isinstance(hint, Leading):
             self.leader_heard_s = asyncio.get_running_loop().time() if hint.leader else -math.inf
@@ -139,3 +147,14 @@ class LeaderLink:
         self.report(self.alive)
         if self._fault is not None and self._fault.attempt == self.member.number:
             self.report(self._fault)
+
+
+def _hint(record: Fetched) -> Hint | None:
+    """What a record of the hints says; None for one that is no hint."""
+    if is_incarnation(record.key):
+        return None
+    try:
+        return decode_hint(record.value or b"")
+    except ProtocolError as error:
+        logger.error("%s", error)
+        return None
