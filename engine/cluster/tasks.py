@@ -3,8 +3,8 @@
     part of a manifest -> base fetched -> deltas read -> store opened -> unit, which takes turns from then on
 
 What always holds: changes are made one after the other, in the order they were asked for; `halt` drops those that are
-not made yet; the store of a task lies in a directory of its own for each time it comes here, so that nothing is left of
-an earlier time. Reports what can't be restored.
+not made yet; the store of a task lies in a directory of its own for each time it comes here, where nothing is left of
+an earlier time, or of a process that was killed. Reports what can't be restored.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Tasks:
         self._assembly = assembly
         self._wiring: TopicWiring = TopicWiring(reader, self._topics, frames)
         self._frames = frames
-        self._directory = directory
+        self._stores = _emptied(directory / "tasks")
+        self._fetched = _emptied(directory / "prepared")
         self._check = check
         self._bury = bury
         self._placed = placed
@@ -166,11 +167,11 @@ class Tasks:
         parts = asked.manifest.parts if asked.manifest is not None else ()
         for part in parts:
             if part.task in asked.tasks and part.base:
-                target = self._directory / "prepared"
+                target = self._new_path(self._fetched, part.task)
                 try:
                     await in_thread(self._store.fetch, part.base, target)
-                except (CorruptSnapshot, OSError) as error:
-                    logger.warning("%s", error)
+                except (CorruptSnapshot, Unavailable, OSError) as error:
+                    logger.warning("%s", error)  # Whoever takes the task over meets it again.
                 await in_thread(shutil.rmtree, target, True)
         prepared(asked.tasks)
 
@@ -246,7 +247,7 @@ class Tasks:
 
     async def _restore(self, part: Part, start: int) -> Restored:
         """`start` is the first delta that is still there."""
-        path = self._new_path(part.task)
+        path = self._paths[part.task] = self._new_path(self._stores, part.task)
         deltas = Deltas("", ())
         if part.first >= 0 and part.head >= part.first:
             place = (self._topics.deltas, part.task)
@@ -270,12 +271,11 @@ class Tasks:
         self._wiring.starts.update((place, found.start) for place, found in bounds.items())
         return self._wiring.starts
 
-    def _new_path(self, task: int) -> Path:
+    def _new_path(self, directory: Path, task: int) -> Path:
+        """Where nothing has been since this process began."""
         self._times += 1
-        directory = self._directory / "tasks"
         make_directory(directory)
-        self._paths[task] = directory / f"{task}-{self._times}"
-        return self._paths[task]
+        return directory / f"{task}-{self._times}"
 
     async def _drain(self, units: Iterable[TaskUnit]) -> None:
         """Nobody takes these tasks: make visible what is decided, for as long as that may take."""
@@ -296,6 +296,12 @@ class Tasks:
             await self._assembly.remove(unit, final=final)
             self.leaving.discard(unit.task)
             await in_thread(shutil.rmtree, self._paths.pop(unit.task), True)
+
+
+def _emptied(directory: Path) -> Path:
+    """Without what a process left that was killed: nobody else works below the directory of a worker."""
+    shutil.rmtree(directory, ignore_errors=True)
+    return directory
 
 
 async def _restore_all(works: Iterable[Coroutine[Any, Any, Restored]]) -> list[Restored]:
