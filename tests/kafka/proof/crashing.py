@@ -26,9 +26,9 @@ from penstock.engine.cluster.tasks import Tasks
 from penstock.router.kafka_sink import KafkaSink
 from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.kafka_writer import KafkaWriter
-from tests.kafka.proof import app as proof
+from tests.kafka.proof import brisk
 
-app = proof.app
+app = brisk.app
 
 POINTS: tuple[tuple[type, str], ...] = (
     (KafkaTransactions, "fence"),

@@ -1,0 +1,26 @@
+"""The application of the proof in processes that do often what is seldom due: folds, bases, and forgetting.
+
+In a run of minutes nothing would otherwise be old or large enough to be written into a store, made a base of, or
+deleted from a topic, and no restore would find anything but deltas.
+"""
+
+from __future__ import annotations
+
+from penstock.checkpoint import store
+from penstock.engine import upkeep
+from penstock.engine.cluster import leading
+from tests.kafka.proof import app as proof
+
+app = proof.app
+
+RETENTION = {
+    "PENSTOCK_RETENTION_ALL": "1s",
+    "PENSTOCK_RETENTION_SPACED": "3s",
+    "PENSTOCK_RETENTION_SPACING": "1s",
+}
+"""Settings that belong to it."""
+
+upkeep.BASE_DELTAS = 12
+upkeep.FOLD_SHARE = 10_000
+leading.AGE_S = 0.7
+store.UNREFERENCED_S = 20
