@@ -40,11 +40,14 @@ class TopicInbox:
         """Frames taken from the reader and not yet admitted, with the position behind each."""
         self.cut_due = 0
         """The checkpoint to cut at before the next frame can be processed; 0 for none."""
+        self._closed = False
         reader.add(topic, task, position)
 
     @property
     def behind(self) -> int:
-        """Records that were not taken yet, as far as is known."""
+        """Records that were not taken yet, as far as is known. None are when the task goes away."""
+        if self._closed:
+            return 0
         return len(self._waiting) + max(0, self._reader.end(self._topic, self._task) - self._position)
 
     @property
@@ -84,6 +87,7 @@ class TopicInbox:
         return []
 
     def close(self) -> None:
+        self._closed = True
         self._reader.remove(self._topic, self._task)
 
 
@@ -98,10 +102,13 @@ class TopicRequests:
         self._reader = reader
         self._topic = topic
         self._task = task
+        self._closed = False
         reader.add(topic, task, position)
 
     @property
     def behind(self) -> int:
+        if self._closed:
+            return 0
         position = self._reader.position(self._topic, self._task)
         return max(0, self._reader.end(self._topic, self._task) - position)
 
@@ -120,6 +127,7 @@ class TopicRequests:
         return [Deliveries(RequestFeed.SOURCE, records[-1].offset + 1, envelopes, rejected)]
 
     def close(self) -> None:
+        self._closed = True
         self._reader.remove(self._topic, self._task)
 
 
