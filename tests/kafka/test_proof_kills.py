@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 
 from tests.kafka.proof.nemeses import KILLS, strike
-from tests.kafka.proof.running import Run
+from tests.kafka.proof.running import BRISK, Run
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(280)]
 
 KILLS_WANTED = 45
 CRASHES_WANTED = 15
-CRASHES = {"PROOF_CRASH_RATE": "0.015", "PROOF_STILL_S": "4"}
+CRASHES = {**BRISK, "PROOF_CRASH_RATE": "0.008", "PROOF_STILL_S": "4"}
 
 
 def test_nothing_is_lost_or_doubled_when_processes_are_killed(
     kafka: str, kafka_app: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def scenario() -> Run:
-        async with Run(kafka, kafka_app, tmp_path, seed=1) as run:
+        app = "tests.kafka.proof.brisk:app"
+        async with Run(kafka, kafka_app, tmp_path, app=app, seed=1, environment=BRISK) as run:
             await run.progress()
             for nemesis in KILLS:
                 await strike(run, nemesis)

@@ -1,7 +1,8 @@
 """The application of the proof in processes that do often what is seldom due: folds, bases, and forgetting.
 
 In a run of minutes nothing would otherwise be old or large enough to be written into a store, made a base of, or
-deleted from a topic, and no restore would find anything but deltas.
+deleted from a topic, and no restore would find anything but deltas. `tests.kafka.proof.running.BRISK` are the settings
+that belong to it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,6 @@ from penstock.engine.cluster import leading
 from tests.kafka.proof import app as proof
 
 app = proof.app
-
-RETENTION = {
-    "PENSTOCK_RETENTION_ALL": "1s",
-    "PENSTOCK_RETENTION_SPACED": "3s",
-    "PENSTOCK_RETENTION_SPACING": "1s",
-}
-"""Settings that belong to it."""
 
 upkeep.BASE_DELTAS = 12
 upkeep.FOLD_SHARE = 10_000

@@ -28,6 +28,8 @@ from tests.kafka.proof.feeding import Feed, Tail, create_topics
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 COMMAND = "import sys; from penstock.engine.cli import main; sys.argv[0] = 'penstock'; main()"
+BRISK = {"PENSTOCK_RETENTION_ALL": "1s", "PENSTOCK_RETENTION_SPACED": "3s", "PENSTOCK_RETENTION_SPACING": "1s"}
+"""Settings in the environment for `tests.kafka.proof.brisk`: checkpoints are forgotten after seconds."""
 START_S = 60
 STOP_S = 45
 PATIENCE_S = 40

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import shutil
 import sys
@@ -23,10 +24,10 @@ from pathlib import Path
 from tests.kafka.broker import Cluster, temporary_cluster
 from tests.kafka.proof.brokers import strike_broker
 from tests.kafka.proof.nemeses import FREEZES, KILLS, strike
-from tests.kafka.proof.running import Run
+from tests.kafka.proof.running import BRISK, Run
 
 ROUND_S = 180.0
-APPS = ("tests.kafka.proof.app:app", "tests.kafka.proof.crashing:app")
+APPS = ("tests.kafka.proof.app:app", "tests.kafka.proof.brisk:app", "tests.kafka.proof.crashing:app")
 CRASHES = {"PROOF_CRASH_RATE": "0.002", "PROOF_STILL_S": "5"}
 
 
@@ -43,7 +44,7 @@ async def run_round(cluster: Cluster, directory: Path, seed: int, seconds: float
         workers=choose.choice((2, 2, 3)),
         session_timeout="4s",
         replicas=len(cluster.nodes),
-        environment=CRASHES,
+        environment=CRASHES if app == APPS[0] else {**CRASHES, **BRISK},
     ) as run:
         deadline = time.monotonic() + seconds
         try:
@@ -64,6 +65,7 @@ async def run_round(cluster: Cluster, directory: Path, seed: int, seconds: float
 
 
 def main(hours: float, seed: int) -> int:
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # It tells at length that brokers are away.
     ends_at = time.monotonic() + hours * 3600
     kills, records, anomalies, rounds = Counter[str](), 0, 0, 0
     while (left_s := ends_at - time.monotonic()) > 0:
