@@ -47,10 +47,12 @@ class Partition:
 class SimulatedKafka:
     """See the module."""
 
-    def __init__(self, dice: Dice, *, resend: float) -> None:
+    def __init__(self, dice: Dice, *, resend: float, lag: float, lagging: str) -> None:
         self.dice = dice
         self.resend = resend
         """How often the answer to a batch gets lost, so that it is sent again."""
+        self.lag, self.lagging = lag, lagging
+        """How often a reader of this topic gets nothing."""
         self.calm = False
         """Whether readers get everything there is at once."""
         self.damaged: set[tuple[Place, int]] = set()
@@ -231,6 +233,9 @@ class SimulatedReader:
             raise Overtaken(place, at)
         count = min(count_max, stored.end - at)
         if not self._kafka.calm:
-            count = self._kafka.dice.below(min(count, 4) + 1)
+            if self._kafka.dice.chance(0.7):
+                count = self._kafka.dice.below(min(count, 4) + 1)
+            if topic == self._kafka.lagging and self._kafka.dice.chance(self._kafka.lag):
+                return []
         self._positions[place] = at + count
         return stored.records[at : at + count]

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import Any
 
+from penstock.checkpoint.retention import Retention
 from tests.simulation.dice import Dice, Weights
 
 
@@ -99,12 +100,18 @@ FAULTS = {
 }
 
 
+EVERYTHING_KEPT = Retention()
+LITTLE_KEPT = Retention(all_ms=2, spacing_ms=4, spaced_ms=8, bytes_max=8_000)
+
+
 @dataclass(frozen=True)
 class ClusterMix:
     """How often each step comes, and how long a schedule is."""
 
     weights: dict[Step, float] = field(default_factory=lambda: {**USUAL, **FAULTS})
     steps: int = 220
+    walks: int = 3
+    """How much there is to do, at least."""
     tasks: tuple[int, ...] = (1, 2, 2, 4)
     workers: tuple[int, ...] = (1, 2, 2, 3)
     """How many a world begins with."""
@@ -112,6 +119,9 @@ class ClusterMix:
     lazy: float = 0.2
     """In how many worlds one task falls behind."""
     resend: float = 0.05
+    retentions: tuple[Retention, ...] = (EVERYTHING_KEPT, LITTLE_KEPT)
+    lag: tuple[float, ...] = (0.0, 0.0, 0.5, 0.8)
+    """How often a worker that asks what its leader has said hears nothing."""
     sink_fails: float = 0.1
     slow_sink: float = 0.15
     patient: float = 0.6
@@ -151,6 +161,7 @@ HANDOFFS = EVERYTHING.more(
     {**_NONE, Step.JOIN: 4.0, Step.LEAVE: 5.0, Step.UNABLE: 2.0, Step.SLOW: 4.0, Step.RESTART: 0.2},
     tasks=(2, 4),
     swarm=False,
+    warm=1.0,
 )
 LEADERS = EVERYTHING.more(
     {**_NONE, Step.JOIN: 4.0, Step.LEAVE: 4.0, Step.ABDICATE: 3.0, Step.DOUBT: 4.0, Step.UNABLE: 2.0, Step.AGE: 6.0},
@@ -169,20 +180,25 @@ ZOMBIES = EVERYTHING.more(
     swarm=False,
 )
 MESSAGES = EVERYTHING.more(
-    {Step.LOOP: 90.0, Step.TELL: 12.0, Step.REPLAY: 0.0, Step.DAMAGE: 0.0}, tasks=(2, 4), workers=(2, 3)
-)
-BACKLOG = EVERYTHING.more(
-    {**_NONE, Step.JOIN: 3.0, Step.CRASH: 2.5, Step.RESTART: 2.5}, tasks=(2,), workers=(2,), lazy=1.0, swarm=False
-)
-LOSSES = EVERYTHING.more(
-    {**_NONE, Step.JOIN: 3.0, Step.CRASH: 4.0, Step.PUMP: 7.0, Step.LOOP: 80.0},
+    {**_NONE, Step.JOIN: 2.0, Step.CRASH: 2.5, Step.LOOP: 90.0},
     tasks=(2, 4),
     workers=(2, 3),
+    lag=(0.8,),
     swarm=False,
+    warm=1.0,
+    walks=12,
 )
-RETRIES = HANDOFFS.more({Step.UNABLE: 6.0, Step.SLOW: 10.0, Step.CLOCK: 1.0}, patient=0.5, sink_fails=0.3)
-OWNERS = ZOMBIES.more({Step.SINK: 30.0, Step.DECIDE: 40.0}, sink_fails=0.2, slow_sink=0.0)
-REPEATS = HANDOFFS.more({Step.AGE: 40.0, Step.DECIDE: 14.0, Step.ABDICATE: 1.2}, tasks=(2,))
+BACKLOG = MESSAGES.more({Step.CRASH: 3.0, Step.RESTART: 3.0}, tasks=(2,), workers=(2,), lag=(0.0,), lazy=1.0)
+LOSSES = MESSAGES.more({Step.CRASH: 4.0, Step.PUMP: 10.0}, lag=(0.0,))
+RETRIES = HANDOFFS.more(
+    {Step.SINK: 10.0, Step.UNABLE: 6.0, Step.SLOW: 10.0, Step.CLOCK: 2.0}, patient=0.2, sink_fails=0.2, walks=12
+)
+REPEATS = HANDOFFS.more(
+    {Step.AGE: 40.0, Step.DECIDE: 16.0, Step.ABDICATE: 2.0, Step.TICK: 25.0, Step.SLOW: 0.0},
+    tasks=(1, 2),
+    retentions=(Retention(all_ms=0, spacing_ms=0, spaced_ms=0),),
+    steps=350,
+)
 PEOPLE = EVERYTHING.more(
     {**_NONE, Step.JOIN: 3.0, Step.REPLAY: 4.0, Step.CRASH: 3.0, Step.AGE: 0.0}, tasks=(1, 2), swarm=False
 )

@@ -33,14 +33,12 @@ from tests.simulation.cluster_mix import ClusterMix
 from tests.simulation.cluster_stage import pause
 from tests.simulation.cluster_worker import IDS_RESERVED, TOPICS, staged
 from tests.simulation.cluster_world import ClusterWorld
-from tests.simulation.database import Database
 from tests.simulation.mutants import (
     _accept_any_attempt,
     _accept_any_epoch,
     _accept_only_the_predecessor,
     _admit_at_once,
     _always_new,
-    _commit_unfenced,
     _decide_as_staged,
     _latest_overall,
     _stage_as_decided,
@@ -217,12 +215,6 @@ def _extend_the_base(self: SnapshotTask, frozen: Frozen) -> Snapshot:
     return _cut(self, frozen)._replace(previous=-1)
 
 
-def _drop_by_decision(self: TwoPhaseSink) -> list[Any]:
-    """Take a row for visible only when the marker reaches the checkpoint that decided it."""
-    self._decided = [each for each in self._decided if self._marker.get(each.batch.attempt, -1) < each.by]
-    return []
-
-
 MUTANTS = [
     # How a task changes hands.
     ClusterMutant("a released task stands still", Member, "released", lambda *_: None, mixes.HANDOFFS),
@@ -266,10 +258,8 @@ MUTANTS = [
     ClusterMutant("previous delta", SnapshotTask, "cut", _extend_the_base),
     # How rows become visible.
     ClusterMutant("marker check", TwoPhaseSink, "_drop_visible", lambda self: []),
-    ClusterMutant("marker of the cut", TwoPhaseSink, "_drop_visible", _drop_by_decision, mixes.RETRIES),
     ClusterMutant("marker of the deciding checkpoint", TwoPhaseSink, "_decide", _decide_as_staged, mixes.HANDOFFS),
     ClusterMutant("commit after COMPLETE", TwoPhaseSink, "_stage", _stage_as_decided, mixes.ZOMBIES),
-    ClusterMutant("fence before the marker is read", Database, "commit", _commit_unfenced, mixes.OWNERS),
 ]
 
 EXEMPT = {

@@ -124,7 +124,7 @@ class _Sink:
 class ReplyTopic:
     """The topic of replies, and all callers. It has no markers: what is written again is told again."""
 
-    def __init__(self, told: Callable[[bytes], None]) -> None:
+    def __init__(self, told: Callable[[bytes, int, object], None]) -> None:
         self._told = told
 
     def open(self, task: int, owner: object) -> dict[int, int]:
@@ -132,7 +132,7 @@ class ReplyTopic:
 
     def commit(self, task: int, owner: object, rows: Sequence[Any], marker: dict[int, int]) -> bool:
         for row in rows:
-            self._told(row.value)
+            self._told(row.value, task, owner)
         return True
 
 

@@ -14,13 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import msgspec
+
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest
 from penstock.checkpoint.coordinator import Phase as RoundPhase
 from penstock.checkpoint.leader import Forget, LeaderOptions, Phase
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Acknowledgement, Begin, Ended, Unable, encode_message
-from penstock.checkpoint.retention import Retention
 from penstock.engine.build import Origin
+from penstock.engine.cluster.replies import REPLIES
 from penstock.engine.cluster.topics import DECISIONS
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.config import Config
@@ -35,7 +37,7 @@ from penstock.state.memory import MemoryBackend
 from tests.simulation.cluster_invariants import OneOwner, PlacedIsTheCut, RetainedIsThere, shared_invariants
 from tests.simulation.cluster_kafka import Overtaken, SimulatedKafka
 from tests.simulation.cluster_leader import LEADER_ID, SimulatedLeader
-from tests.simulation.cluster_mix import ClusterMix, Step
+from tests.simulation.cluster_mix import EVERYTHING_KEPT, ClusterMix, Step
 from tests.simulation.cluster_stage import STAGE
 from tests.simulation.cluster_worker import TOPICS, ClusterUnit, ReplyTopic, SimulatedWorker
 from tests.simulation.database import Database
@@ -51,8 +53,6 @@ NEVER_MS = 1e12
 SESSION_MS = 120
 SETTLE_MS = 10
 UNREFERENCED_MS = 400
-RETENTIONS = (Retention(), Retention(all_ms=4, spacing_ms=12, spaced_ms=40, bytes_max=8_000))
-"""Keep everything, or little."""
 ROUNDS_MAX = 250
 """Of fair scheduling without faults, until everything must have been done."""
 _FINGERPRINTS = WALKS.fingerprints()
@@ -112,12 +112,13 @@ class ClusterWorld:
         self.tasks = dice.choose(mix.tasks)
         self.config = _config(self.tasks)
         self.clock_ms = 1_000
-        self.kafka = SimulatedKafka(dice, resend=mix.resend if dice.chance(0.5) else 0.0)
+        resend = mix.resend if dice.chance(0.5) else 0.0
+        self.kafka = SimulatedKafka(dice, resend=resend, lag=dice.choose(mix.lag), lagging=TOPICS.control)
         self.bases = Bases()
         self.database = Database(self._committed)
         self.reply_topic = ReplyTopic(self._told)
         self.patient = dice.chance(mix.patient)
-        self.retention = dice.choose(RETENTIONS)
+        self.retention = dice.choose(mix.retentions)
         self.lazy = dice.below(self.tasks) if dice.chance(mix.lazy) else -1
         self.sink_fails = 0.95 if dice.chance(mix.slow_sink) else mix.sink_fails
         self.clients: list[Client] = []
@@ -146,7 +147,7 @@ class ClusterWorld:
 
     def _draw_inputs(self) -> None:
         dice = self.dice
-        self.walks = 3 + dice.below(4)
+        self.walks = self.mix.walks + dice.below(4)
         for walk in range(self.walks):
             typename, id = dice.choose(FUNCTIONS), dice.choose(IDS)
             if dice.chance(0.3):
@@ -283,11 +284,11 @@ class ClusterWorld:
     # Without faults.
 
     def _warm_up(self) -> None:
-        """Let the attempt begin undisturbed, and work for a while."""
-        self.kafka.calm = True
-        for _ in range(4 + self.dice.below(4)):
+        """Let the attempt begin undisturbed, and keep all work for later."""
+        self.kafka.calm = self.warming = True
+        for _ in range(4):
             self._fair_round(beat=False)
-        self.kafka.calm = False
+        self.kafka.calm = self.warming = False
 
     def settle_down(self) -> None:
         """No more faults: everything must be done in the end."""
@@ -591,9 +592,11 @@ class ClusterWorld:
             place = (TOPICS.requests, key_group(client.address.id) % self.tasks)
             self.kafka.partition(place).append(encode_request(client.request()))
 
-    def _told(self, answer: bytes) -> None:
-        reply = _decode_reply(answer)
+    def _told(self, answer: bytes, task: int, owner: object) -> None:
+        reply: Reply = _decode_reply(answer)
         walk = int(reply.request_id.partition("-")[0])
+        unit = self.live.get(task)
+        self.told_by_zombie = unit is None or owner is not unit.sinks.get(REPLIES)
         for client in self.clients:
             if client.walk == walk and client.answer is None:
                 client.answer = reply
@@ -631,7 +634,7 @@ class ClusterWorld:
 
     def _damage(self) -> None:
         """The newest delta of some task gets damaged, if an older checkpoint can do without it; then a worker dies."""
-        if not self.leaders or self.kafka.damaged or self.retention is not RETENTIONS[0]:
+        if not self.leaders or self.kafka.damaged or self.retention is not EVERYTHING_KEPT:
             return
         leader = self.leaders[-1]
         candidates = [leader.core.manifest(each.checkpoint) for each in leader.core.history.candidates()][:2]
@@ -654,7 +657,7 @@ class ClusterWorld:
         """What the invariants of all worlds know as the attempt that runs."""
         return SimpleNamespace(nodes=list(self.live.values()))
 
-    standby = leaving = False
+    standby = leaving = warming = told_by_zombie = False
 
     def owner_of(self, unit: ClusterUnit) -> str:
         """Who owns the task of a unit that counts."""
@@ -670,7 +673,7 @@ class ClusterWorld:
     def turn_size(self, unit: ClusterUnit) -> int:
         """How many invocations the next turn of a unit has; 0 for no turn."""
         if self.kafka.calm:
-            return 10
+            return 0 if self.warming else 10
         dice = self.dice
         if dice.chance(0.95 if unit.task == self.lazy else 0.35):
             return 0
@@ -764,7 +767,4 @@ def _config(tasks: int) -> Config:
     return Config(parallelism=tasks, directory=Path("simulated"))
 
 
-def _decode_reply(data: bytes) -> Reply:
-    import msgspec
-
-    return msgspec.msgpack.decode(data, type=Reply)
+_decode_reply = msgspec.msgpack.Decoder(Reply).decode

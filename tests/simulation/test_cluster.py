@@ -7,9 +7,12 @@ says what they saw.
 from __future__ import annotations
 
 import os
+from unittest.mock import patch
 
+import msgspec
 import pytest
 
+from penstock.checkpoint.lineage import Lineage
 from tests.simulation.cluster_mix import (
     BACKLOG,
     DAMAGES,
@@ -28,7 +31,9 @@ from tests.simulation.cluster_worker import staged
 from tests.simulation.cluster_world import ClusterWorld
 
 SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "1500"))
-CALM = EVERYTHING.more({**dict.fromkeys(FAULTS, 0.0), Step.JOIN: 1.0, Step.BEAT: 30.0}, swarm=False, farewell=0.0)
+CALM = EVERYTHING.more(
+    {**dict.fromkeys(FAULTS, 0.0), Step.JOIN: 1.0, Step.BEAT: 30.0, Step.TICK: 4.0}, swarm=False, farewell=0.0
+)
 MIXES = {
     "handoffs": HANDOFFS,
     "leaders": LEADERS,
@@ -57,6 +62,21 @@ def test_without_faults_one_attempt_does_everything_and_workers_that_come_get_th
     assert coverage.recoveries == 30
     assert coverage.leaders == 30
     assert coverage.handoffs >= 5
+
+
+def test_a_unit_of_an_attempt_that_is_over_takes_no_checkpoint_of_the_next_for_its_own() -> None:
+    """Its worker reads the end of the attempt, the next assignment, and a complete checkpoint in one go."""
+    with staged():
+        world = ClusterWorld(1, CALM)
+        world.run()
+        worker = next(worker for worker in world.workers if worker.actual_units)
+        unit, completed = worker.actual_units[0], list[int]()
+        own = world.manifests[max(world.manifests)]
+        other = msgspec.structs.replace(own, checkpoint=own.checkpoint + 1, lineage=Lineage(own.lineage.attempt + 1))
+        with patch.object(unit, "completed", lambda manifest: completed.append(manifest.checkpoint)):
+            worker._settle(other)
+            worker._settle(own)
+    assert completed == [own.checkpoint]
 
 
 def test_one_seed_is_one_run() -> None:
