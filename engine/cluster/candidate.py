@@ -1,7 +1,7 @@
 """Leads when nobody does: the role of the leader, taken by a worker.
 
 What always holds: whoever takes the role fences whoever had it; a candidate waits until the leader has been silent for
-longer than a session's third, each a little differently, so that few try at once.
+longer than a session's third, and than a slow machine may make it, each a little differently, so that few try at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from penstock.engine.logs import logger
 from penstock.errors import Fenced, Unavailable
 
 LOOK_S = 0.5
+PATIENCE_MIN_S = 2.5
+"""A leader shows itself every second. Where a session is short, one that is late must not lose the role for that: the
+next would be late, too, and nobody would lead for long enough to miss a worker."""
 FIRST_S = 1.2
 """Where nobody was ever heard to lead: a little longer than a leader is silent."""
 
@@ -58,7 +61,8 @@ class Candidate:
     async def run(self) -> None:
         """Lead whenever nobody does. Never returns; raises what no leader can get over."""
         while True:
-            patience_s = (self._cluster.session_ms / 3000 if self._link.leader else FIRST_S) * (1 + random.random() / 4)
+            usual_s = max(self._cluster.session_ms / 3000, PATIENCE_MIN_S)
+            patience_s = (usual_s if self._link.leader else FIRST_S) * (1 + random.random() / 4)
             silent_s = asyncio.get_running_loop().time() - self._link.leader_heard_s
             if silent_s < patience_s and not self._at_once:
                 await asyncio.sleep(min(LOOK_S, patience_s / 4))
