@@ -440,7 +440,7 @@ class Leader:
                 return self.manifest(self.history.chosen(options.from_checkpoint).checkpoint)
         newest = self._newest()
         if newest is not None:
-            self._check_functions(newest)
+            refuse_other_functions(options.application, newest, options.fingerprints)
             return newest
         if self._passed_over:
             raise CorruptSnapshot(
@@ -449,17 +449,6 @@ class Leader:
                 "checkpoint store from a backup, or start from nothing with --from none.",
             )
         return None
-
-    def _check_functions(self, manifest: Manifest) -> None:
-        """Two applications under one name would take turns in ruining each other's state."""
-        stored, ours = manifest.fingerprints.keys(), self._options.fingerprints.keys()
-        if stored and ours and stored.isdisjoint(ours):
-            raise Refused(
-                "PEN0780",
-                f"The topics of {self._options.application} hold the state of functions {', '.join(sorted(stored))}, "
-                f"and this application has {', '.join(sorted(ours))}: it is another one. Give it another name with "
-                "--name, or start it from nothing with --from none.",
-            )
 
     def _notes(self) -> list[Action]:
         return [Note(f"a new attempt begins: {self._reason}")] if self._reason != "start" else []
@@ -785,3 +774,15 @@ class Leader:
 def _instance(worker: str) -> str:
     """The part of a worker's name that stays when it is started again."""
     return worker.rpartition("#")[0]
+
+
+def refuse_other_functions(application: str, manifest: Manifest, fingerprints: Mapping[str, object]) -> None:
+    """Two applications under one name would take turns in ruining each other's state. Raises Refused."""
+    stored, ours = manifest.fingerprints.keys(), fingerprints.keys()
+    if stored and ours and stored.isdisjoint(ours):
+        raise Refused(
+            "PEN0780",
+            f"The topics of {application} hold the state of functions {', '.join(sorted(stored))}, and this "
+            f"application has {', '.join(sorted(ours))}: it is another one. Give it another name with --name, or start "
+            "it from nothing with --from none.",
+        )

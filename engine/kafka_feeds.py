@@ -34,7 +34,7 @@ from penstock.router.kafka_client import EARLIEST, LATEST, KafkaClient, Place
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
 from penstock.router.kafka_records import Columns, Proof
-from penstock.router.kafka_routing import KafkaRouter, Keyed, text_of, texts_of
+from penstock.router.kafka_routing import KafkaRouter, Keyed, key_and_headers
 from penstock.router.kafka_topics import PARTS, group_name, topic_name
 
 REFRESH_S = 15.0
@@ -43,8 +43,6 @@ lost by learning of them late."""
 TELL_S = 5.0
 """How often the consumer group is told: often enough for tools that show lag once in some ten seconds."""
 CLOSE_S = 2.0
-KEY_HEADER = "kafka.key"
-"""Header of a dead letter that tells the key of the record it was."""
 _OFFSETS_MAX = 1 << 48
 _RUN_MIN = 8
 """Records between two gaps, on average, below which an envelope for each costs less than a column for each run."""
@@ -202,7 +200,7 @@ class KafkaIngressFeed:
                     return []
                 return [Deliveries(self.source, _position(offset, self._proof), envelopes, refused)]
             except InvalidInput as error:
-                texts = texts_of(headers) | ({KEY_HEADER: text_of(key)} if key is not None else {})
+                texts = key_and_headers(key, headers)
                 bad = Rejected(error.code, error.message, self._place(offset), self.name, "", value or b"", texts)
                 refused.append(bad)
             else:

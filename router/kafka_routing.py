@@ -28,6 +28,9 @@ from penstock.router.routing import (
 )
 from penstock.router.schema_registry import Registries
 
+KEY_HEADER = "kafka.key"
+"""Header of a dead letter that tells the key of the record it was."""
+
 
 class Keyed(NamedTuple):
     """Records as messages to one function, each under the id that its key is: the fast form."""
@@ -213,6 +216,11 @@ def texts_of(headers: Headers) -> dict[str, str]:
             unique = f"{name}#{number}"
         texts[unique] = text_of(data)
     return texts
+
+
+def key_and_headers(key: bytes | None, headers: Headers) -> dict[str, str]:
+    """What a dead letter keeps of a record beside its value."""
+    return texts_of(headers) | ({KEY_HEADER: text_of(key)} if key is not None else {})
 
 
 def text_of(data: bytes | None) -> str:

@@ -11,10 +11,10 @@ import pytest
 
 
 @contextmanager
-def small_disk(directory: Path) -> Iterator[Path]:
-    """`directory` as a file system of 1 MB. Skips the test where one can't be mounted."""
+def small_disk(directory: Path, megabytes: int = 1) -> Iterator[Path]:
+    """`directory` as a small file system. Skips the test where one can't be mounted."""
     directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "penstock-test", str(directory)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "penstock-test", str(directory)]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:

@@ -6,6 +6,7 @@ deltas is that of their `previous`, never that of the partition (PROTOCOL 11).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ PIECE_BYTES = 2 << 20
 """Records of deltas are smaller, but for one that holds a very large value: that comes in pieces."""
 PIECE = "penstock-piece"
 """Header of a piece: its number, how many there are, and a name that all pieces of one record share."""
+_PIECE = re.compile(rb"\d{1,9}/\d{1,9}/[0-9a-f]{32}")
 
 
 def pieces(topic: str, task: int, record: bytes) -> Iterator[Record]:
@@ -44,7 +46,9 @@ def joined(records: Iterable[Fetched]) -> dict[int, bytes]:
         if header is None:
             found[record.offset] = record.value
             continue
-        number, count, name = header.decode().split("/")
+        if (piece := _PIECE.fullmatch(header)) is None:
+            continue
+        number, count, name = piece.group().decode().split("/")
         if number == "0":
             begun.setdefault(name, []).append(record.offset)
         if int(number) == len(parts.setdefault(name, [])):
@@ -77,7 +81,10 @@ class Deltas:
                 )
             if at not in self._records:
                 continue
-            found = self._header(at)
+            try:
+                found = self._header(at)
+            except CorruptSnapshot:
+                continue  # Of somebody else, or damaged: then the delta has no record of this index.
             if _same(found, first) and found.index == len(records):
                 header = found
                 records.append(self._records[at])

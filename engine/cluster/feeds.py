@@ -16,12 +16,15 @@ from penstock.records import EpochFrame
 from penstock.router.frames import FENCE_SOURCE, decode_frames
 from penstock.router.kafka_reader import KafkaReader
 from penstock.router.kafka_records import Fetched
+from penstock.router.kafka_routing import key_and_headers
+from penstock.router.kafka_topics import is_incarnation
 from penstock.router.requests import decode_request
 
 RECORDS_MAX = 64
 """Records of an inbox taken at a time: each may hold hundreds of messages."""
 FOREIGN = "inbox"
-"""Source of what is in an inbox and no frame."""
+"""Source of what is in an inbox and no frame. Its position is the offset behind the last such record: what stands
+before it may be read again, and is a dead letter already."""
 
 
 class TopicInbox:
@@ -31,10 +34,14 @@ class TopicInbox:
     kind: FeedKind = "inbox"
     done = True
 
-    def __init__(self, reader: KafkaReader, topic: str, task: int, snapshot: SnapshotTask, position: int) -> None:
+    def __init__(
+        self, reader: KafkaReader, topic: str, task: int, snapshot: SnapshotTask, position: int, foreign: int
+    ) -> None:
+        """Read from `position` on; `foreign` is where the next foreign record may stand."""
         self._reader = reader
         self._topic = topic
         self._task = task
+        self._foreign = foreign
         self._snapshot = snapshot
         self._waiting: deque[tuple[int, EpochFrame]] = deque()
         """Frames taken from the reader and not yet admitted, with the position behind each."""
@@ -78,9 +85,9 @@ class TopicInbox:
         try:
             frames = decode_frames(record.value or b"", place=place)
         except ProtocolError as error:
-            if record.key:
-                return []  # Not for tasks: the record that identifies the topic.
-            return [Deliveries(FOREIGN, record.offset, [], [_rejected(error, place, record)])]
+            if is_incarnation(record.key) or record.offset < self._foreign:
+                return []
+            return [Deliveries(FOREIGN, record.offset + 1, [], [_rejected(error, place, record)])]
         frames = [frame for frame in frames if frame.source != FENCE_SOURCE]
         for number, frame in enumerate(frames, 1):
             self._waiting.append((record.offset + (number == len(frames)), frame))
@@ -122,7 +129,7 @@ class TopicRequests:
             try:
                 envelopes.append(decode_request(record.value or b"", place=place))
             except ProtocolError as error:
-                if not record.key:
+                if not is_incarnation(record.key):
                     rejected.append(_rejected(error, place, record))
         return [Deliveries(RequestFeed.SOURCE, records[-1].offset + 1, envelopes, rejected)]
 
@@ -132,4 +139,5 @@ class TopicRequests:
 
 
 def _rejected(error: ProtocolError, place: str, record: Fetched) -> Rejected:
-    return Rejected(error.code, error.message, place, "", "", record.value or b"")
+    headers = key_and_headers(record.key, record.headers)
+    return Rejected(error.code, error.message, place, "", "", record.value or b"", headers)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from penstock.checkpoint.control import ControlRecord, Manifest, decode_control, encode_control
+from penstock.checkpoint.control import ControlRecord, Manifest, encode_control
 from penstock.checkpoint.leader import (
     Action,
     Aged,
@@ -34,7 +34,7 @@ from penstock.checkpoint.leader import (
 )
 from penstock.checkpoint.reports import Hint, Leading, Report, decode_report, encode_message
 from penstock.engine.background import Background
-from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics
+from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, PenstockError, ProtocolError
@@ -44,7 +44,7 @@ from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import leader_id, refuse_recreated
+from penstock.router.kafka_topics import is_incarnation, leader_id, refuse_recreated
 from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.kafka_writer import KafkaWriter
 
@@ -112,7 +112,9 @@ class LeaderService:
         bounds = await offsets(self._kafka, [control, reports])
         records = await read_range(self._kafka, *control, bounds[control].start, bounds[control].end)
         decisions = [
-            (record.offset, decode_control(record.value)) for record in records if record.value and not record.key
+            (record.offset, decision)
+            for record in records
+            if (decision := decision_in(record, self._topics.control)) is not None
         ]
         leader = self.leader = Leader(self._options, decisions, self._now_ms())
         if leader.history.assigned is not None and not self._options.fresh:
@@ -233,10 +235,10 @@ class LeaderService:
 
 def _report(record: Fetched) -> Report | None:
     """What a record of the reports says; None for one that is no report."""
-    if record.key or record.value is None:
+    if is_incarnation(record.key):
         return None
     try:
-        return decode_report(record.value)
+        return decode_report(record.value or b"")
     except ProtocolError as error:
         logger.error("%s", error)
         return None

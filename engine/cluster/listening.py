@@ -16,6 +16,7 @@ from penstock.errors import PenstockError, ProtocolError
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
+from penstock.router.kafka_topics import is_incarnation
 
 RECORDS_MAX = 1_000
 
@@ -40,10 +41,10 @@ class Listener:
 
     def _hear(self) -> None:
         for record in self._reader.take(*self._place, RECORDS_MAX):
-            if record.value is None or record.key:
+            if is_incarnation(record.key):
                 continue
             try:
-                hint = decode_hint(record.value)
+                hint = decode_hint(record.value or b"")
             except ProtocolError as error:
                 logger.error("%s", error)
                 continue

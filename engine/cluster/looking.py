@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
-from penstock.checkpoint.control import decode_control
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Alive, decode_report
 from penstock.engine.cluster.options import HEARTBEAT_MS
-from penstock.engine.cluster.topics import DECISIONS, Topics
+from penstock.engine.cluster.topics import DECISIONS, Topics, decision_in
 from penstock.errors import ProtocolError, Refused
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
@@ -27,8 +26,9 @@ async def read_history(kafka: KafkaOptions, application: str) -> History:
     bounds = (await offsets(kafka, [place]))[place]
     history = History(deltas_apart=True)
     for record in await read_range(kafka, *place, bounds.start, bounds.end):
-        if record.value is not None and not record.key:
-            history.apply(record.offset, decode_control(record.value))
+        decision = decision_in(record, place[0])
+        if decision is not None:
+            history.apply(record.offset, decision)
     return history
 
 

@@ -14,12 +14,14 @@ from zlib import crc32
 
 import msgspec
 
+from penstock.engine.logs import logger
 from penstock.records import EgressRow, Reply
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
-from penstock.router.kafka_topics import topic_name
+from penstock.router.kafka_records import Fetched
+from penstock.router.kafka_topics import INCARNATION_KEY, topic_name
 from penstock.router.kafka_writer import KafkaWriter
 
 REPLIES = "penstock/replies"
@@ -41,6 +43,9 @@ class Replies:
         self._writer = writer
         self.prefix = f"{self._partition}/{worker}/"
         """What the names of requests from here begin with: it leads their answers back."""
+        self._mine = self.prefix.encode()
+        self._here = b"%d/" % self._partition
+        """What the keys of all answers in this partition begin with."""
 
     async def start(self, kafka: KafkaOptions) -> None:
         """Listen from now on."""
@@ -49,11 +54,26 @@ class Replies:
 
     def take(self) -> list[Reply]:
         """The answers to requests from here that have come since the last call."""
-        mine = self.prefix.encode()
-        records = self._reader.take(self._topic, self._partition, RECORDS_MAX)
-        return [
-            _decode(record.value) for record in records if record.key and record.value and record.key.startswith(mine)
-        ]
+        replies = []
+        for record in self._reader.take(self._topic, self._partition, RECORDS_MAX):
+            key = record.key or b""
+            if key.startswith(self._mine) or not key.startswith((self._here, INCARNATION_KEY)):
+                replies += self._open(record)
+        return replies
+
+    def _open(self, record: Fetched) -> list[Reply]:
+        """The answer in a record; none, and it is said, in one that nobody here has written."""
+        try:
+            return [_decode(record.value or b"")]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.error(
+                "PEN0512 Offset %d of %s-%d holds no answer: %s. Only Penstock may write there; find out who does.",
+                record.offset,
+                self._topic,
+                self._partition,
+                error,
+            )
+            return []
 
     # As a sink.
 

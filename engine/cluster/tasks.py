@@ -24,7 +24,7 @@ from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.build import Assembly, Bury, Origin, origin_of_attempt
 from penstock.engine.cluster.deltas import Deltas
-from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
+from penstock.engine.cluster.feeds import FOREIGN, TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.config import Config
@@ -63,7 +63,14 @@ class TopicWiring:
             requests_at = self.starts[topics.requests, task]
         return [
             TopicRequests(self._reader, topics.requests, task, requests_at),
-            TopicInbox(self._reader, topics.inbox, task, snapshot, meta.inbox_position),
+            TopicInbox(
+                self._reader,
+                topics.inbox,
+                task,
+                snapshot,
+                meta.inbox_position,
+                meta.ingress_positions.get(FOREIGN, 0),
+            ),
         ]
 
 

@@ -1,10 +1,13 @@
-"""Where things stand in the topics of one application: names and partitions, in one place."""
+"""Where things stand in the topics of one application: names and partitions, in one place, and decisions by offset."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from penstock.router.kafka_topics import topic_name
+from penstock.checkpoint.control import ControlRecord, decode_control
+from penstock.errors import ProtocolError
+from penstock.router.kafka_records import Fetched
+from penstock.router.kafka_topics import is_incarnation, topic_name
 
 DECISIONS, HINTS = 0, 1
 """Partitions of the control topic: one is written in transactions of the leader only, the other plainly."""
@@ -34,3 +37,18 @@ class Topics(NamedTuple):
             replies=topic_name(app, "replies"),
             dead=topic_name(app, "dead"),
         )
+
+
+def decision_in(record: Fetched, topic: str) -> ControlRecord | None:
+    """What a record of the decisions says; None for the one that says whose the topic is. Raises ProtocolError."""
+    if is_incarnation(record.key):
+        return None
+    try:
+        return decode_control(record.value or b"")
+    except ProtocolError as error:
+        raise ProtocolError(
+            error.code,
+            f"Offset {record.offset} of {topic}-{DECISIONS}: {error.message} Only leaders write there; find out who "
+            "does. Nothing was skipped: without every decision the application can't go on. Restore the topic, or "
+            "begin anew, under another name or after: penstock destroy.",
+        ) from error

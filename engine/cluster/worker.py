@@ -26,7 +26,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from penstock.checkpoint.control import Complete, Manifest, decode_control
-from penstock.checkpoint.leader import LeaderOptions
+from penstock.checkpoint.leader import LeaderOptions, refuse_other_functions
 from penstock.checkpoint.member import (
     Action,
     Adopt,
@@ -236,7 +236,7 @@ class ClusterWorker:
             self._reader,
             self._frames,
             directory=config.directory,
-            check=lambda manifest: check_shapes(app, manifest),
+            check=self._check,
             bury=self.requests.bury,
             placed=self._placed,
             damaged=self._damaged,
@@ -257,6 +257,11 @@ class ClusterWorker:
     def stop(self) -> None:
         """Give all tasks back after a last checkpoint, and return from `run`."""
         self.stopping = True
+    def _check(self, manifest: Manifest) -> None:
+        """Raise Refused when the tasks of a checkpoint can't be continued here."""
+        refuse_other_functions(self.app.name, manifest, self.app.fingerprints())
+        check_shapes(self.app, manifest)
+
         self._wake()
 
     async def _close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.checkpoint.delta import DeltaEncoder, DeltaIdentity
-from penstock.engine.cluster.deltas import PIECE_BYTES, Deltas, joined, pieces
+from penstock.engine.cluster.deltas import PIECE, PIECE_BYTES, Deltas, joined, pieces
 from penstock.errors import CorruptSnapshot
 from penstock.records import Frozen, TaskMeta
 from penstock.router.kafka_batches import Record
@@ -52,6 +52,21 @@ def test_records_of_others_between_those_of_a_delta_do_no_harm() -> None:
     header, frozen, _ = Deltas("here", fetched(plain(mixed))).delta(0)
 
     assert (header.checkpoint, len(frozen.values["shop/cart"])) == (5, 9)
+
+
+def test_bytes_of_somebody_else_between_records_and_pieces_do_no_harm() -> None:
+    mine = delta(5, -1, {"a": bytes(range(256)) * (PIECE_BYTES // 64), "b": bytes(100_000)})
+    noise = [
+        Record("deltas", 0, b"\xc1"),
+        Record("deltas", 0, b"x", headers=[(PIECE, b"of something")]),
+        Record("deltas", 0, b"x", headers=[(PIECE, b"\xff/1/x")]),
+        Record("deltas", 0, None),
+    ]
+    written = [each for record in plain(mine) for each in (record, *noise)]
+
+    header, frozen, _ = Deltas("here", fetched(written)).delta(0)
+
+    assert (header.checkpoint, set(frozen.values["shop/cart"])) == (5, {"a", "b"})
 
 
 def test_a_very_large_value_comes_in_pieces() -> None:
