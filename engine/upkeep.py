@@ -39,8 +39,10 @@ PRESSURE_LOOK_MS = 50
 IDLE_FOLD_S = 1.0
 """Settled rows are folded, however few, when nothing has happened for so long."""
 BASE_BYTES = 128 << 20
-"""Deltas behind the newest base. It bounds what a restart replays: about 0.3 s."""
+"""Deltas of all units behind their newest bases. It bounds what a restart replays: about 0.3 s."""
 BASE_DELTAS = 2_000
+BASE_RETRY_S = 5.0
+"""After a store has not taken a base it is left alone for so long, and folds of all units go on meanwhile."""
 
 
 class Upkeep:
@@ -56,8 +58,10 @@ class Upkeep:
         *,
         rebased: Callable[[], Awaitable[None]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        base_bytes: int = BASE_BYTES,
     ) -> None:
         self._config = config
+        self._base_bytes = base_bytes
         self._units = units
         self._store = store
         self._task_path = task_path
@@ -68,6 +72,8 @@ class Upkeep:
         """What `_running` is done for."""
         self._pressure = 0.0
         self._look_at_s = 0.0
+        self._bases_from_s = 0.0
+        """When the store is asked again to take a base."""
 
     # When.
 
@@ -100,9 +106,12 @@ class Upkeep:
         """Start what is due, if nothing is under way. `idle_s`: how long no unit has had anything to do."""
         if self._running is not None and not self._running.done():
             return
+        taking = time.monotonic() >= self._bases_from_s
         for unit in self._units:
             counters = unit.counters
-            wants_base = counters.delta_bytes > BASE_BYTES or counters.deltas > BASE_DELTAS
+            wants_base = (
+                counters.delta_bytes * len(self._units) > self._base_bytes or counters.deltas > BASE_DELTAS
+            ) and time.monotonic() >= self._bases_from_s
             settled = unit.overlay.settled_rows
             full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE * len(self._units) > self._config.pending_bytes
             idle = settled > 0 and idle_s > IDLE_FOLD_S
@@ -132,14 +141,14 @@ class Upkeep:
         while unit.begin_fold():
             await _sliced(overlay.fold_slice)
             await _sliced(overlay.merge_slice)
-        if with_base:
-            await self._make_base(unit)
+        if with_base and await self._make_base(unit):
             await self._rebased()
 
-    async def _make_base(self, unit: TaskUnit) -> None:
+    async def _make_base(self, unit: TaskUnit) -> bool:
+        """Returns whether there is a new one."""
         checkpoint = unit.overlay.folded_checkpoint
         if checkpoint <= unit.snapshot.base_checkpoint:
-            return
+            return False
         name = f"{checkpoint:012d}-{unit.snapshot.attempt}-{unit.task}"
         task_path = self._task_path(unit.task)
         path = task_path.with_name(f"{task_path.name}.checkpoint")
@@ -152,8 +161,12 @@ class Upkeep:
             await in_thread(shutil.rmtree, path)
         except Unavailable as error:
             logger.error("%s", error)
-            return
+            self._bases_from_s = time.monotonic() + BASE_RETRY_S
+            return False
+        finally:  # Also when the unit leaves meanwhile: its links would keep the disk full.
+            shutil.rmtree(path, ignore_errors=True)
         unit.rebase(name, checkpoint)
+        return True
 
 
 async def _sliced(step: Callable[[], bool]) -> None:

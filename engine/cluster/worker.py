@@ -80,6 +80,8 @@ from penstock.router.kafka_writer import KafkaWriter
 
 DEAD = "penstock/dead"
 """The egress of copies of dead letters, which every application of several workers has."""
+BASE_BYTES = 48 << 20
+"""Deltas of all tasks here behind their newest bases: a restart reads them from Kafka, at about 100 MB a second."""
 GENERATION = 1
 """Of the topology. It grows when the parallelism of an application changes."""
 
@@ -252,6 +254,7 @@ class ClusterWorker:
             self.tasks.path_of,
             rebased=self._rebased,
             spawn=self._background.spawn,
+            base_bytes=BASE_BYTES,
         )
 
     def stop(self) -> None:
