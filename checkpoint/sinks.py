@@ -128,7 +128,7 @@ Action: TypeAlias = ReadMarker | Commit | Bury | Discard
 class Phase(Enum):
     """What is known of the marker, and what the sink is doing.
 
-                  rows decided            marker read
+              restored, or rows decided   marker read
         UNKNOWN ---------------> READING -------------> READY <------------.
            ^                      |   ^                   | rows decided   | committed
            | restored             '---'                   v                |
@@ -138,6 +138,9 @@ class Phase(Enum):
                but READING)             outcome unknown   |   |
                                                           v   |
                                           rows rejected  BURYING
+
+    After a restore the marker is read at once, before any rows are decided: with Kafka that takes the transactional id,
+    which would hold up the first output by a second otherwise.
 
     In READING a restore changes nothing: the marker that will be read is as good after it.
     """
@@ -281,7 +284,7 @@ class TwoPhaseSink:
         if self._phase not in (Phase.UNKNOWN, Phase.READING):
             # A commit may be under way. Its outcome is reported before the marker that is read after it.
             self._enter(Phase.UNKNOWN)
-        return self._proceed()
+        return self._read_first()
 
     # The sink reports.
 
@@ -345,10 +348,13 @@ class TwoPhaseSink:
             self._in_flight = len(self._decided)
             self._enter(Phase.COMMITTING)
             return [*discarded, self._commit(self._decided)]
-        if self._phase is Phase.UNKNOWN and self._decided:
-            self._enter(Phase.READING)
-            return [ReadMarker(0.0)]
-        return []
+        return self._read_first() if self._decided else []
+
+    def _read_first(self) -> list[Action]:
+        if self._phase is not Phase.UNKNOWN:
+            return []
+        self._enter(Phase.READING)
+        return [ReadMarker(0.0)]
 
     def _drop_visible(self) -> list[Action]:
         """Forget the decided batches that the marker covers."""
