@@ -81,7 +81,6 @@ _age = Leader._age
 _hear_of_attempt = Leader._hear_of_attempt
 _start_rounds = Leader._start_rounds
 _try_to_begin = Leader._try_to_begin
-_assign = Member._assign
 _change_tasks = Member._change_tasks
 _decided = Member.decided
 _hinted = Member.hinted
@@ -158,15 +157,6 @@ def _start_from_the_first_id(self: Leader, *, used: int | None = None) -> None:
     _start_rounds(self)
 
 
-def _begin_tasks_anew(self: Member, assigned: Assign) -> list[Any]:
-    """Take the first tasks in an attempt as if it began with them."""
-    manifest = assigned.manifest
-    if manifest is not None and assigned.attempt.lineage.attempt != self.number:
-        elsewhere = msgspec.structs.replace(manifest.lineage, attempt=0)
-        assigned = msgspec.structs.replace(assigned, manifest=msgspec.structs.replace(manifest, lineage=elsewhere))
-    return _assign(self, assigned)
-
-
 def _go_on_after_complete(self: Member, record: ControlRecord) -> list[Any]:
     if isinstance(record, Complete):
         self._released = {t: since for t, since in self._released.items() if since > record.manifest.checkpoint}
@@ -230,7 +220,6 @@ MUTANTS = [
     ClusterMutant("ASSIGN after what is given up", Leader, "_abandoned", _forget_the_round, mixes.HANDOFFS),
     ClusterMutant("ASSIGN of a new leader", Leader, "_adopt", _adopt_silently, mixes.LEADERS),
     ClusterMutant("adopted tasks number on", TaskCore, "restore", _number_anew, mixes.HANDOFFS),
-    ClusterMutant("newcomers adopt", Member, "_assign", _begin_tasks_anew, mixes.HANDOFFS),
     # How the leader decides.
     ClusterMutant("the log knows only one leader", SimulatedKafka, "holds", lambda *_: True, mixes.DUELS),
     ClusterMutant("decisions count when they are durable", SimulatedLeader, "handle", _believe_at_once, mixes.DUELS),
