@@ -257,14 +257,14 @@ class ClusterWorker:
             base_bytes=BASE_BYTES,
         )
 
-    def stop(self) -> None:
-        """Give all tasks back after a last checkpoint, and return from `run`."""
-        self.stopping = True
     def _check(self, manifest: Manifest) -> None:
         """Raise Refused when the tasks of a checkpoint can't be continued here."""
         refuse_other_functions(self.app.name, manifest, self.app.fingerprints())
         check_shapes(self.app, manifest)
 
+    def stop(self) -> None:
+        """Give all tasks back after a last checkpoint, and return from `run`."""
+        self.stopping = True
         self._wake()
 
     async def _close(self) -> None:
@@ -357,17 +357,23 @@ class ClusterWorker:
 
     async def _wait(self, now_ms: int) -> None:
         """Sleep until something is due or `_wake` is called."""
-        due = [at - now_ms for unit in self.units if (at := unit.core.next_due_ms()) is not None]
+        due_ms = self._due_in_ms(now_ms)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if due_ms is None else due_ms / 1000):
+                await self._wake_event.wait()
+        self._wake_event.clear()
+
+    def _due_in_ms(self, now_ms: int) -> int | None:
+        """How long until there may be something to do though nobody says so; None for ever."""
+        # What is due in a unit that takes no turn stays due: it would keep this loop from sleeping.
+        at_work = [] if self.tasks.halted else self._at_work()
+        due = [at - now_ms for unit in at_work if (at := unit.core.next_due_ms()) is not None]
         upkeep_ms = self._upkeep.due_in_ms()
         if upkeep_ms is not None:
             due.append(upkeep_ms)
         if self.stopping:
             due.append(20)
-        timeout_s = max(0, min(due)) / 1000 if due else None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._wake_event.wait()
-        self._wake_event.clear()
+        return max(0, min(due)) if due else None
 
     def _report_changes(self) -> None:
         """Tell the leader that a checkpoint is worth while, and how urgent it is."""
