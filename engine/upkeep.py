@@ -109,9 +109,9 @@ class Upkeep:
         taking = time.monotonic() >= self._bases_from_s
         for unit in self._units:
             counters = unit.counters
-            wants_base = (
+            wants_base = taking and (
                 counters.delta_bytes * len(self._units) > self._base_bytes or counters.deltas > BASE_DELTAS
-            ) and time.monotonic() >= self._bases_from_s
+            )
             settled = unit.overlay.settled_rows
             full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE * len(self._units) > self._config.pending_bytes
             idle = settled > 0 and idle_s > IDLE_FOLD_S
