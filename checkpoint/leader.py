@@ -153,9 +153,11 @@ class Forget(NamedTuple):
 
 
 class Note(NamedTuple):
-    """For people: what happened that is not ordinary."""
+    """For people: what happened."""
 
     text: str
+    ordinary: bool = False
+    """Whether it belongs to a day on which nothing goes wrong."""
 
 
 Action = Write | Tell | Fence | Announce | Forget | Note
@@ -235,6 +237,8 @@ class Leader:
         self._gone: dict[str, str] = {}
         self._owners: dict[int, str] = {}
         self._version = 0
+        self._listed: frozenset[str] = frozenset()
+        """The workers that the newest assignment names."""
         self._attempt: AttemptBegun | None = None
         self._restored: Manifest | None = None
         self._coordinator: Coordinator | None = None
@@ -370,7 +374,7 @@ class Leader:
         member = self._members.get(name)
         if member is None:
             self._members[name] = _Member(alive, now_ms, now_ms)
-            actions.append(Note(f"worker {name} is there"))
+            actions.append(Note(f"worker {name} is there", ordinary=True))
         else:
             member.alive, member.heard_ms = alive, now_ms
         if self._phase is Phase.WAITING:
@@ -468,6 +472,7 @@ class Leader:
         self._version += 1
         self._owners = dict(owners)
         members = tuple(dict.fromkeys([*self._members, *owners.values()]))
+        self._listed = frozenset(members)
         topics, resolved = self._options.topics, self._resolved
         return self._write(
             Assign(self._version, self._attempt, dict(owners), members, moved, manifest, resolved, topics)
@@ -598,6 +603,8 @@ class Leader:
         if self._phase is not Phase.LEADING:
             return []
         actions = self._plan_moves(now_ms)
+        if not self._listed.issuperset(self._members):
+            actions.append(self._assign(self._owners, (), None))  # Whoever gets no task must know that it belongs here.
         tick = rounds.Tick(now_ms, self._dirty, self._is_urgent, self._urgent or "interval")
         return actions + self._rounds(tick, now_ms)
 

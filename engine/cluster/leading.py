@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from logging import INFO, WARNING
 from typing import Any
 
 from penstock.checkpoint.control import ControlRecord, Manifest, encode_control
@@ -159,8 +160,8 @@ class LeaderService:
                 self.announced = manifest
             case Forget():
                 self._spawn(self._trimming.forget(action))
-            case Note(text):
-                logger.warning("%s", text)
+            case Note(text, ordinary):
+                logger.log(INFO if ordinary else WARNING, "%s", text)
 
     def _tell(self, hint: Hint) -> None:
         written = self._writer.append(Record(self._topics.control, HINTS, encode_message(hint)))

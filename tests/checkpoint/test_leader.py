@@ -18,6 +18,7 @@ from penstock.checkpoint.leader import (
     Heard,
     Leader,
     LeaderOptions,
+    Note,
     Phase,
     Tell,
     Ticked,
@@ -393,6 +394,25 @@ def test_when_ownerless_tasks_find_an_owner_those_of_a_worker_that_leaves_stay_f
         slow.write()
 
     assert slow.leader.owners[1] == "b#1"
+
+
+def test_a_worker_for_whom_there_is_no_task_learns_that_it_belongs_here() -> None:
+    slow = leading("a#1", "b#1")
+    slow.hear(Alive("c#1", "c"))
+    assignment = assigned(slow.to_write)
+    assert assignment.members == ("a#1", "b#1", "c#1")
+    assert (assignment.owners, assignment.moved) == ({0: "a#1", 1: "b#1"}, ())
+
+    slow.write()
+    slow.pass_time(100)
+    assert slow.to_write == []
+
+
+def test_that_a_worker_has_come_is_ordinary_and_that_one_is_lost_is_not() -> None:
+    slow = leading("a#1")
+    notes = [action for action in slow.hear(Alive("b#1", "b")) if isinstance(action, Note)]
+    notes += [action for action in slow.hear(Ended("a#1", "was killed")) if isinstance(action, Note)]
+    assert [note.ordinary for note in notes] == [True, False]
 
 
 # Another leader.
