@@ -380,13 +380,17 @@ class KafkaPartitions:
                 feed.seek(position)
                 partitions.append(feed)
         self._check_gone(positions)
+        self.completed(positions)  # What a task is restored to was complete, and may not have been told.
         made = KafkaTaskFeed(self.name, partitions, self._counts if known is None else None, firsts)
         self._feeds[task] = made
         return made
 
     def drop(self, task: int) -> None:
-        """`task` is not here any more. Its feed is closed by whoever has it."""
+        """`task` is not here any more: others tell the group of it. Its feed is closed by whoever has it."""
         self._feeds.pop(task, None)
+        for place in [place for place in self._complete if place[1] % self._tasks == task]:
+            del self._complete[place]
+            self._told.pop(place, None)
 
     def completed(self, positions: Mapping[str, Any]) -> None:
         """A checkpoint with these positions is complete: the consumer group may be told."""

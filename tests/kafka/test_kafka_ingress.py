@@ -440,6 +440,24 @@ async def test_the_group_is_told_positions_of_complete_checkpoints(kafka: str, k
         assert told[TopicPartition(kafka_app, 0)].offset == 2
 
 
+@synchronous
+async def test_the_group_is_told_by_whoever_has_the_task(kafka: str, kafka_app: str) -> None:
+    await create_topic(kafka, kafka_app)
+    await produce(kafka, kafka_app, [(b"k", b"1"), (b"k", b"2")])
+    options: Any = {"application": kafka_app, "tell_s": 3_600.0}  # They tell when they are closed.
+    async with administrating(kafka) as admin:
+        async with working(kafka, raw(kafka_app), **options) as before:
+            task = before.task()
+            await task.until(2)
+            (source,) = (name for name in task.positions if name.endswith("/0"))
+            before.partitions.completed({source: [1]})
+            before.partitions.drop(0)
+            async with working(kafka, raw(kafka_app), **options) as after:
+                after.task(positions=task.positions)  # Nothing comes any more: what is restored is all there is.
+        told = await admin.list_consumer_group_offsets(kafka_app)
+        assert told[TopicPartition(kafka_app, 0)].offset == 2
+
+
 class Learner(Decoder):
     """Knows no schema at first."""
 
