@@ -79,6 +79,7 @@ class End(NamedTuple):
     """This worker was fenced: it must end at once."""
 
     reason: str
+    """What follows the words "this worker"."""
 
 
 Action = Halt | Restore | Adopt | Drop | GoOn | Cut | Settle | Fetch | Leave | End
@@ -165,7 +166,7 @@ class Member:
             return []
         self._version, self._resolved = assigned.version, assigned.resolved
         if self.worker not in assigned.members:
-            return [End("its tasks were given to others")] if self._listed else []
+            return [End("is not named in the newest assignment")] if self._listed else []
         self._listed = True
         number = assigned.attempt.lineage.attempt
         owned = frozenset(task for task, owner in assigned.owners.items() if owner == self.worker)

@@ -103,7 +103,8 @@ def test_an_assignment_older_than_the_newest_says_nothing() -> None:
 
 
 def test_who_is_not_named_any_more_ends() -> None:
-    assert isinstance(working().decided(assign(2, {0: OTHER, 1: OTHER}, members=(OTHER,)))[0], End)
+    (end,) = working().decided(assign(2, {0: OTHER, 1: OTHER}, members=(OTHER,)))
+    assert end == End("is not named in the newest assignment")  # Behind: Worker NAME was fenced: it ...
 
 
 def test_who_was_never_named_waits() -> None:
