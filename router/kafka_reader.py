@@ -39,6 +39,9 @@ REBUILD_S = 20.0
 moved meanwhile."""
 GONE_S = 15.0
 """A topic that brokers don't know for as long is gone. One that restarts may not know its topics for some seconds."""
+DOUBT_S = 5.0
+"""Brokers are asked more often than that. When they were not, because this process stood still or they did not answer,
+what they said before says nothing about the time between."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +64,8 @@ class _Partition:
     doubted: bool = False
     """A broker did not know the topic: it may be a new one of the same name."""
     unknown_since: float | None = None
+    unknown_at: float = 0.0
+    """When brokers last said that they don't know the topic."""
     retry_at: float = 0.0
     leaderless: bool = False
     """Waits for news of a leader."""
@@ -410,16 +415,19 @@ class KafkaReader:
         if self._down_since is not None:
             partition.unknown_since = None  # Nobody can tell.
             return
-        if partition.unknown_since is None:
+        if partition.unknown_since is None or now - partition.unknown_at > DOUBT_S:
             partition.unknown_since = now
             partition.doubted = True
         elif now - partition.unknown_since > self._gone_s and not self._client.knows(partition.place):
             self._fail(partition, _gone(partition))
+        partition.unknown_at = now
         self._client.refresh()
 
     def _outage(self, partitions: Sequence[_Partition], error: BaseException) -> None:
         now = asyncio.get_running_loop().time()
         self.unavailable = str(self._client.unavailable(error))
+        for partition in self._partitions.values():
+            partition.unknown_since = None  # Whoever starts again may know no topic yet.
         for partition in partitions:
             partition.retry_at = now + RETRY_S
         self._client.refresh()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from penstock.errors import ConfigurationError, PenstockError, Refused, Unavailable
 from penstock.router.kafka_client import connected, offsets
@@ -274,6 +275,32 @@ async def test_a_deleted_topic_is_refused_and_not_created_by_asking(kafka: str, 
     with pytest.raises(Refused) as caught:
         await offsets(KafkaOptions(kafka, {"request.timeout.ms": "700"}), [(kafka_app, 0)])
     assert caught.value.code == "PEN0722"
+
+
+@synchronous
+async def test_a_topic_is_gone_only_if_brokers_have_said_so_all_the_time(kafka: str, kafka_app: str) -> None:
+    await create_topic(kafka, kafka_app)
+    async with reading(kafka, gone_s=1) as read:
+        reader = read.reader
+        reader.assign({(kafka_app, 0): 0})
+        partition = reader._partitions[kafka_app, 0]
+        reader._client.knows = lambda place: False  # type: ignore[method-assign]
+        now = asyncio.get_running_loop().time()
+
+        # Long ago, before this process stood still.
+        partition.unknown_since, partition.unknown_at = now - 60, now - 30
+        reader._refused(partition, UnknownTopicOrPartitionError.errno)
+        assert not partition.failed
+        # Before no broker could be reached.
+        partition.unknown_since, partition.unknown_at = now - 60, now
+        reader._outage([], ConnectionError())
+        reader._down_since = None
+        reader._refused(partition, UnknownTopicOrPartitionError.errno)
+        assert not partition.failed
+
+        partition.unknown_since, partition.unknown_at = now - 60, now
+        reader._refused(partition, UnknownTopicOrPartitionError.errno)
+        assert (await read.failure()).code == "PEN0722"
 
 
 @synchronous
