@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, get_args
 
 import aiohttp
@@ -27,6 +28,8 @@ KEYS = 24
 REGISTRIES = 8
 TICK_S = 0.05
 CALL_S = 30
+ANSWER_S = 90
+"""For calls that are made again until there is an answer."""
 QUIET_S = 1.5
 """After everything that was due is there: in this time something doubled would have come."""
 
@@ -60,28 +63,30 @@ class Feed:
         self._numbers = Counter[str]()
         self._running: list[asyncio.Task[None]] = []
         self._stopping = False
-        self.url = ""
 
-    async def start(self, url: str) -> None:
-        """`url` is where calls go."""
-        self.url = url
+    async def start(self, url: Callable[[], str]) -> None:
+        """`url` tells where calls go at present."""
+        self._url = url
         self._producer = AIOKafkaProducer(**self._producer_options)
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CALL_S))
         await self._producer.start()
         self._running = [asyncio.create_task(self._feed())]
         self._running += [asyncio.create_task(self._call(f"registry-{number}")) for number in range(REGISTRIES)]
 
-    async def finish(self) -> None:
-        """Send no more. Calls under way are waited for. The last work reaches every account and every key, so that what
-        they hold in the end shows in their last row."""
+    async def finish(self) -> bool:
+        """Send no more. The last work reaches every account and every key, so that what they hold in the end shows in
+        their last row. Returns whether calls under way were answered: they are waited for."""
         self._stopping = True
-        await asyncio.gather(*self._running)
+        _, unanswered = await asyncio.wait(self._running, timeout=ANSWER_S)
+        for task in unanswered:
+            task.cancel()
         for account in range(ACCOUNTS):
             await self._transfer(f"account-{account}", f"account-{(account + 1) % ACCOUNTS}", 0, "at once")
         for key in range(KEYS):
             await self._reading(f"key-{key}")
         await self.session.close()
         await self._producer.stop()
+        return not unanswered
 
     async def close(self) -> None:
         """End at once."""
@@ -154,7 +159,7 @@ class Feed:
         headers = {"Idempotency-Key": request} if repeatable else {}
         try:
             async with self.session.post(
-                f"{self.url}/call/proof/registry/{registry}", json={"request": request}, headers=headers
+                f"{self._url()}/call/proof/registry/{registry}", json={"request": request}, headers=headers
             ) as response:
                 if response.status == 200:
                     answer: int = await response.json()

@@ -116,6 +116,22 @@ async def freeze_leader(run: Run) -> None:
     run.thaw(pid)
 
 
+async def terminate_worker(run: Run) -> None:
+    """It gives its tasks back, and nothing is done again."""
+    pid = run.worker()
+    if pid:
+        run.terminate(pid)
+        await run.ends(pid, within_s=40)
+
+
+LONE: tuple[Nemesis, ...] = (
+    kill_worker,
+    kill_all_workers,
+    kill_two_in_quick_succession,
+    freeze_worker_for_long,
+    terminate_worker,
+)
+"""For workers that lead themselves."""
 KILLS: tuple[Nemesis, ...] = (
     kill_worker,
     kill_leader,
@@ -126,6 +142,7 @@ KILLS: tuple[Nemesis, ...] = (
     kill_leader_during_recovery,
     kill_worker_during_restore,
     kill_during_hand_off,
+    terminate_worker,
 )
 FREEZES: tuple[Nemesis, ...] = (
     freeze_worker_for_long,

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 import aiohttp
 
-from penstock.files import read_owner
+from penstock.files import Owner, read_owner
 from tests.kafka.proof.feeding import Feed, Tail, create_topics
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
@@ -37,7 +37,8 @@ PATIENCE_S = 40
 
 
 class Run:
-    """See the module. `app` is what runs; `environment` is added to that of all its processes."""
+    """See the module. `app` is what runs; `environment` is added to that of all its processes. `lone` workers have no
+    supervisor and no process that leads: they lead themselves, and are only started again."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Run:
         parallelism: int = 4,
         session_timeout: str = "10s",
         replicas: int = 1,
+        lone: bool = False,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
@@ -67,11 +69,17 @@ class Run:
         self.summary: dict[str, int] = {}
         self._replicas = replicas
         self._workers = workers
+        self._lone = lone
         self._command = [
-            *penstock("run", app, "--kafka", bootstrap, "--name", name, "--dir", directory, "--port", 0),
-            *("--workers", str(workers), "--parallelism", str(parallelism), "--replicas", str(replicas)),
+            *penstock("run", app, "--kafka", bootstrap, "--name", name, "--port", 0, "--store", directory / "store"),
+            *("--parallelism", str(parallelism), "--replicas", str(replicas)),
             *("--session-timeout", session_timeout, "--memory", "128MB"),
         ]
+        if lone:
+            keeper = [sys.executable, "-m", "tests.kafka.proof.keeper", str(workers), str(directory)]
+            self._command = [*keeper, *self._command]
+        else:
+            self._command += ["--dir", str(directory), "--workers", str(workers)]
         self._environment = {**os.environ, "PROOF_NAME": name, "PYTHONPATH": python_path(), **(environment or {})}
         self._process: asyncio.subprocess.Process
         self._leader = 0
@@ -89,9 +97,9 @@ class Run:
                 stderr=log,
             )
         try:
-            url = await self._wait_ready()
+            await self._wait_ready()
             await self.tail.start()
-            await self.feed.start(url)
+            await self.feed.start(self.url)
         except BaseException:
             await self._end()
             raise
@@ -123,16 +131,21 @@ class Run:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    async def _wait_ready(self) -> str:
-        """Wait until it answers, and return where."""
+    async def _wait_ready(self) -> None:
+        """Wait until it answers."""
         deadline = time.monotonic() + START_S
-        while (line := self.said().rpartition("interface  ")[2].partition(" ")[0])[:4] != "http" or (
-            "workers have their tasks" not in self.said()
-        ):
+        while not self.url() or ("tasks continue checkpoint" if self._lone else "have their tasks") not in self.said():
             assert self._process.returncode is None, f"it did not start:\n{self.said()}"
             assert time.monotonic() < deadline, f"it is not ready after {START_S} s:\n{self.said()}"
             await asyncio.sleep(0.05)
-        return line
+
+    def url(self) -> str:
+        """Where it answers at present; "" if that is nowhere."""
+        if not self._lone:
+            owner = read_owner(self.directory)
+            return (owner.url or "") if owner is not None else ""
+        urls = [owner.url for owner in self._owners() if owner.url]
+        return self.random.choice(urls) if urls else ""
 
     # Its processes.
 
@@ -147,9 +160,12 @@ class Run:
 
     def workers(self) -> list[int]:
         """The workers that have begun to work in their directories."""
+        return [owner.pid for owner in self._owners()]
+
+    def _owners(self) -> list[Owner]:
         running = self.processes()
         owners = [read_owner(self.directory / f"worker-{number}") for number in range(self._workers)]
-        return [owner.pid for owner in owners if owner is not None and owner.pid in running]
+        return [owner for owner in owners if owner is not None and owner.pid in running]
 
     def worker(self) -> int:
         """Any worker; 0 if none is there."""
@@ -194,6 +210,11 @@ class Run:
         self.count(what)
         _signal(pid, signal.SIGSTOP)
 
+    def terminate(self, pid: int) -> None:
+        """SIGTERM: it stops in an orderly way."""
+        self.count("orderly stop")
+        _signal(pid, signal.SIGTERM)
+
     def thaw(self, pid: int) -> None:
         _signal(pid, signal.SIGCONT)
 
@@ -237,7 +258,7 @@ class Run:
 
     async def _is_balanced(self) -> bool:
         try:
-            async with self.feed.session.get(f"{self.feed.url}/admin/status") as response:
+            async with self.feed.session.get(f"{self.url()}/admin/status") as response:
                 workers = (await response.json()).get("workers", []) if response.status == 200 else []
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
@@ -245,13 +266,16 @@ class Run:
 
     # What became of it.
 
-    async def finish(self, *, stop: bool = True) -> list[str]:
+    async def finish(self) -> list[str]:
         """Send no more, wait until everything is done, and return what the checker found."""
-        await self.feed.finish()
+        if not await self.feed.finish():
+            self.findings.append("calls are not answered")
         missing = await self.tail.wait_for(self.feed.due, patience_s=PATIENCE_S)
         if missing:
             self.findings.append(f"never came: {dict(missing)}")
-        if stop:
+        if self._process.returncode is not None:
+            self.findings.append(f"it has ended by itself: {self.said()[-1000:]}")
+        else:
             self._process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(STOP_S):
                 status = await self._process.wait()
