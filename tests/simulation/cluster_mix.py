@@ -189,7 +189,7 @@ MESSAGES = EVERYTHING.more(
     walks=12,
 )
 BACKLOG = MESSAGES.more({Step.CRASH: 3.0, Step.RESTART: 3.0}, tasks=(2,), workers=(2,), lag=(0.0,), lazy=1.0)
-LOSSES = MESSAGES.more({Step.CRASH: 4.0, Step.PUMP: 10.0}, lag=(0.0,))
+LOSSES = MESSAGES.more({Step.CRASH: 3.0, Step.PUMP: 16.0}, lag=(0.0,), tasks=(4,), walks=25)
 RETRIES = HANDOFFS.more(
     {Step.SINK: 10.0, Step.UNABLE: 6.0, Step.SLOW: 10.0, Step.CLOCK: 2.0}, patient=0.2, sink_fails=0.2, walks=12
 )
