@@ -150,6 +150,8 @@ class Forget(NamedTuple):
     manifests: tuple[Manifest, ...]
     bases: frozenset[str]
     """Those that retained checkpoints build on."""
+    decided_ms: float
+    """When that was so: bases that are younger are not judged."""
 
 
 class Note(NamedTuple):
@@ -518,7 +520,10 @@ class Leader:
             self._attempt,
             used=used,
         )
-        self._sent, self._round = {}, None
+        # What was sent before the checkpoint that goes on, and is not taken yet, is still to be taken.
+        began_from = self._restored if used is None else self._newest()
+        parts = began_from.parts if began_from is not None else ()
+        self._sent, self._round = {part.task: part.inbox_end for part in parts}, None
 
     def _fault(self, worker: str, reason: str, damaged: int, now_ms: float) -> list[Action]:
         if damaged and damaged in self.history.checkpoints:
@@ -542,7 +547,7 @@ class Leader:
         if isinstance(record, Assign):
             return self._assigned(now_ms)
         if isinstance(record, Recap):
-            return [*self._forget(), *self._tick(now_ms)]
+            return [*self._forget(now_ms), *self._tick(now_ms)]
         if self._phase is Phase.WAITING:
             return self._try_to_begin(now_ms)
         cost_ms = self._round.cost_ms if self._round is not None else 0.0
@@ -765,13 +770,13 @@ class Leader:
         kept = tuple(self.history.checkpoints)
         return [*notes, self._write(Recap(attempt, self.history.high, self.history.assigned, kept))]
 
-    def _forget(self) -> list[Action]:
+    def _forget(self, now_ms: float) -> list[Action]:
         kept = list(self.history.checkpoints.values())
         offset = truncation_point(kept)
         if offset is None:
             return []
         oldest = tuple(self.manifest(each.checkpoint) for each in oldest_of_attempts(kept))
-        return [Forget(offset, oldest, frozenset(base for each in kept for base in each.bases))]
+        return [Forget(offset, oldest, frozenset(base for each in kept for base in each.bases), now_ms)]
 
     def _enter(self, phase: Phase) -> None:
         assert phase in _MOVES[self._phase], f"{self._phase} -> {phase}"

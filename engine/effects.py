@@ -52,7 +52,8 @@ class FrameInput(NamedTuple):
     """A frame that the commit protocol has admitted, and the inbox offset behind it."""
 
     position: int
-    frame: EpochFrame
+    frame: EpochFrame | None
+    """None where only what belongs to no history of ours was passed."""
 
 
 class Completed(NamedTuple):

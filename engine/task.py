@@ -206,7 +206,8 @@ class TaskCore:
                     self._reject(bad)
             case FrameInput(position, frame):
                 self._meta.inbox_position = position
-                if self._is_new(frame.attempt, frame.source, frame.sequence):
+                self._changed = True  # Also when nothing of it is new: the next checkpoint says how far we are.
+                if frame is not None and self._is_new(frame.attempt, frame.source, frame.sequence):
                     self._admit_messages(frame.messages)
             case Completed(number, value, error):
                 self._complete(number, Outcome(value, error))

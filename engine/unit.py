@@ -338,7 +338,7 @@ def _size(item: Input) -> int:
         case Deliveries():
             return len(item.envelopes)
         case FrameInput():
-            return len(item.frame.messages)
+            return len(item.frame.messages) if item.frame is not None else 0
         case Completed():
             return 1
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from penstock.checkpoint.leader import LeaderOptions
-from penstock.checkpoint.store import BaseStore
+from penstock.checkpoint.store import UNREFERENCED_S, BaseStore
 from penstock.engine.cluster.leading import LeaderService
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.trimming import Trimming
@@ -80,9 +80,7 @@ class Candidate:
             self._cluster.kafka,
             self._options,
             clock=time.time,
-            trimming=Trimming(
-                self._cluster.kafka, self._options.application, collect=lambda bases: collect(self._store, bases)
-            ),
+            trimming=Trimming(self._cluster.kafka, self._options.application, collect=self._collect),
         )
         try:
             await service.run()
@@ -96,9 +94,5 @@ class Candidate:
             self._options = replace(self._options, from_checkpoint=None, fresh=False)
         self._link.leader_heard_s = asyncio.get_running_loop().time()
 
-
-def collect(store: BaseStore, bases: frozenset[str]) -> None:
-    """Delete the bases that are old and that no retained checkpoint builds on."""
-    from penstock.checkpoint.store import UNREFERENCED_S
-
-    store.collect(bases, time.time() - UNREFERENCED_S)
+    def _collect(self, bases: frozenset[str], decided_s: float) -> None:
+        self._store.collect(bases, decided_s - UNREFERENCED_S)

@@ -63,6 +63,7 @@ class TopicInbox:
 
     def take(self, count_max: int) -> list[Input]:
         inputs: list[Input] = []
+        passed = 0
         if not self._waiting:
             for record in self._reader.take(self._topic, self._task, RECORDS_MAX):
                 inputs += self._open(record)
@@ -76,6 +77,10 @@ class TopicInbox:
             if admission is Admission.PROCESS:
                 inputs.append(FrameInput(position, frame))
                 count_max -= len(frame.messages)
+            else:
+                passed = position
+        if passed and not (inputs and isinstance(inputs[-1], FrameInput) and inputs[-1].position >= passed):
+            inputs.append(FrameInput(passed, None))
         return inputs
 
     def _open(self, record: Fetched) -> list[Input]:

@@ -11,6 +11,7 @@ from penstock.checkpoint.blobs import BucketOptions
 from penstock.durations import format_duration
 from penstock.engine.settings import SPECS, Settings
 from penstock.errors import ConfigurationError
+from penstock.router.egress import instance_of as history_of
 from penstock.router.kafka_options import KafkaOptions
 
 SESSION_MS_MIN = 1_000
@@ -44,8 +45,9 @@ class ClusterOptions:
 
 
 def instance_of(directory: Path) -> str:
-    """What a worker on this directory is called, whichever process it is: no two have one directory."""
-    return f"{socket.gethostname()}{directory.absolute()}"
+    """What a worker on this directory is called, whichever process it is. By host and path people find it; machines
+    that have both in common are told apart by what the directory holds."""
+    return f"{socket.gethostname()}{directory.absolute()}/{history_of(directory)[:8]}"
 
 
 def new_name(instance: str) -> str:

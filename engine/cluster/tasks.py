@@ -133,6 +133,7 @@ class Tasks:
         self._paths: dict[int, Path] = {}
         self.halted = False
         """Whether a new attempt has begun and its tasks are not here yet."""
+        self._halts = 0
         self.leaving: set[int] = set()
         """Tasks that are given away, and whose units are still here: they take no turn, and are not cut."""
 
@@ -154,6 +155,7 @@ class Tasks:
     def halt(self) -> None:
         """All tasks stop: what they have done since the last checkpoint is void."""
         self.halted = True
+        self._halts += 1
         self._forget(self.units)
         self._asked.clear()
 
@@ -213,9 +215,10 @@ class Tasks:
     async def _change(self, asked: Restore | Adopt | Drop) -> None:
         match asked:
             case Restore(attempt, tasks, manifest):
+                halts = self._halts
                 await self._remove(list(self.units))
                 self._frames.begin_attempt()
-                self.halted = False
+                self.halted = halts != self._halts  # A newer attempt may have begun meanwhile.
                 await self._place(tasks, origin_of_attempt(attempt, manifest))
             case Adopt(attempt, tasks, manifest):
                 epoch = manifest.checkpoint if manifest is not None else 0

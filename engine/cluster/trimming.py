@@ -17,8 +17,9 @@ from penstock.errors import PenstockError
 from penstock.router.kafka_admin import Admin
 from penstock.router.kafka_options import KafkaOptions
 
-Collect = Callable[[frozenset[str]], object]
-"""Deletes the bases that are old and not among those named."""
+Collect = Callable[[frozenset[str], float], object]
+"""Deletes the bases that are old and not among those named. The time in seconds is that of the decision: what was made
+since is not judged by it, however late it is carried out."""
 
 
 class Trimming:
@@ -33,7 +34,7 @@ class Trimming:
         try:
             async with Admin(self._kafka) as admin:
                 await admin.delete_records(self._floors(what))
-            await in_thread(self._collect, what.bases)
+            await in_thread(self._collect, what.bases, what.decided_ms / 1000)
         except PenstockError as error:
             logger.warning("%s", error)
 

@@ -40,7 +40,7 @@ from penstock.checkpoint.member import (
     Restore,
     Settle,
 )
-from penstock.checkpoint.reports import Alive, Changed, Fault, Prepared
+from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Prepared
 from penstock.checkpoint.retention import Retained, decide
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
@@ -140,6 +140,8 @@ class ClusterWorker:
             self._final = True
         except BaseException as error:
             self._ended = str(error) or type(error).__name__
+            if self._serving:
+                self.link.report(Ended(self.name, self._ended))  # At once: closing may take its time.
             raise
         finally:
             self._serving = False
@@ -166,13 +168,13 @@ class ClusterWorker:
         self._reader = KafkaReader(kafka, isolation="read_uncommitted", on_records=self._wake, failed=self._fail)
         await self._reader.start()
         self._opened.push_async_callback(self._reader.close)
+        self._opened.push_async_callback(lambda: self._assembly.close(final=self._final))
         await self._open_parts(ensured.incarnations[self._topics.control])
         if started is not None:
             await started()
-        await self.link.start()
         self._opened.push_async_callback(lambda: self.link.close(self._ended))
+        await self.link.start()
         # The last to be opened are the first to be closed: nothing runs any more when its parts go.
-        self._opened.push_async_callback(lambda: self._assembly.close(final=self._final))
         self._opened.push_async_callback(self.tasks.close)
         self._opened.push_async_callback(self._background.cancel_all)
         self._opened.push_async_callback(self._assembly.cancel)
@@ -318,8 +320,15 @@ class ClusterWorker:
 
     @property
     def _relieved(self) -> bool:
-        """Whether this worker has no task any more, and nothing left to do for one it had."""
-        return not self.link.member.tasks and self.tasks.quiet and not self.units
+        """Whether this worker has no task any more, nothing left to do for one it had, and nobody who waits here for an
+        answer of another."""
+        idle = not self.link.member.tasks and self.tasks.quiet and not self.units
+        return idle and not (self.requests.in_flight and self._others)
+
+    @property
+    def _others(self) -> bool:
+        """Whether there are workers that do not stop."""
+        return any(worker.worker != self.name and not worker.leaving for worker in self.link.workers)
 
     def _take_turns(self, now_ms: int) -> bool:
         """One turn of each unit that may take one. Returns whether any had something to do."""

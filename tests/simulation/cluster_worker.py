@@ -203,7 +203,7 @@ class SimulatedWorker(ClusterWorker):
         self.works: list[Work] = []
         self._clock: Any = _WorkerClock(world)
         self._background: Any = SimpleNamespace(spawn=self.spawn)
-        self.requests: Any = SimpleNamespace(burying=False, bury=None)
+        self.requests: Any = SimpleNamespace(burying=False, bury=None, in_flight=0)
         self._assembly = self.assembly = SimulatedAssembly(world, self)
         writer: Any = self._writer
         self._frames = FrameWriter(writer, TOPICS.inbox)

@@ -571,7 +571,7 @@ class ClusterWorld:
 
     def forget(self, leader: SimulatedLeader, what: Forget) -> None:
         kafka: Any = self.kafka
-        trimming = Trimming(kafka, WALKS.name, collect=lambda bases: None)
+        trimming = Trimming(kafka, WALKS.name, collect=lambda bases, decided_s: None)
         for place, floor in trimming._floors(what).items():
             self.kafka.truncate(place, floor)
         used = what.bases | {unit.snapshot.base_name for worker in self.workers for unit in worker.actual_units}
