@@ -18,8 +18,8 @@ from tests.kafka.proof.running import BRISK, Run
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(280)]
 
-KILLS_WANTED = 45
-CRASHES_WANTED = 15
+KILLS_WANTED = 30
+CRASHES_WANTED = 12
 CRASHES = {**BRISK, "PROOF_CRASH_RATE": "0.008", "PROOF_STILL_S": "4"}
 
 

@@ -32,7 +32,7 @@ from tests.kafka.proof import app as proof
 
 app = proof.app
 
-FRAMES_LATE_S = 0.15
+FRAMES_LATE_S = 0.6
 CUTS_LATE_S = 0.5
 
 

@@ -77,7 +77,9 @@ class Feed:
         """Send no more. The last work reaches every account and every key, so that what they hold in the end shows in
         their last row. Returns whether calls under way were answered: they are waited for."""
         self._stopping = True
-        _, unanswered = await asyncio.wait(self._running, timeout=ANSWER_S)
+        ended, unanswered = await asyncio.wait(self._running, timeout=ANSWER_S)
+        for task in ended:
+            task.result()
         for task in unanswered:
             task.cancel()
         for account in range(ACCOUNTS):
