@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+CANCEL_S = 5.0
+"""What work that was cancelled needs to put things in order."""
+
 
 class Background:
     """See the module."""
@@ -30,9 +33,11 @@ class Background:
         return task
 
     async def cancel_all(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Again and again: libraries that close something may take a cancellation for that of their own tasks."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CANCEL_S)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

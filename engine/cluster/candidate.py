@@ -60,7 +60,7 @@ class Candidate:
 
     async def run(self) -> None:
         """Lead whenever nobody does. Never returns; raises what no leader can get over."""
-        while True:
+        while not _cancelled():
             usual_s = max(self._cluster.session_ms / 3000, PATIENCE_MIN_S)
             patience_s = (usual_s if self._link.leader else FIRST_S) * (1 + random.random() / 4)
             silent_s = asyncio.get_running_loop().time() - self._link.leader_heard_s
@@ -69,6 +69,7 @@ class Candidate:
                 continue
             self._at_once = False
             await self._lead()
+        raise asyncio.CancelledError
 
     @property
     def written(self) -> int:
@@ -96,3 +97,9 @@ class Candidate:
 
     def _collect(self, bases: frozenset[str], decided_s: float) -> None:
         self._store.collect(bases, decided_s - UNREFERENCED_S)
+
+
+def _cancelled() -> bool:
+    """Whether somebody wants this task to end. The client library, while it closes, may not let that through."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -83,11 +83,15 @@ class LeaderLink:
         leaders = [hint.leader for record in records if isinstance(hint := _hint(record), Leading)]
         return bool(leaders) and bool(leaders[-1]) and leaders[-1].rpartition("#")[0] == self.alive.instance
 
-    async def close(self, reason: str) -> None:
-        """Say that this worker has ended, and why."""
+    def end(self, reason: str) -> None:
+        """Say that this worker has ended, and why, and nothing any more: a next leader must not take it for alive."""
         if self._beating is not None:
             self._beating.cancel()
-        self.report(Ended(self.alive.worker, reason))
+            self._beating = None
+            self.report(Ended(self.alive.worker, reason))
+
+    async def close(self, reason: str) -> None:
+        self.end(reason)
         await self._reader.close()
 
     def actions(self) -> list[Action]:

@@ -40,7 +40,7 @@ from penstock.checkpoint.member import (
     Restore,
     Settle,
 )
-from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Prepared
+from penstock.checkpoint.reports import Alive, Changed, Fault, Prepared
 from penstock.checkpoint.retention import Retained, decide
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
@@ -141,7 +141,7 @@ class ClusterWorker:
         except BaseException as error:
             self._ended = str(error) or type(error).__name__
             if self._serving:
-                self.link.report(Ended(self.name, self._ended))  # At once: closing may take its time.
+                self.link.end(self._ended)  # At once: closing may take its time.
             raise
         finally:
             self._serving = False

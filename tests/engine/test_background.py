@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
+import pytest
+
+from penstock.engine import background
 from penstock.engine.background import Background
 
 
@@ -33,13 +37,36 @@ def test_nothing_runs_after_it_was_cancelled_and_that_is_no_failure() -> None:
             ended.append(name)
 
     async def main() -> None:
-        background = Background(failures.append)
-        background.spawn(work("a"))
-        background.spawn(work("b"))
+        everything = Background(failures.append)
+        everything.spawn(work("a"))
+        everything.spawn(work("b"))
         await asyncio.sleep(0)
-        await background.cancel_all()
+        await everything.cancel_all()
         assert sorted(ended) == ["a", "b"]
 
     asyncio.run(main())
 
     assert not failures
+
+
+def test_work_that_takes_a_cancellation_for_another_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "CANCEL_S", 0.01)
+    swallowed: list[str] = []
+
+    async def work() -> None:
+        for name in ("first", "second"):
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            swallowed.append(name)
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        everything = Background(lambda error: None)
+        task = everything.spawn(work())
+        await asyncio.sleep(0)
+        await everything.cancel_all()
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+    assert swallowed == ["first", "second"]

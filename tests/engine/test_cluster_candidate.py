@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from penstock.engine.cluster.options import ClusterOptions
 from penstock.router.kafka_options import KafkaOptions
 
 UNUSED: Any = None
+CLUSTER = ClusterOptions(kafka=KafkaOptions("nowhere:9092"), store="nowhere")
 
 
 class Took(Exception):
@@ -26,7 +28,7 @@ async def takes_the_role(leader: str, silent_s: float, session_ms: float) -> boo
             raise Took
 
     link = SimpleNamespace(leader=leader, leader_heard_s=asyncio.get_running_loop().time() - silent_s)
-    cluster = ClusterOptions(kafka=KafkaOptions("nowhere:9092"), store="nowhere", session_ms=session_ms)
+    cluster = replace(CLUSTER, session_ms=session_ms)
     with suppress(TimeoutError):
         try:
             async with asyncio.timeout(0.01):
@@ -51,3 +53,24 @@ def test_a_candidate_takes_the_role_when_the_leader_was_silent_for_long_enough(
     leader: str, silent_s: float, session_ms: float, takes: bool
 ) -> None:
     assert asyncio.run(takes_the_role(leader, silent_s, session_ms)) is takes
+
+
+def test_a_candidate_ends_although_closing_swallows_its_cancellation() -> None:
+    """Or its process would never end, and take the role from others while nobody serves its worker."""
+    leading = asyncio.Event()
+
+    class Closing(Candidate):
+        async def _lead(self) -> None:
+            leading.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def main() -> None:
+        candidate = Closing(CLUSTER, UNUSED, SimpleNamespace(leader="", leader_heard_s=0.0), UNUSED, at_once=True)
+        task = asyncio.create_task(candidate.run())
+        await leading.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(main())
