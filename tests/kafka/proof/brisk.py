@@ -7,9 +7,8 @@ that belong to it.
 
 from __future__ import annotations
 
-from penstock.checkpoint import store
 from penstock.engine import upkeep
-from penstock.engine.cluster import leading
+from penstock.engine.cluster import candidate, leading
 from tests.kafka.proof import app as proof
 
 app = proof.app
@@ -17,4 +16,4 @@ app = proof.app
 upkeep.BASE_DELTAS = 12
 upkeep.FOLD_SHARE = 10_000
 leading.AGE_S = 0.7
-store.UNREFERENCED_S = 20
+candidate.UNREFERENCED_S = 20
