@@ -16,4 +16,4 @@ app = proof.app
 upkeep.BASE_DELTAS = 12
 upkeep.FOLD_SHARE = 10_000
 leading.AGE_S = 0.7
-candidate.UNREFERENCED_S = 20
+vars(candidate)["UNREFERENCED_S"] = 20
