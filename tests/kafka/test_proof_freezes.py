@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka.proof.nemeses import FREEZES, freeze_worker_for_long, strike
+from tests.kafka.proof.nemeses import FENCED, FREEZES, freeze_worker_for_long, strike
 from tests.kafka.proof.running import Run
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(200)]
@@ -27,5 +27,6 @@ def test_frozen_workers_are_fenced_say_so_and_double_nothing(
 
     run = asyncio.run(scenario())
     assert run.kills["freeze"] >= 3
+    assert FENCED in run.said()
     with capsys.disabled():
         print(f"\n{run.report()} {run.summary}")  # noqa: T201  # For whoever runs the test.

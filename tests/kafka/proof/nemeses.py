@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from tests.kafka.proof.running import Run
 
 RECOVERED_S = 45
-FENCED = "PEN0770"
+FENCED, SILENT = "PEN0770", "was silent for"
+MISSED_S = 20
+"""A worker that has no tasks yet is not missed by anybody."""
 NEW_ATTEMPT, IS_THERE, CONTINUES = "a new attempt begins", "is there", "tasks continue checkpoint"
 
 Nemesis = Callable[[Run], Awaitable[None]]
@@ -52,7 +54,7 @@ async def kill_worker_during_restore(run: Run) -> None:
     """As soon as an attempt has begun, or a little later: its tasks are being restored."""
     said = run.mark()
     await kill_worker(run)
-    await run.hears(NEW_ATTEMPT, since=said)
+    await run.must_hear(NEW_ATTEMPT, since=said)
     await run.work(0.3 * run.random.random())
     run.kill(run.worker(), what="worker, during a restore")
 
@@ -61,26 +63,27 @@ async def kill_during_hand_off(run: Run) -> None:
     """A worker that was killed is there again, and gets tasks of the other: kill the one, the other or the leader."""
     said = run.mark()
     await kill_worker(run)
-    await run.hears(CONTINUES, since=said)
-    await run.hears(IS_THERE, since=said)
+    await run.must_hear(CONTINUES, since=said)
+    await run.must_hear(IS_THERE, since=said)
     await run.work(0.4 * run.random.random())
     pid = run.random.choice([run.worker(), run.worker(), run.leader()])
     run.kill(pid, what="during a hand-off")
 
 
 async def freeze_worker_for_long(run: Run) -> None:
-    """Beyond its session: its tasks go to others, and it must end when it wakes up."""
+    """Beyond its session: its tasks go to others, and it must end when it wakes up, and say so."""
     said, pid = run.mark(), run.worker()
     if not pid:
         return
     run.freeze(pid, what="freeze")
     try:
-        await run.hears("was silent for", since=said)
+        missed = await run.hears(SILENT, since=said, within_s=MISSED_S)
         await run.work(run.random.random())
     finally:
         run.thaw(pid)
-    await run.hears(FENCED, since=said)
-    await run.ends(pid)
+    if missed:
+        await run.must_hear(FENCED, since=said)
+        await run.ends(pid)
 
 
 async def freeze_worker_and_kill_leader(run: Run) -> None:
@@ -91,10 +94,11 @@ async def freeze_worker_and_kill_leader(run: Run) -> None:
     run.freeze(pid, what="freeze")
     try:
         await kill_leader(run)
-        await run.hears("was silent for", since=said)
+        missed = await run.hears(SILENT, since=said, within_s=MISSED_S)
     finally:
         run.thaw(pid)
-    await run.ends(pid)
+    if missed:
+        await run.ends(pid)
 
 
 async def freeze_worker_shortly(run: Run) -> None:

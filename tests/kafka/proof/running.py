@@ -227,12 +227,21 @@ class Run:
         """Where what the processes say goes on."""
         return self.log.stat().st_size
 
-    async def hears(self, text: str, *, since: int, within_s: float = 45) -> None:
-        """Wait until a process says it."""
+    async def hears(self, text: str, *, since: int, within_s: float) -> bool:
+        """Wait until a process says it. Returns whether one did."""
         deadline = time.monotonic() + within_s
-        while text not in (said := self.log.read_bytes()[since:].decode(errors="replace")):
-            assert time.monotonic() < deadline, f"nobody said {text!r} in {within_s} s:\n{said}"
+        while text not in self._said_since(since):
+            if time.monotonic() > deadline:
+                return False
             await self.work(0.005)
+        return True
+
+    async def must_hear(self, text: str, *, since: int, within_s: float = 45) -> None:
+        heard = await self.hears(text, since=since, within_s=within_s)
+        assert heard, f"nobody said {text!r} in {within_s} s:\n{self._said_since(since)}"
+
+    def _said_since(self, mark: int) -> str:
+        return self.log.read_bytes()[mark:].decode(errors="replace")
 
     async def ends(self, pid: int, *, within_s: float = 20) -> None:
         """Wait until a process has ended by itself."""
