@@ -47,7 +47,7 @@ class ClusterOptions:
 def instance_of(directory: Path) -> str:
     """What a worker on this directory is called, whichever process it is. By host and path people find it; machines
     that have both in common are told apart by what the directory holds."""
-    return f"{socket.gethostname()}{directory.absolute()}/{history_of(directory)[:8]}"
+    return f"{socket.gethostname()}-{history_of(directory)[:8]}{directory.absolute()}"
 
 
 def new_name(instance: str) -> str:

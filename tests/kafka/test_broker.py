@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import ssl
@@ -134,6 +135,7 @@ def test_users_may_do_what_they_were_allowed_and_log_in_with_their_own_password(
         names = {"sasl_plain_username": user, "sasl_plain_password": password}
         return {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", **names}
 
+    caplog.set_level(logging.ERROR, logger="aiokafka")
     with temporary_cluster(users={"alice": "secret"}) as cluster:
         place = (cluster.bootstrap_sasl, "topic", VALUES)
         asyncio.run(bounded(create(cluster.bootstrap, "topic"), write(*place, **login(ADMINISTRATOR, PASSWORD))))

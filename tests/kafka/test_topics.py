@@ -134,7 +134,7 @@ def test_every_topic_is_kept_until_its_records_are_given_up() -> None:
         "unclean.leader.election.enable": "false",
     }
     assert {part for part, spec in specs.items() if spec.settings["cleanup.policy"] == "compact"} == {"egress-marks"}
-    assert {part for part, spec in specs.items() if spec.settings["retention.ms"] != "-1"} == {"reports"}
+    assert {part for part, spec in specs.items() if spec.settings["retention.ms"] != "-1"} == {"replies", "reports"}
 
 
 @pytest.mark.parametrize(("brokers", "replicas"), [(1, 1), (2, 2), (3, 3), (5, 3)])
