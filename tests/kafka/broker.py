@@ -73,6 +73,11 @@ _SETTINGS = {
 """Less of what Kafka provides for large machines, and failures noticed sooner. Nothing is created unasked."""
 
 
+def tethered(command: Sequence[str | Path]) -> list[str | Path]:
+    """A command that is killed together with this process, in whatever way this one ends."""
+    return [sys.executable, "-I", "-S", "-c", _TETHERED, str(os.getpid()), *command]
+
+
 class Node:
     """One broker of a cluster. It is made, configured and formatted by its cluster."""
 
@@ -101,10 +106,9 @@ class Node:
         """Start the process, on the data it left. `wait_ready` says when it answers."""
         assert not self.running, f"node {self.number} runs already"
         with self.log.open("ab") as log:
-            tethered = [sys.executable, "-I", "-S", "-c", _TETHERED, str(os.getpid()), *self._command]
             # A session of its own: an interrupt from the keyboard ends the test, and the test ends the broker.
             self._process = subprocess.Popen(
-                tethered, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                tethered(self._command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def start(self) -> None:

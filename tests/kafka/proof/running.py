@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 import aiohttp
 
 from penstock.files import Owner, read_owner
+from tests.kafka.broker import tethered
 from tests.kafka.proof.feeding import Feed, Tail, create_topics
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
@@ -89,7 +90,7 @@ class Run:
         await create_topics(self.bootstrap, self.name, replicas=self._replicas)
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *tethered(self._command),
                 cwd=ROOT,
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
