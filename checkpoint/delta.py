@@ -197,6 +197,27 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
     return last, _collect(last, (body for _, body in parts))
 
 
+def follow(head: int, first: int, previous_of: Callable[[int], int], place: str) -> list[int]:
+    """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back from the head.
+
+    What `first` extends is in the base, and may be deleted. `place` names where they stand, in the error.
+    """
+    chain: list[int] = []
+    offset = head
+    while offset >= max(first, 0):
+        chain.append(offset)
+        previous = previous_of(offset)
+        if previous >= offset:
+            raise CorruptSnapshot(
+                "PEN0404",
+                f"The delta at offset {offset} of {place} extends one behind it, at {previous}. An older checkpoint is "
+                "used.",
+            )
+        offset = previous
+    chain.reverse()
+    return chain
+
+
 def _split(record: bytes) -> tuple[DeltaHeader, bytes]:
     try:
         return _decode_record(record)

@@ -37,9 +37,6 @@ from penstock.errors import Refused
 from penstock.functions.app import App
 from penstock.records import Reply
 
-ENCODE_S = 0.0005
-"""CPU time spent on a delta at a time. News of an input takes four or five passes of the event loop to reach the
-worker, and each of them waits for so much."""
 GENERATION = 1
 """Of the topology. It grows when the parallelism of a data directory changes."""
 DURATIONS_MAX = 1_000
@@ -182,21 +179,13 @@ class CheckpointDriver:
         self._wake()
 
     async def _write(self, writing: Writing) -> float:
-        """Encode a delta and append it, in slices with turns between them. Returns the CPU seconds it took."""
-        encoder, cost_s = writing.encoder, 0.0
-        while not encoder.done:
-            began = time.thread_time()
-            took = 0.0
-            while took < ENCODE_S and not encoder.done:
-                record = encoder.step()
-                if record is not None:
-                    offset = self._data.journal.append_delta(record)
-                    writing.offset = offset if writing.offset < 0 else writing.offset
-                took = time.thread_time() - began
-            cost_s += took
-            if not encoder.done:
-                await asyncio.sleep(0)
-        return cost_s
+        """Encode a delta and append it. Returns the CPU seconds it took."""
+
+        def append(record: bytes) -> None:
+            offset = self._data.journal.append_delta(record)
+            writing.offset = offset if writing.offset < 0 else writing.offset
+
+        return await writing.encode(append)
 
     def _complete(self, checkpoint: int, writings: list[Writing]) -> tuple[Manifest, int]:
         """COMPLETE behind the deltas: one sync makes them durable, and it can't be durable without them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, decode_control, encode_control
-from penstock.checkpoint.delta import DeltaHeader, decode_delta, peek_header
+from penstock.checkpoint.delta import DeltaHeader, decode_delta, follow, peek_header
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.errors import CorruptSnapshot, ProtocolError
@@ -133,25 +133,16 @@ class Journal:
 
         What `first` extends is in the base, and may be deleted.
         """
-        chain: list[int] = []
-        offset = head
-        while offset >= max(first, 0):
-            record = self._one(offset)
-            if record[:1] != _DELTA:
-                raise CorruptSnapshot(
-                    "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
-                )
-            chain.append(offset)
-            previous = peek_header(record[1:]).previous
-            if previous >= offset:
-                raise CorruptSnapshot(
-                    "PEN0404",
-                    f"The delta at offset {offset} of the journal extends one behind it, at {previous}. An older "
-                    "checkpoint is used.",
-                )
-            offset = previous
-        chain.reverse()
-        return chain
+        return follow(head, first, self._previous, "the journal")
+
+    def _previous(self, offset: int) -> int:
+        """What the delta at `offset` extends."""
+        record = self._one(offset)
+        if record[:1] != _DELTA:
+            raise CorruptSnapshot(
+                "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
+            )
+        return peek_header(record[1:]).previous
 
     def _one(self, offset: int) -> bytes:
         try:

@@ -11,6 +11,7 @@ eager. One unit per task; all units of a process share one event loop, and turns
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
@@ -35,6 +36,9 @@ from penstock.router.log import Log
 from penstock.state import keys
 from penstock.state.overlay import Overlay
 
+ENCODE_S = 0.0005
+"""CPU time spent on a delta at a time. News of an input takes four or five passes of the event loop to reach the
+worker, and each of them waits for so much."""
 INVOCATIONS_MIN, INVOCATIONS_MAX = 64, 1_000
 TURN_S, TURN_MAX_S = 0.003, 0.005
 """Aim for the length of a turn, and when one is broken off at the end of a slice and the next made shorter (PROTOCOL
@@ -87,6 +91,23 @@ class Writing:
     """How many rows each eager egress was sent before the cut."""
     offset: int = -1
     """Of its first record; -1 while there is none."""
+
+    async def encode(self, append: Callable[[bytes], None]) -> float:
+        """Encode the delta and hand each record to `append`, in slices with turns between them. Returns the CPU seconds
+        it took."""
+        encoder, cost_s = self.encoder, 0.0
+        while not encoder.done:
+            began = time.thread_time()
+            took = 0.0
+            while took < ENCODE_S and not encoder.done:
+                record = encoder.step()
+                if record is not None:
+                    append(record)
+                took = time.thread_time() - began
+            cost_s += took
+            if not encoder.done:
+                await asyncio.sleep(0)
+        return cost_s
 
     @property
     def eager_settled(self) -> bool:

@@ -29,6 +29,7 @@ from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
 from penstock.router.kafka_records import Fetched
+from penstock.router.kafka_topics import egress_id
 from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.kafka_writer import KafkaWriter
 from penstock.router.sink import RowsRefused
@@ -213,7 +214,7 @@ class _Task:
         self._sinks = sinks
         self._task = task
         self._transactions = KafkaTransactions(
-            sinks.options, f"{sinks.application}-egress-{task}", compression=sinks.compression
+            sinks.options, egress_id(sinks.application, task), compression=sinks.compression
         )
         self._turn = asyncio.Lock()
         self._marks: dict[str, dict[int, int]] | None = None

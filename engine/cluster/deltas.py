@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from uuid import uuid4
 
-from penstock.checkpoint.delta import DeltaHeader, decode_delta, peek_header
+from penstock.checkpoint.delta import DeltaHeader, decode_delta, follow, peek_header
 from penstock.errors import CorruptSnapshot
 from penstock.records import Frozen
 from penstock.router.kafka_batches import Record
@@ -92,20 +92,7 @@ class Deltas:
 
     def chain(self, head: int, first: int) -> list[int]:
         """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back."""
-        chain: list[int] = []
-        offset = head
-        while offset >= max(first, 0):
-            chain.append(offset)
-            previous = self._header(offset).previous
-            if previous >= offset:
-                raise CorruptSnapshot(
-                    "PEN0404",
-                    f"The delta at offset {offset} of {self._place} extends one behind it, at {previous}. An older "
-                    "checkpoint is used.",
-                )
-            offset = previous
-        chain.reverse()
-        return chain
+        return follow(head, first, lambda offset: self._header(offset).previous, self._place)
 
     def _header(self, offset: int) -> DeltaHeader:
         record = self._records.get(offset)

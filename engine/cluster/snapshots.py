@@ -17,15 +17,12 @@ from typing import Any
 
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.reports import Acknowledgement, Report, Unable
+from penstock.engine.checkpoints import DURATIONS_MAX
 from penstock.engine.cluster.deltas import pieces
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.unit import TaskUnit, Writing
 from penstock.router.kafka_writer import KafkaWriter
-
-ENCODE_S = 0.001
-"""CPU time spent on a delta between two turns."""
-DURATIONS_MAX = 1_000
 
 
 class Snapshots:
@@ -127,20 +124,9 @@ class Snapshots:
         self._count((time.perf_counter() - began) * 1000)
 
     async def _append(self, unit: TaskUnit, writing: Writing, futures: list[asyncio.Future[int]]) -> float:
-        """Encode a delta and append it, in slices with turns between them. Returns the CPU seconds it took."""
-        encoder, cost_s = writing.encoder, 0.0
-        while not encoder.done:
-            began = time.thread_time()
-            took = 0.0
-            while took < ENCODE_S and not encoder.done:
-                record = encoder.step()
-                if record is not None:
-                    futures += map(self._writer.append, pieces(self._topic, unit.task, record))
-                took = time.thread_time() - began
-            cost_s += took
-            if not encoder.done:
-                await asyncio.sleep(0)
-        return cost_s
+        """Encode a delta and append it. Returns the CPU seconds it took."""
+        topic, task, append = self._topic, unit.task, self._writer.append
+        return await writing.encode(lambda record: futures.extend(map(append, pieces(topic, task, record))))
 
     def _give_up(self, attempt: int, checkpoint: int, units: Sequence[TaskUnit]) -> None:
         """The deltas are written, and nobody knows where: the next ones extend those before."""

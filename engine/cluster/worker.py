@@ -45,6 +45,7 @@ from penstock.checkpoint.retention import Retained, decide
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
 from penstock.engine.build import Assembly
+from penstock.engine.checkpoints import GENERATION
 from penstock.engine.clock import SteadyClock
 from penstock.engine.cluster.candidate import Candidate
 from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
@@ -82,8 +83,6 @@ DEAD = "penstock/dead"
 """The egress of copies of dead letters, which every application of several workers has."""
 BASE_BYTES = 48 << 20
 """Deltas of all tasks here behind their newest bases: a restart reads them from Kafka, at about 100 MB a second."""
-GENERATION = 1
-"""Of the topology. It grows when the parallelism of an application changes."""
 
 
 class ClusterWorker:
