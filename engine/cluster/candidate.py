@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from dataclasses import replace
 from typing import Protocol
 
 from penstock.checkpoint.leader import LeaderOptions
+from penstock.checkpoint.reports import Ended
 from penstock.checkpoint.store import UNREFERENCED_S, BaseStore
 from penstock.engine.cluster.leading import LeaderService
 from penstock.engine.cluster.options import ClusterOptions
@@ -26,6 +28,8 @@ PATIENCE_MIN_S = 2.5
 next would be late, too, and nobody would lead for long enough to miss a worker."""
 FIRST_S = 1.2
 """Where nobody was ever heard to lead: a little longer than a leader is silent."""
+ENDED_MAX = 100
+"""Ends of processes that are remembered for the next leader: more than one machine has workers."""
 
 
 class Hears(Protocol):
@@ -57,6 +61,14 @@ class Candidate:
         self.service: LeaderService | None = None
         """While this one leads."""
         self._written = 0
+        self._ended: deque[Ended] = deque(maxlen=ENDED_MAX)
+
+    def hear(self, ended: Ended) -> None:
+        """A process has ended that this one was told of. Every leader here learns it, also one that begins later: what
+        is in the reports by then it does not read."""
+        self._ended.append(ended)
+        if self.service is not None:
+            self.service.hear(ended)
 
     async def run(self) -> None:
         """Lead whenever nobody does. Never returns; raises what no leader can get over."""
@@ -83,6 +95,8 @@ class Candidate:
             clock=time.time,
             trimming=Trimming(self._cluster.kafka, self._options.application, collect=self._collect),
         )
+        for ended in self._ended:
+            service.hear(ended)
         try:
             await service.run()
         except (Fenced, Unavailable) as error:

@@ -152,9 +152,8 @@ async def _lead(app: App, settings: Settings, order: Order, watched: Watched) ->
             ended.set_result(None)
         if isinstance(message, Gone):
             report = Ended(message.worker, message.reason)
-            if candidate.service is not None:
-                candidate.service.hear(report)
-            else:  # Somebody else leads.
+            candidate.hear(report)
+            if candidate.service is None:  # Somebody else may lead.
                 writer.append(Record(Topics.of(app.name).reports, 0, encode_message(report)))
 
     await writer.start()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from penstock.checkpoint.reports import Ended
+from penstock.engine.cluster import candidate as candidate_module
 from penstock.engine.cluster.candidate import Candidate
 from penstock.engine.cluster.options import ClusterOptions
+from penstock.errors import Unavailable
 from penstock.router.kafka_options import KafkaOptions
 
 UNUSED: Any = None
@@ -74,3 +78,41 @@ def test_a_candidate_ends_although_closing_swallows_its_cancellation() -> None:
         assert task.cancelled()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before anybody leads here", "between two leaders"])
+def test_the_end_of_a_worker_is_kept_for_a_leader_that_is_not_there_yet(
+    early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the reports from their end on, so it would have to wait for the session of that worker to end."""
+    ended, heard, begun = Ended("a#1", "was killed"), list[list[Ended]](), list[int]()
+
+    class Service:
+        leader = None
+        written = 0
+
+        def __init__(self, *_: object, **__: object) -> None:
+            heard.append([])
+
+        def hear(self, report: Ended) -> None:
+            heard[-1].append(report)
+
+        async def run(self) -> None:
+            begun.append(len(begun))
+            if len(begun) == 2:
+                raise Took
+            raise Unavailable("PEN0710", "Nobody answers.")
+
+    class AtOnce(Candidate):
+        async def _lead(self) -> None:
+            if early == (not begun):
+                self.hear(ended)
+            self._at_once = True
+            await super()._lead()
+
+    monkeypatch.setattr(candidate_module, "LeaderService", Service)
+    options: Any = SimpleNamespace(application="shop", name="leader#1")
+    link = SimpleNamespace(leader="", leader_heard_s=-math.inf)
+    with pytest.raises(Took):
+        asyncio.run(AtOnce(CLUSTER, options, link, UNUSED, at_once=True).run())
+    assert heard == ([[ended], [ended]] if early else [[], [ended]])
