@@ -27,8 +27,11 @@ class Violation(AssertionError):
     """Something happened that never may."""
 
     def __init__(self, invariant: str, what: str) -> None:
-        super().__init__(f"{invariant}: {what}")
+        super().__init__(invariant, what)  # Both, so that it can go from one process to another.
         self.invariant = invariant
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class Invariant:
