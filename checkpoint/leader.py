@@ -403,6 +403,13 @@ class Leader:
         """The workers that may be given tasks, in the order they came."""
         return [name for name, member in self._members.items() if not member.alive.leaving]
 
+    def _restorers(self) -> list[str]:
+        """The workers for a new attempt. Where all leave, those do that have not given back everything yet: they can't,
+        before a checkpoint is complete."""
+        assigned = self.history.assigned
+        owners = frozenset(assigned.owners.values()) if assigned is not None else frozenset[str]()
+        return self._eligible() or [name for name in self._members if name in owners]
+
     # A new attempt.
 
     def _recover(self, reason: str, now_ms: float) -> list[Action]:
@@ -416,7 +423,7 @@ class Leader:
         return self._try_to_begin(now_ms)
 
     def _try_to_begin(self, now_ms: float) -> list[Action]:
-        workers = self._eligible()
+        workers = self._restorers()
         if self._unwritten or not workers:
             return []
         if self._waiting_since_ms is None:
@@ -464,7 +471,7 @@ class Leader:
         assert self._attempt is not None
         assert attempt == self._attempt.lineage.attempt
         self._enter(Phase.ASSIGNING)
-        workers = self._eligible() or list(self._members)
+        workers = self._restorers()
         owners = balance(self._options.tasks, self._owners, workers) if workers else {}
         return [self._assign(owners, tuple(range(self._options.tasks)), self._restored)]
 

@@ -1,7 +1,8 @@
 """Frames on their way to the inboxes of an application: many of them in one record (PROTOCOL 4).
 
 What always holds: frames for one inbox are written in the order they were sent; `seal` leaves nothing in memory that
-the writer does not know; so when the writer has flushed after a `seal`, everything sent before is durable.
+the writer does not know; so when the writer has flushed after a `seal`, everything sent before is durable, and when
+`probe` has nothing to ask any more, it lies before the `ends`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class FrameWriter:
         self._open: dict[int, list[EpochFrame]] = {}
         self._bytes: dict[int, int] = {}
         self._ends: dict[int, int] = {}
+        self._unplaced: set[int] = set()
+        """Inboxes that hold a record of which Kafka no longer knew where it stands, behind the last that it knew."""
         self._opened_s = 0.0
         """When the first of the open frames was sent."""
         self.sent = 0
@@ -69,11 +72,21 @@ class FrameWriter:
         """The same for every inbox written to since `begin_attempt`."""
         return dict(self._ends)
 
+    def probe(self) -> bool:
+        """Ask where the records end of which Kafka did not know it, by a record without frames: it stands behind them.
+        Returns whether there were any; then flush, and look again."""
+        unplaced, self._unplaced = self._unplaced, set()
+        for inbox in unplaced:
+            record = Record(self._topic, inbox, encode_frames([]))
+            self._writer.append(record).add_done_callback(partial(self._written, inbox, records=0))
+        return bool(unplaced)
+
     def begin_attempt(self) -> None:
         """Forget what an earlier attempt has sent: what of it is not written yet need not be."""
         self._open.clear()
         self._bytes.clear()
         self._ends.clear()
+        self._unplaced.clear()
 
     def _close(self, destination: int) -> None:
         record = Record(self._topic, destination, encode_frames(self._open.pop(destination)))
@@ -81,6 +94,13 @@ class FrameWriter:
         self.sent += 1
         self._writer.append(record).add_done_callback(partial(self._written, destination))
 
-    def _written(self, destination: int, future: Future[int]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self._ends[destination] = max(future.result() + 1, self._ends.get(destination, 0))
+    def _written(self, destination: int, future: Future[int], *, records: int = 1) -> None:
+        """So many records of frames stand at this offset and not before it."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        offset = future.result()
+        if offset < 0:
+            self._unplaced.add(destination)
+        else:
+            self._unplaced.discard(destination)
+            self._ends[destination] = max(offset + records, self._ends.get(destination, 0))

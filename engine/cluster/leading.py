@@ -3,7 +3,8 @@
     fence older leaders -> read every decision -> listen to reports -> { decide -> write, in order -> tell }
 
 What always holds: records reach the control log one after the other, each in a transaction under the one id that fences
-every other leader; when a write fails, or nobody knows, this leader ends, and the next one reads what became of it.
+every other leader; when a write fails, or nobody knows, this leader ends, and the next one reads what became of it. One
+that has nothing to write ends as well when it hears that another leads.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from penstock.checkpoint.leader import (
 )
 from penstock.checkpoint.reports import Hint, Leading, Report, decode_report, encode_message
 from penstock.engine.background import Background
-from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in
+from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in, hint_in
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, PenstockError, ProtocolError
@@ -50,6 +51,7 @@ from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.kafka_writer import KafkaWriter
 
 REPORTS_MAX = 10_000
+HINTS_MAX = 1_000
 RESIGN_S = 1.0
 DEAF_S = 0.5
 AGE_S = 10.0
@@ -80,6 +82,8 @@ class LeaderService:
         self._failure: BaseException | None = None
         self._to_write: deque[ControlRecord] = deque()
         self._writable = asyncio.Event()
+        self._rival = ""
+        """Who was heard to lead beside this one, since that was last looked into."""
         self._background = Background(self._fail)
         self._told: deque[Report] = deque()
         self._shown: tuple[float, asyncio.Future[int] | None] = (0.0, None)
@@ -109,8 +113,9 @@ class LeaderService:
         self._woken()
 
     async def _begin(self) -> Leader:
-        control, reports = (self._topics.control, DECISIONS), (self._topics.reports, 0)
-        bounds = await offsets(self._kafka, [control, reports])
+        control, hints = ((self._topics.control, partition) for partition in (DECISIONS, HINTS))
+        reports = (self._topics.reports, 0)
+        bounds = await offsets(self._kafka, [control, hints, reports])
         records = await read_range(self._kafka, *control, bounds[control].start, bounds[control].end)
         decisions = [
             (record.offset, decision)
@@ -120,7 +125,8 @@ class LeaderService:
         leader = self.leader = Leader(self._options, decisions, self._now_ms())
         if leader.history.assigned is not None and not self._options.fresh:
             refuse_recreated(leader.history.assigned.topics, self._options.topics)
-        self._reader.add(*reports, bounds[reports].end)
+        for place in (reports, hints):
+            self._reader.add(*place, bounds[place].end)
         # Workers answer it with a report each, so that the leader knows at once who is there.
         self._tell(Leading(self._options.name))
         logger.info("%s leads %s", self._options.name, self._options.application)
@@ -132,6 +138,8 @@ class LeaderService:
                 report = _report(record)
                 if report is not None:
                     self._handle(Heard(report))
+            for record in self._reader.take(self._topics.control, HINTS, HINTS_MAX):
+                self._suspect(hint_in(record))
             while self._told:
                 self._handle(Heard(self._told.popleft()))
             self._handle(Ticked(deaf=self._deaf))
@@ -141,6 +149,12 @@ class LeaderService:
                 async with asyncio.timeout(leader.due_in_ms(self._now_ms()) / 1000 + 0.001):
                     await self._wake.wait()
             self._wake.clear()
+
+    def _suspect(self, hint: Hint | None) -> None:
+        """Of two leaders one does not know yet that it leads no longer."""
+        if isinstance(hint, Leading) and hint.leader not in ("", self._options.name):
+            self._rival = hint.leader
+            self._writable.set()
 
     def _handle(self, event: Event) -> None:
         assert self.leader is not None
@@ -185,6 +199,7 @@ class LeaderService:
     async def _write_all(self) -> None:
         """Write decisions, one after the other."""
         while True:
+            self._writable.clear()
             while self._to_write:
                 record = Record(self._topics.control, DECISIONS, encode_control(self._to_write[0]))
                 written = await self._transactions.commit([record])
@@ -192,13 +207,18 @@ class LeaderService:
                 self.written += 1
                 self._handle(Written(written[0]))
                 self._woken()
-                if not await self._transactions.fence():
-                    raise Fenced(
-                        "PEN0772",
-                        f"{self._options.name} leads no longer: somebody else has taken the role in between.",
-                    )
-            self._writable.clear()
+                await self._hold()
+            if self._rival:
+                self._rival = ""
+                await self._hold()
             await self._writable.wait()
+
+    async def _hold(self) -> None:
+        """Be sure of the role. Raises Fenced when somebody else has it, or had it in between."""
+        if not await self._transactions.fence():
+            raise Fenced(
+                "PEN0772", f"{self._options.name} leads no longer: somebody else has taken the role in between."
+            )
 
     async def _age(self) -> None:
         while True:

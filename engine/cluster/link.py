@@ -15,16 +15,14 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.checkpoint.member import Action, Member
-from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Hint, Leading, Report, decode_hint, encode_message
-from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in
-from penstock.engine.logs import logger
-from penstock.errors import PenstockError, ProtocolError
+from penstock.checkpoint.reports import Alive, Changed, Ended, Fault, Leading, Report, encode_message
+from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in, hint_in
+from penstock.errors import PenstockError
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import is_incarnation
 from penstock.router.kafka_writer import KafkaWriter
 
 RECORDS_MAX = 1_000
@@ -80,7 +78,7 @@ class LeaderLink:
         """Whether the last to lead was the process that had the place of this one: then nobody leads now, and whoever
         wants to need not wait until that is certain."""
         records = await read_range(self._kafka, self._topics.control, HINTS, max(start, end - LOOKED_AT_MAX), end)
-        leaders = [hint.leader for record in records if isinstance(hint := _hint(record), Leading)]
+        leaders = [hint.leader for record in records if isinstance(hint := hint_in(record), Leading)]
         return bool(leaders) and bool(leaders[-1]) and leaders[-1].rpartition("#")[0] == self.alive.instance
 
     def end(self, reason: str) -> None:
@@ -130,7 +128,7 @@ class LeaderLink:
         self._become(leaving=True)
 
     def _hinted(self, record: Fetched) -> list[Action]:
-        hint = _hint(record)
+        hint = hint_in(record)
         if hint is None:
             return []
         if isinstance(hint, Leading):
@@ -151,14 +149,3 @@ class LeaderLink:
         self.report(self.alive)
         if self._fault is not None and self._fault.attempt == self.member.number:
             self.report(self._fault)
-
-
-def _hint(record: Fetched) -> Hint | None:
-    """What a record of the hints says; None for one that is no hint."""
-    if is_incarnation(record.key):
-        return None
-    try:
-        return decode_hint(record.value or b"")
-    except ProtocolError as error:
-        logger.error("%s", error)
-        return None

@@ -9,14 +9,12 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from penstock.checkpoint.reports import Leading, decode_hint
-from penstock.engine.cluster.topics import HINTS, Topics
-from penstock.engine.logs import logger
-from penstock.errors import PenstockError, ProtocolError
+from penstock.checkpoint.reports import Leading
+from penstock.engine.cluster.topics import HINTS, Topics, hint_in
+from penstock.errors import PenstockError
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
-from penstock.router.kafka_topics import is_incarnation
 
 RECORDS_MAX = 1_000
 
@@ -41,13 +39,7 @@ class Listener:
 
     def _hear(self) -> None:
         for record in self._reader.take(*self._place, RECORDS_MAX):
-            if is_incarnation(record.key):
-                continue
-            try:
-                hint = decode_hint(record.value or b"")
-            except ProtocolError as error:
-                logger.error("%s", error)
-                continue
+            hint = hint_in(record)
             if isinstance(hint, Leading):
                 self.leader = hint.leader
                 self.leader_heard_s = asyncio.get_running_loop().time() if hint.leader else -math.inf

@@ -105,6 +105,8 @@ class Snapshots:
             cost_s += await self._append(unit, writing, futures)
             appended.append(futures)
         await self._writer.flush()
+        while self._frames.probe():
+            await self._writer.flush()
         while not all(writing.eager_settled for writing in writings):  # noqa: ASYNC110  # A few ms as a rule.
             await asyncio.sleep(0.001)
         for writing, futures in zip(writings, appended, strict=True):

@@ -1,10 +1,12 @@
-"""Where things stand in the topics of one application: names and partitions, in one place, and decisions by offset."""
+"""Where things stand in the topics of one application: names, partitions, and what records of control say."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from penstock.checkpoint.control import ControlRecord, decode_control
+from penstock.checkpoint.reports import Hint, decode_hint
+from penstock.engine.logs import logger
 from penstock.errors import ProtocolError
 from penstock.router.kafka_records import Fetched
 from penstock.router.kafka_topics import is_incarnation, topic_name
@@ -52,3 +54,14 @@ def decision_in(record: Fetched, topic: str) -> ControlRecord | None:
             "does. Nothing was skipped: without every decision the application can't go on. Restore the topic, or "
             "begin anew, under another name or after: penstock destroy.",
         ) from error
+
+
+def hint_in(record: Fetched) -> Hint | None:
+    """What a record of the hints says; None for one that is no hint, which is said and does no harm."""
+    if is_incarnation(record.key):
+        return None
+    try:
+        return decode_hint(record.value or b"")
+    except ProtocolError as error:
+        logger.error("%s", error)
+        return None

@@ -396,6 +396,28 @@ def test_when_ownerless_tasks_find_an_owner_those_of_a_worker_that_leaves_stay_f
     assert slow.leader.owners[1] == "b#1"
 
 
+def test_when_all_that_remain_leave_a_new_attempt_begins_so_that_they_can() -> None:
+    """Nobody else comes, and what they have they can only give back at a checkpoint."""
+    slow = leading("a#1", "b#1")
+    complete(slow)
+    slow.hear(Alive("b#1", "b", leaving=True))
+    slow.hear(Ended("a#1", "was killed"))
+    slow.write()
+    assert slow.leader.attempt is not None
+    slow.tell(FencesWritten(slow.leader.attempt.lineage.attempt))
+    assert assigned(slow.to_write).owners == {0: "b#1", 1: "b#1"}
+
+    slow.write()
+    assert set(slow.begun.release) == {0, 1}
+    slow.acknowledge("b#1", 0, 1)
+    slow.write()
+    assert assigned(slow.to_write).owners == {}
+    slow.write()
+    slow.pass_time(5_000)
+    slow.hear(Alive("b#1", "b", leaving=True))
+    assert slow.to_write == []
+
+
 def test_a_worker_for_whom_there_is_no_task_learns_that_it_belongs_here() -> None:
     slow = leading("a#1", "b#1")
     slow.hear(Alive("c#1", "c"))

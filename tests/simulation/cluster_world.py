@@ -313,7 +313,7 @@ class ClusterWorld:
         self._advance(20)
         if not any(self.kafka.holds(LEADER_ID, leader) for leader in self.leaders):
             self.lead()
-        if not self.leaving and all(worker.stopping for worker in self.workers):
+        if not self.leaving and not self.workers:
             self._join()
         for leader in list(self.leaders):
             self._let(leader, self._lead_on)
