@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import IntEnum, auto
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from penstock.checkpoint.retention import Retention
 from tests.simulation.dice import Dice, Weights
 
 
-class Step(Enum):
+class Step(IntEnum):
     """One step of a cluster. Those of the second group are faults, or work of people."""
 
     LOOP = auto()

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from tests.simulation.cluster_mix import EVERYTHING, ClusterMix
 from tests.simulation.cluster_worker import staged
 from tests.simulation.cluster_world import ClusterCoverage, ClusterWorld
+from tests.simulation.schedules import collecting_seldom
 
 TAIL = 14
 """Steps shown of a cluster that failed."""
 
 
-@contextmanager
-def _collecting_seldom() -> Iterator[None]:
-    """Worlds leave much behind that is dead together: look for it after many of them, not in the midst of each."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(200_000, 10, 10)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-
-
 def simulate_clusters(seeds: Iterable[int], mix: ClusterMix = EVERYTHING) -> ClusterCoverage:
     """Play the schedule of each seed. What one raises names the seed, which is all it takes to see it again."""
     coverage = ClusterCoverage()
-    with staged(), _collecting_seldom():
+    with staged(), collecting_seldom():
         for seed in seeds:
             world = ClusterWorld(seed, mix)
             try:
@@ -40,6 +28,7 @@ def simulate_clusters(seeds: Iterable[int], mix: ClusterMix = EVERYTHING) -> Clu
                     f"Again: python -m tests.simulation --clusters --first {seed} 1"
                 )
                 raise
+            world.take_apart()
     return coverage
 
 

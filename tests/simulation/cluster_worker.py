@@ -146,10 +146,12 @@ class SimulatedAssembly(Assembly):
         self.add_reply_sink(REPLIES, sink)
         self._world = world
         self._worker = worker
+        self.every_unit: list[ClusterUnit] = []
 
     def add(self, *arguments: Any, **options: Any) -> TaskUnit:
         unit = super().add(*arguments, **options)
         assert isinstance(unit, ClusterUnit)
+        self.every_unit.append(unit)
         unit.worker = self._worker
         unit._clock = lambda: 0.0
         self._world.placed(unit, arguments[1], arguments[2])
@@ -302,6 +304,15 @@ class SimulatedWorker(ClusterWorker):
             handlers.close()
         self.works.clear()
 
+    def take_apart(self) -> None:
+        """Nothing of it points back at it."""
+        for unit in self.assembly.every_unit:
+            for entry in unit.core.entries.values():
+                entry.bind({}, {})
+                del entry.route
+            unit.__dict__.clear()
+        self.__dict__.clear()
+
     @property
     def busy(self) -> bool:
         return bool(self.works) or not self.writer.idle or self.reader.behind or self.control.behind
@@ -370,7 +381,7 @@ def staged() -> Iterator[None]:
         (link_module, "asyncio", cluster_stage.loop),
         (snapshots_module, "asyncio", cluster_stage.loop),
         (snapshots_module, "time", cluster_stage.clock),
-        (worker_module, "check_shapes", _nothing),  # It is the same for all, and slow.
+        (ClusterWorker, "_check", _nothing),  # It is the same for all, and slow.
         (worker_module, "Assembly", _nothing),  # Each has one of its own.
         (tasks_module, "asyncio", cluster_stage.loop),
         (tasks_module, "in_thread", cluster_stage.in_thread),

@@ -55,6 +55,8 @@ SETTLE_MS = 10
 UNREFERENCED_MS = 400
 ROUNDS_MAX = 250
 """Of fair scheduling without faults, until everything must have been done."""
+SWEEPS_MAX = 6
+"""Loops of every worker in one such round, while tasks have anything to do."""
 _FINGERPRINTS = WALKS.fingerprints()
 
 
@@ -125,6 +127,7 @@ class ClusterWorld:
         self.inputs: list[list[tuple[str, str, bytes]]] = [[] for _ in range(self.tasks)]
         self._draw_inputs()
         self.workers: list[SimulatedWorker] = []
+        self._all_workers: list[SimulatedWorker] = []
         self.leaders: list[SimulatedLeader] = []
         self._started = Counter[str]()
         self._instances = 0
@@ -139,9 +142,11 @@ class ClusterWorld:
         self.rolled_back = False
         """Whether a person or a damaged record took back what had been complete: rows may then come again."""
         self.trace: list[tuple[str, str]] = []
+        self._turns = 0
         self._counts = Counter[str]()
         self.invariants = shared_invariants()
         self.is_cut, self.one_owner, self.is_there = PlacedIsTheCut(), OneOwner(), RetainedIsThere()
+        self._told_of: dict[str, list[Callable[..., None]]] = {}
         self._turned = [*_hooks([*self.invariants, self.is_cut], "turned")]
         self._steps = self._prepare_steps()
 
@@ -182,6 +187,12 @@ class ClusterWorld:
             for leader in self.leaders:
                 leader.end()
         return ClusterCoverage(**{name: self._counts[name] for name in ClusterCoverage._fields})
+
+    def take_apart(self) -> None:
+        """As of a world of one process: break the circles."""
+        for worker in self._all_workers:
+            worker.take_apart()
+        self.__dict__.clear()
 
     def _prepare_steps(self) -> dict[Step, Callable[[], bool]]:
         """Each lets one thing happen, and says whether there was an occasion."""
@@ -301,11 +312,11 @@ class ClusterWorld:
 
     def _until(self, reached: Callable[[], bool]) -> None:
         for round in range(ROUNDS_MAX):
-            self._fair_round(beat=round % 3 == 0)
-            if round % 10 == 9:
+            if round % 10 == 0:
                 for client in self.clients:
                     self._ask(client)
-            elif round > 2 and reached():
+            self._fair_round(beat=round % 3 == 0)
+            if round > 2 and reached():
                 return
         raise Violation("Progress", f"there is work left after {ROUNDS_MAX} rounds without faults: {self._hanging()}")
 
@@ -319,23 +330,31 @@ class ClusterWorld:
             self._let(leader, self._lead_on)
             if beat and leader in self.leaders:
                 self._let(leader, SimulatedLeader.age)
-        for worker in list(self.workers):
-            if beat:
+        if beat:
+            for worker in self.workers:
                 worker.beat()
-            self._loop(worker)
-            if worker not in self.workers:
-                continue
-            if beat and self.dice.chance(0.3):
-                self._fold(worker)
-            for unit in worker.actual_units:
-                for driver in unit.sinks.values():
-                    self._calm_down(driver)
-            for handlers in worker.assembly.handlers:
-                for _ in range(len(handlers)):
-                    handlers.resume(0)
-            while not worker.writer.idle or any(not work.done() for work in worker.works):
-                worker.writer.pump_all()
-                worker.step_all()
+                if self.dice.chance(0.3):
+                    self._fold(worker)
+        for _ in range(SWEEPS_MAX):
+            before = self._turns
+            for worker in list(self.workers):
+                self._loop(worker)
+                if worker in self.workers:
+                    self._work_off(worker)
+            if self._turns == before:
+                break
+
+    def _work_off(self, worker: SimulatedWorker) -> None:
+        """All that goes on beside the turns of a worker."""
+        for unit in worker.actual_units:
+            for driver in unit.sinks.values():
+                self._calm_down(driver)
+        for handlers in worker.assembly.handlers:
+            for _ in range(len(handlers)):
+                handlers.resume(0)
+        while not worker.writer.idle or any(not work.done() for work in worker.works):
+            worker.writer.pump_all()
+            worker.step_all()
 
     def _lead_on(self, leader: SimulatedLeader) -> None:
         """What a leader does at once when it has heard something."""
@@ -479,7 +498,9 @@ class ClusterWorld:
             instance = f"i{self._instances}"
         self._started[instance] += 1
         self.count("joins")
-        self.workers.append(SimulatedWorker(self, instance, f"{instance}#{self._started[instance]}"))
+        worker = SimulatedWorker(self, instance, f"{instance}#{self._started[instance]}")
+        self.workers.append(worker)
+        self._all_workers.append(worker)
 
     def _another_joins(self) -> None:
         if len(self.workers) < self.mix.workers_max:
@@ -738,6 +759,7 @@ class ClusterWorld:
         self.is_cut.placed(unit, restored, origin.manifest)
 
     def turned(self, unit: ClusterUnit, effects: Effects) -> None:
+        self._turns += 1
         self._counts["zombie_turns"] += unit.replaced
         self.one_owner.took_turn(self, unit)
         for hook in self._turned:
@@ -753,7 +775,10 @@ class ClusterWorld:
         self._tell("committed", task)
 
     def _tell(self, hook: str, *arguments: object) -> None:
-        for told in _hooks(self.invariants, hook):
+        hooks = self._told_of.get(hook)
+        if hooks is None:
+            hooks = self._told_of[hook] = _hooks(self.invariants, hook)
+        for told in hooks:
             told(self, *arguments)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from penstock.engine.journal import PARTITION
 from penstock.errors import CorruptSnapshot
 from penstock.ids import Offset
 from penstock.router.log import FIRST_OFFSET, LogStatistics
@@ -24,10 +25,18 @@ class SimulatedLog:
         self._partitions: dict[str, MemoryLog] = shared._partitions if shared is not None else {}
         self.damaged: set[tuple[str, int]] = shared.damaged if shared is not None else set()
         """Records whose bytes a disk has changed: reading stops before them."""
+        self._arrived: list[int] = shared._arrived if shared is not None else [0]
+
+    @property
+    def arrived(self) -> int:
+        """How many records that tasks read were ever appended."""
+        return self._arrived[0]
 
     # The interface of a log.
 
     def append(self, partition: str, record: bytes) -> Offset:
+        if partition != PARTITION:
+            self._arrived[0] += 1
         return self._partition(partition).append(partition, record)
 
     async def flush(self) -> None:
@@ -103,6 +112,11 @@ class Producer(SimulatedLog):
         self._unsent.setdefault(partition, deque()).append(record)
         return Offset(-1)  # Not known yet, and nobody asks.
 
+    @property
+    def waiting(self) -> list[str]:
+        """Partitions for which something is still to be sent."""
+        return [partition for partition, waiting in self._unsent.items() if waiting]
+
     def pump(self, partition: str, count_max: int) -> None:
         """Send some of what waits for one partition, in order."""
         waiting = self._unsent.get(partition)
@@ -112,6 +126,11 @@ class Producer(SimulatedLog):
         for _ in range(2 if self._resend() else 1):
             for record in sent:
                 super().append(partition, record)
+
+    def pump_all(self) -> None:
+        """Send all that waits."""
+        for partition in self.waiting:
+            self.pump(partition, len(self._unsent[partition]))
 
     def flush_next(self) -> bool:
         """Make one more partition durable. False when all are."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import IntEnum, auto
 from functools import cached_property
 from typing import Any
 
 from tests.simulation.dice import Weights
 
 
-class Move(Enum):
+class Move(IntEnum):
     """One step of a world. Those of the second group are faults."""
 
     TURN = auto()
@@ -55,7 +55,7 @@ class Move(Enum):
 
 
 USUAL = {
-    Move.TURN: 36.0,
+    Move.TURN: 40.0,
     Move.RESUME: 4.0,
     Move.PUMP: 8.0,
     Move.WRITE: 24.0,
@@ -63,33 +63,33 @@ USUAL = {
     Move.ACKNOWLEDGE: 16.0,
     Move.DECIDE: 12.0,
     Move.LEARN: 8.0,
-    Move.TICK: 12.0,
-    Move.SINK: 8.0,
-    Move.FOLD: 6.0,
-    Move.BASE: 3.0,
-    Move.RETAIN: 0.5,
-    Move.ASK: 2.0,
+    Move.TICK: 4.0,
+    Move.SINK: 5.0,
+    Move.FOLD: 2.0,
+    Move.BASE: 2.0,
+    Move.RETAIN: 0.2,
+    Move.ASK: 0.8,
 }
 
 FAULTS = {
-    Move.CRASH: 1.0,
-    Move.TAKE_OVER: 1.2,
-    Move.REPLAY: 0.6,
-    Move.FORGET: 0.5,
+    Move.CRASH: 0.12,
+    Move.TAKE_OVER: 0.15,
+    Move.REPLAY: 0.07,
+    Move.FORGET: 0.4,
     Move.REPEAT: 0.5,
-    Move.DISK_FULL: 0.8,
-    Move.CLOCK: 1.0,
-    Move.DAMAGE: 0.1,
+    Move.DISK_FULL: 0.7,
+    Move.CLOCK: 0.3,
+    Move.DAMAGE: 0.03,
 }
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each move comes, and how long a schedule is."""
+    """How often each move comes where there is an occasion for it, and how long a schedule is."""
 
     weights: dict[Move, float] = field(default_factory=lambda: {**USUAL, **FAULTS})
-    steps: int = 250
-    tasks: tuple[int, ...] = (1, 2, 3, 3, 4)
+    steps: int = 150
+    tasks: tuple[int, ...] = (3, 3, 3, 4)
     """How many tasks a world may have."""
     zombie_share: float = 0.15
     """How often a step is one of a zombie, while there are some."""

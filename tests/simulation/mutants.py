@@ -35,45 +35,42 @@ from tests.simulation.world import Run, World
 SEEDS_MAX = 3_000
 """Worlds in which a mutant must be noticed."""
 
-ZOMBIES = EVERYTHING.more({Move.TAKE_OVER: 4.0, Move.CRASH: 0.5, Move.REPLAY: 0.0}, zombie_share=0.4)
-MESSAGES = EVERYTHING.more({Move.TURN: 60.0, Move.PUMP: 30.0, Move.BEGIN: 8.0}, tasks=(3, 4))
-BACKLOG = EVERYTHING.more({Move.CRASH: 3.0, Move.PUMP: 20.0}, tasks=(2, 3), lazy=1.0)
-UPKEEP = EVERYTHING.more({Move.FOLD: 40.0, Move.BASE: 20.0, Move.RETAIN: 15.0, Move.CRASH: 3.0}, tasks=(1, 2))
-PEOPLE = EVERYTHING.more({Move.REPLAY: 2.0})
+ZOMBIES = EVERYTHING.more({Move.TAKE_OVER: 0.6, Move.CRASH: 0.1, Move.REPLAY: 0.0}, zombie_share=0.4)
+MESSAGES = EVERYTHING.more({Move.TURN: 60.0, Move.PUMP: 30.0, Move.BEGIN: 8.0})
+BACKLOG = EVERYTHING.more({Move.CRASH: 0.4, Move.PUMP: 20.0}, lazy=1.0)
+UPKEEP = EVERYTHING.more({Move.FOLD: 20.0, Move.BASE: 10.0, Move.RETAIN: 4.0, Move.CRASH: 0.5}, steps=250)
+PEOPLE = EVERYTHING.more({Move.REPLAY: 0.4})
 DISKS = EVERYTHING.more(
     {
-        Move.DISK_FULL: 8.0,
-        Move.TURN: 6.0,
+        Move.DISK_FULL: 3.0,
+        Move.TURN: 8.0,
         Move.WRITE: 30.0,
         Move.BEGIN: 30.0,
         Move.ACKNOWLEDGE: 30.0,
         Move.DECIDE: 20.0,
         Move.LEARN: 20.0,
         Move.SINK: 30.0,
-        Move.CRASH: 5.0,
+        Move.CRASH: 0.8,
         Move.TAKE_OVER: 0.0,
         Move.REPLAY: 0.0,
         Move.DAMAGE: 0.0,
     },
-    tasks=(1,),
     slow_sink=0.0,
 )
 DECISIONS = EVERYTHING.more(
     {
         Move.DECIDE: 3.0,
-        Move.RETAIN: 4.0,
+        Move.RETAIN: 2.0,
         Move.LEARN: 20.0,
         Move.SINK: 20.0,
-        Move.CRASH: 3.0,
+        Move.CRASH: 0.5,
         Move.TAKE_OVER: 0.0,
     },
-    tasks=(1,),
     slow_sink=0.0,
 )
 QUIET_ENDS = EVERYTHING.more(
-    {Move.FORGET: 5.0, Move.DISK_FULL: 3.0, Move.TURN: 60.0, Move.CRASH: 0.2, Move.TAKE_OVER: 0.2, Move.DAMAGE: 0.0},
-    tasks=(1, 2),
-    steps=400,
+    {Move.FORGET: 3.0, Move.DISK_FULL: 2.0, Move.CRASH: 0.05, Move.TAKE_OVER: 0.05, Move.DAMAGE: 0.0},
+    steps=250,
 )
 
 
@@ -190,11 +187,12 @@ def _acknowledge_anything(self: Coordinator, checkpoint: int, part: Any, delta_b
     return _acknowledge(self, self._last_id, part, delta_bytes)
 
 
-def _tell_at_once(self: World, run: Run, node: Node, invocations_max: int) -> None:
+def _tell_at_once(self: World, run: Run, node: Node, invocations_max: int) -> bool:
     before = len(node.core._replies)
-    _turn(self, run, node, invocations_max)
+    worked = _turn(self, run, node, invocations_max)
     for reply in node.core._replies[before:]:
         self._answer(reply)
+    return worked
 
 
 def _commit_unfenced(self: Database, task: int, owner: object, rows: Any, marker: dict[int, int]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Coroutine
 from enum import Enum
+from math import inf
 from typing import Any
 
 from penstock.checkpoint.control import Manifest, Part
@@ -100,6 +101,7 @@ class Handlers:
     def __init__(self, completions: Completions) -> None:
         self._completions = completions
         self._suspended: dict[int, Coroutine[Any, Any, Any]] = {}
+        self.ended = 0
 
     def __len__(self) -> int:
         return len(self._suspended)
@@ -115,6 +117,7 @@ class Handlers:
         outcome = _step(self._suspended[number])
         if outcome is not None:
             del self._suspended[number]
+            self.ended += 1
             self._completions.add(Completed(number, outcome.value, outcome.error))
 
     def close(self) -> None:
@@ -173,6 +176,8 @@ class Node:
         """Checkpoints this task was told to begin, on their way here."""
         self.announced: deque[Manifest] = deque()
         """Complete checkpoints, on their way here."""
+        self._asleep, self._asleep_until_ms = -1, 0.0
+        """How much had arrived when there was nothing to do, and until when that stays so if no more arrives."""
         self._writing: Writing | None = None
         self._stage = Stage.ENCODE
         self._records: list[bytes] = []
@@ -201,8 +206,34 @@ class Node:
         """Whether a snapshot is on its way."""
         return self._writing is not None
 
+    @property
+    def base_due(self) -> bool:
+        """Whether something was folded that is in no base yet."""
+        overlay = self.unit.overlay
+        return not overlay.folding and overlay.folded_checkpoint > self.snapshot.base_checkpoint
+
+    def awake(self, clock_ms: int) -> bool:
+        """Whether a turn might do something. Most would not, and looking closely takes long."""
+        return (
+            self._asleep != self._arrived
+            or clock_ms >= self._asleep_until_ms
+            or self.inbox.cut_due is not None
+        )
+
+    @property
+    def _arrived(self) -> int:
+        """How much has come that might be for this task."""
+        return self.producer.arrived + self.handlers.ended
+
     def turn(self, invocations_max: int, clock_ms: int) -> Effects | None:
-        return self.unit.turn_of(invocations_max, clock_ms)
+        arrived = self._arrived
+        effects = self.unit.turn_of(invocations_max, clock_ms)
+        if effects is None and not self.inbox.behind:
+            due_ms = self.core.next_due_ms()
+            self._asleep, self._asleep_until_ms = arrived, inf if due_ms is None else due_ms
+        else:
+            self._asleep = -1
+        return effects
 
     def cut(self, checkpoint: int) -> Writing:
         """Begin a snapshot. One that is still being written becomes part of it."""
@@ -255,7 +286,12 @@ class Node:
         return self.unit.completed(self.announced.popleft())
 
     def close(self) -> None:
+        """Nothing of it goes on, and nothing of it points back at it."""
         self.handlers.close()
+        self.unit.__dict__.clear()
+        for entry in self.core.entries.values():
+            entry.bind({}, {})
+            del entry.route
 
 
 def sources_of(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tests.simulation.mix import EVERYTHING, Mix
 from tests.simulation.world import Coverage, World
@@ -11,20 +13,37 @@ TAIL = 12
 """Moves shown of a world that failed."""
 
 
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Few objects of a world are left once it was taken apart, and none of what was there before it: look for garbage
+    after many worlds, and only among theirs. Doing it as usual takes a quarter of the time."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
 def simulate(seeds: Iterable[int], mix: Mix = EVERYTHING) -> Coverage:
     """Play the schedule of each seed. What one raises names the seed, which is all it takes to see it again."""
     coverage = Coverage()
-    for seed in seeds:
-        world = World(seed, mix)
-        try:
-            coverage = coverage.plus(world.run())
-        except Exception as error:
-            moves = ", ".join(f"{move.name} {attempt}/{task}" for move, attempt, task in world.trace[-TAIL:])
-            error.add_note(
-                f"Seed {seed}, after {len(world.trace)} moves, the last of them {moves}. "
-                f"Again: python -m tests.simulation --first {seed} 1"
-            )
-            raise
+    with collecting_seldom():
+        for seed in seeds:
+            world = World(seed, mix)
+            try:
+                coverage = coverage.plus(world.run())
+            except Exception as error:
+                moves = ", ".join(f"{move.name} {attempt}/{task}" for move, attempt, task in world.trace[-TAIL:])
+                error.add_note(
+                    f"Seed {seed}, after {len(world.trace)} moves, the last of them {moves}. "
+                    f"Again: python -m tests.simulation --first {seed} 1"
+                )
+                raise
+            world.take_apart()
     return coverage
 
 

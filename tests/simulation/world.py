@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -60,6 +61,8 @@ UNREFERENCED_MS = 6 * TIMEOUT_MS
 """Age at which a base that no manifest names is deleted: more than a checkpoint that names it can be under way."""
 ROUNDS_MAX = 300
 """Of fair scheduling without faults, until everything must have been done."""
+SWEEPS_MAX = 8
+"""Turns of every task in one such round, before what they did is in a checkpoint."""
 INDEX = Path("index")
 _OUTLETS = {EGRESS: Outlet(EGRESS, OUT.spec.encode, 1 << 20)}
 _FINGERPRINTS = WALKS.fingerprints()
@@ -150,12 +153,13 @@ class World:
         self.recoveries = self.replays = self.abandoned = self.completed = self.dropped = 0
         self.colour_cuts = self.duplicates = self.bases_made = self.older = 0
         self.invariants = all_invariants()
+        self._told_of: dict[str, list[Callable[..., None]]] = {}
         self._turned = _hooks(self.invariants, "turned")
         self._moves = self._prepare_moves()
 
     def _draw_inputs(self) -> None:
         dice = self.dice
-        self.walks = 3 + dice.below(4)
+        self.walks = 2 + dice.below(4)
         for walk in range(self.walks):
             typename, id = dice.choose(FUNCTIONS), dice.choose(IDS)
             if dice.chance(0.3):
@@ -174,7 +178,8 @@ class World:
                 self.recover()
                 weights, dice = self.mix.prepared, self.dice
                 for _ in range(self.mix.steps):
-                    self.perform(dice.draw(weights))
+                    while not self.perform(dice.draw(weights)):
+                        pass
                 self.settle_down()
                 self._tell("ended")
             finally:
@@ -192,44 +197,57 @@ class World:
             self.older,
         )
 
+    def take_apart(self) -> None:
+        """Break the circles of a world that has been, whose memory is free then without a search for garbage. That
+        would take as long as half a world."""
+        self.__dict__.clear()
+
     @property
     def current(self) -> Run:
         return self.runs[-1]
 
-    def perform(self, move: Move) -> None:
-        """Let one thing happen, or nothing if there is no occasion."""
+    def perform(self, move: Move) -> bool:
+        """Let one thing happen. False when there is no occasion for it."""
         run = self._some_run()
         if not run.nodes:
             self.runs.remove(run)
-            return
-        node = self.dice.choose(run.nodes)
-        self.trace.append((move, run.attempt.lineage.attempt, node.task))
-        self._moves[move](run, node)
+            return False
+        action, has_occasion = self._moves[move]
+        nodes = run.nodes if has_occasion is None else [node for node in run.nodes if has_occasion(run, node)]
+        if not nodes:
+            return False
+        node = self.dice.choose(nodes)
+        attempt = run.attempt.lineage.attempt
+        if action(run, node) is False:
+            return False
+        self.trace.append((move, attempt, node.task))
+        return True
 
-    def _prepare_moves(self) -> dict[Move, Callable[[Run, Node], None]]:
+    def _prepare_moves(self) -> dict[Move, tuple[Callable[[Run, Node], object], Callable[[Run, Node], object] | None]]:
+        """What each does, False when it turns out to be nothing; and for which tasks there is an occasion."""
         return {
-            Move.TURN: self._some_turn,
-            Move.RESUME: self._resume,
-            Move.PUMP: self._pump,
-            Move.WRITE: self._write_some,
-            Move.BEGIN: lambda run, node: self._begin(node),
-            Move.ACKNOWLEDGE: self._some_mail,
-            Move.DECIDE: lambda run, node: self._decide(run),
-            Move.LEARN: lambda run, node: self._learn(node),
-            Move.TICK: self._some_tick,
-            Move.SINK: lambda run, node: node.driver.step(),
-            Move.FOLD: self._fold,
-            Move.BASE: self._make_base,
-            Move.RETAIN: lambda run, node: self._retain(),
-            Move.ASK: self._some_request,
-            Move.CRASH: self._crash_and_recover,
-            Move.TAKE_OVER: self._take_over_and_recover,
-            Move.REPLAY: self._replay,
-            Move.FORGET: self._forget,
-            Move.REPEAT: self._repeat,
-            Move.DISK_FULL: self._fill_disk,
-            Move.CLOCK: self._jump,
-            Move.DAMAGE: self._damage,
+            Move.TURN: (self._some_turn, lambda run, node: node.awake(self.clock_ms)),
+            Move.RESUME: (self._resume, lambda run, node: len(node.handlers)),
+            Move.PUMP: (self._pump, lambda run, node: node.producer.waiting),
+            Move.WRITE: (self._write_some, lambda run, node: node.writing),
+            Move.BEGIN: (lambda run, node: self._begin(node), lambda run, node: node.begins),
+            Move.ACKNOWLEDGE: (self._some_mail, lambda run, node: run.mail),
+            Move.DECIDE: (lambda run, node: self._decide(run), lambda run, node: run.unsynced),
+            Move.LEARN: (lambda run, node: self._learn(node), lambda run, node: node.announced),
+            Move.TICK: (self._some_tick, None),
+            Move.SINK: (lambda run, node: node.driver.step(), lambda run, node: not node.driver.quiet),
+            Move.FOLD: (self._fold, lambda run, node: node.unit.overlay.folding or node.unit.overlay.next_fold),
+            Move.BASE: (self._make_base, lambda run, node: node.base_due),
+            Move.RETAIN: (lambda run, node: self._retain(), None),
+            Move.ASK: (self._some_request, lambda run, node: self._unanswered),
+            Move.CRASH: (self._crash_and_recover, None),
+            Move.TAKE_OVER: (self._take_over_and_recover, None),
+            Move.REPLAY: (self._replay, None),
+            Move.FORGET: (self._forget, lambda run, node: run.mail or node.begins),
+            Move.REPEAT: (self._repeat, lambda run, node: run.mail),
+            Move.DISK_FULL: (self._fill_disk, lambda run, node: node.writing),
+            Move.CLOCK: (self._jump, None),
+            Move.DAMAGE: (self._damage, None),
         }
 
     def settle_down(self) -> None:
@@ -243,26 +261,24 @@ class World:
             node.driver.failing = 0.0
         for round in range(ROUNDS_MAX):
             self.clock_ms += 20
-            self._fair_round(run)
-            if round % 20 == 19:
-                for client in self.clients:
+            if round % 10 == 0:
+                for client in self._unanswered:
                     self._ask(client)
-            elif round > 3 and not self._busy(run):
+            self._fair_round(run)
+            if round > 1 and not self._busy(run):
                 return
         raise Violation("Progress", f"there is work left after {ROUNDS_MAX} rounds without faults")
 
     def _fair_round(self, run: Run) -> None:
-        coordinator = run.coordinator
-        assert coordinator is not None
+        """Everybody does at once what there is to do, and a checkpoint of it is taken."""
         self._tick(run)
         for node in run.nodes:
             while node.begins:
                 self._begin(node)
-            self._turn(run, node, 10)
-            for _ in range(len(node.handlers)):
-                node.handlers.resume(0)
-            for destination in range(self.tasks):
-                node.producer.pump(f"inbox-{destination}", 100)
+        for _ in range(SWEEPS_MAX):
+            if not any([self._sweep(run, node) for node in run.nodes]):
+                break
+        for node in run.nodes:
             while node.writing:
                 self._write(run, node, disk_full=False)
         while run.mail:
@@ -275,6 +291,14 @@ class World:
                 if not node.driver.quiet:
                     node.driver.step()
 
+    def _sweep(self, run: Run, node: Node) -> bool:
+        """One task goes on. Whether there was anything to do."""
+        worked = node.awake(self.clock_ms) and self._turn(run, node, 10)
+        for _ in range(len(node.handlers)):
+            node.handlers.resume(0)
+        node.producer.pump_all()
+        return worked
+
     def _busy(self, run: Run) -> bool:
         coordinator = run.coordinator
         assert coordinator is not None
@@ -282,7 +306,7 @@ class World:
             coordinator.owing
             or coordinator.phase is not Phase.IDLE
             or any(node.busy for node in run.nodes)
-            or not all(client.answer for client in self.clients)
+            or bool(self._unanswered)
         )
 
     # What tasks do.
@@ -292,18 +316,17 @@ class World:
             return self.dice.choose(self.runs[:-1])
         return self.runs[-1]
 
-    def _some_turn(self, run: Run, node: Node) -> None:
-        if node.task != self.lazy or self.dice.chance(0.15):
-            self._turn(run, node, 1 + self.dice.below(3))
+    def _some_turn(self, run: Run, node: Node) -> bool:
+        return (node.task != self.lazy or self.dice.chance(0.15)) and self._turn(run, node, 1 + self.dice.below(3))
 
     def _resume(self, run: Run, node: Node) -> None:
-        if len(node.handlers):
-            node.handlers.resume(self.dice.below(len(node.handlers)))
+        node.handlers.resume(self.dice.below(len(node.handlers)))
 
     def _pump(self, run: Run, node: Node) -> None:
-        node.producer.pump(f"inbox-{self.dice.below(self.tasks)}", 1 + self.dice.below(3))
+        node.producer.pump(self.dice.choose(node.producer.waiting), 1 + self.dice.below(3))
 
-    def _turn(self, run: Run, node: Node, invocations_max: int) -> None:
+    def _turn(self, run: Run, node: Node, invocations_max: int) -> bool:
+        """One turn of a task. Whether there was anything to do."""
         NATURE.clock_ms = max(NATURE.clock_ms, self.clock_ms)
         due = node.inbox.cut_due
         if due is not None:
@@ -318,10 +341,12 @@ class World:
                 raise
             run.nodes.remove(node)  # A zombie that slept until what it would read was deleted ends here.
             node.close()
-            return
-        if effects is not None:
-            for hook in self._turned:
-                hook(self, node, effects)
+            return False
+        if effects is None:
+            return False
+        for hook in self._turned:
+            hook(self, node, effects)
+        return True
 
     def _cut(self, node: Node, checkpoint: int) -> None:
         frozen = node.cut(checkpoint).frozen
@@ -363,8 +388,6 @@ class World:
         """As a worker does: a base of what has been folded, once the fold is done."""
         overlay = node.unit.overlay
         checkpoint = overlay.folded_checkpoint
-        if overlay.folding or checkpoint <= node.snapshot.base_checkpoint:
-            return
         name = f"{checkpoint:012d}-{run.attempt.lineage.attempt}-{node.task}"
         self.bases[name] = Base(self.clock_ms, list(overlay.backend.scan(b"", b"\xff")))
         self.bases_made += 1
@@ -378,8 +401,7 @@ class World:
         self._tick(run)
 
     def _some_mail(self, run: Run, node: Node) -> None:
-        if run.mail:
-            self._deliver(run, run.mail.pop(self.dice.below(len(run.mail))))
+        self._deliver(run, run.mail.pop(self.dice.below(len(run.mail))))
 
     def _tick(self, run: Run) -> None:
         if run.coordinator is not None:
@@ -457,16 +479,18 @@ class World:
 
     # Clients.
 
+    @property
+    def _unanswered(self) -> list[Client]:
+        return [client for client in self.clients if client.answer is None]
+
     def _some_request(self, run: Run, node: Node) -> None:
-        if self.clients:
-            self._ask(self.dice.choose(self.clients))
+        self._ask(self.dice.choose(self._unanswered))
 
     def _ask(self, client: Client) -> None:
-        if client.answer is None:
-            partition = f"requests-{key_group(client.address.id) % self.tasks}"
-            self.log.append(partition, encode_request(client.request()))
-            if self.dice.chance(0.7):
-                self.log.flush_partition(partition)
+        partition = f"requests-{key_group(client.address.id) % self.tasks}"
+        self.log.append(partition, encode_request(client.request()))
+        if self.dice.chance(0.7):
+            self.log.flush_partition(partition)
 
     def _answer(self, reply: Reply) -> None:
         walk = int(reply.request_id.partition("-")[0])
@@ -486,8 +510,7 @@ class World:
         self.recover()
 
     def _repeat(self, run: Run, node: Node) -> None:
-        if run.mail:
-            run.mail.append(self.dice.choose(run.mail))
+        run.mail.append(self.dice.choose(run.mail))
 
     def _jump(self, run: Run, node: Node) -> None:
         self.clock_ms += self.dice.choose((-20, 50, 2 * TIMEOUT_MS))
@@ -626,9 +649,7 @@ class World:
         producer = Producer(self.log, buffered=self.buffered, resend=lambda: self.dice.chance(self.mix.resend))
         sources = sources_of(task, self.inputs[task], self.log, core.meta.ingress_positions)
         node = Node(task, core, restored.overlay, snapshot, completions, handlers, sources, producer, self.journal)
-        driver = SimulatedDriver(
-            task, self.database, self.dice, lambda checkpoint: node.unit.committed(EGRESS, checkpoint)
-        )
+        driver = SimulatedDriver(task, self.database, self.dice, partial(node.unit.committed, EGRESS))
         driver.failing = self.sink_fails
         driver.retain(attempt.lineage.attempts | self._retained_attempts())
         node.unit.adopt(restored)
@@ -651,7 +672,10 @@ class World:
     # Telling the invariants.
 
     def _tell(self, hook: str, *arguments: object) -> None:
-        for told in _hooks(self.invariants, hook):
+        hooks = self._told_of.get(hook)
+        if hooks is None:
+            hooks = self._told_of[hook] = _hooks(self.invariants, hook)
+        for told in hooks:
             told(self, *arguments)
 
     def _committed(self, task: int) -> None:
