@@ -53,7 +53,7 @@ from penstock.checkpoint.reports import (
     Report,
     Unable,
 )
-from penstock.checkpoint.retention import Retention, decide, oldest_of_attempts, truncation_point
+from penstock.checkpoint.retention import Retention, decide, oldest_of_attempts, tells_what_is_read, truncation_point
 from penstock.errors import CorruptSnapshot, Refused
 
 LEADING_MS = 1_000
@@ -762,6 +762,8 @@ class Leader:
             return []  # The record would repeat what was decided before those, behind them. The next time is soon.
         needed = frozenset({attempt.restored})
         retained = list(self.history.checkpoints.values())
+        if not tells_what_is_read(retained, attempt=attempt.lineage.attempt, restored=attempt.restored):
+            return []
         verdict = decide(retained, self._options.retention, int(now_ms), needed=needed)
         if len(verdict.kept) == len(retained):
             return []

@@ -89,6 +89,13 @@ def truncation_point(kept: Sequence[Retained]) -> int | None:
     return min(map(_pins, kept), default=None)
 
 
+def tells_what_is_read(kept: Sequence[Retained], *, attempt: int, restored: int) -> bool:
+    """Whether checkpoints say how far back the running attempt may still read its inputs. One that began from nothing
+    reads them from their start, and does so again after a crash, until it has taken a checkpoint of its own: those of
+    the attempts it has abandoned are further on."""
+    return bool(restored) or any(each.attempt == attempt for each in kept)
+
+
 def oldest_of_attempts(kept: Sequence[Retained]) -> list[Retained]:
     """The first of `kept` that each attempt took. Positions of inputs grow within an attempt, but an attempt that goes
     back by a person's decision begins below those of the attempts it abandons: only together do these say how far back

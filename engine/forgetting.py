@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from penstock.checkpoint.retention import Retained, decide, oldest_of_attempts, truncation_point
+from penstock.checkpoint.retention import Retained, decide, oldest_of_attempts, tells_what_is_read, truncation_point
 from penstock.checkpoint.store import UNREFERENCED_S
 from penstock.engine.background import in_thread
 from penstock.engine.config import Config
@@ -54,7 +54,11 @@ class Forgetting:
         bases = {base for each in verdict.kept for base in each.bases}
         bases |= {unit.snapshot.base_name for unit in self._units}
         await in_thread(self._data.store.collect, bases, now_s - UNREFERENCED_S)
-        self._truncate_inputs(verdict.kept)
+        attempt = history.attempt
+        if attempt is None or tells_what_is_read(
+            verdict.kept, attempt=attempt.lineage.attempt, restored=attempt.restored
+        ):
+            self._truncate_inputs(verdict.kept)
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
         """Requests and frames before the positions of every retained checkpoint are needed by nobody."""

@@ -180,6 +180,11 @@ class Slow:
 def leading(*workers: str, tasks: int = 2, **options: Any) -> Slow:
     """A leader of workers that have all tasks, and have not been asked for a checkpoint yet."""
     slow = Slow(tasks=tasks, workers_expected=len(workers), **options)
+    begin_attempt(slow, *workers)
+    return slow
+
+
+def begin_attempt(slow: Slow, *workers: str) -> None:
     for worker in workers:
         slow.hear(Alive(worker, worker.partition("#")[0]))
     slow.write()
@@ -187,7 +192,6 @@ def leading(*workers: str, tasks: int = 2, **options: Any) -> Slow:
     slow.tell(FencesWritten(slow.leader.attempt.lineage.attempt))
     slow.write()
     assert slow.leader.phase is Phase.LEADING
-    return slow
 
 
 def complete(slow: Slow) -> int:
@@ -499,6 +503,21 @@ def test_another_leader_knows_what_is_not_retained_any_more() -> None:
 
     assert set(next_one.leader.history.checkpoints) == {newest}
     assert dropped < newest
+
+
+def test_nothing_is_forgotten_before_an_attempt_from_nothing_has_a_checkpoint_of_its_own() -> None:
+    """It reads its inputs from their start, and those of the attempts before it are further on."""
+    slow = leading("a#1")
+    complete(slow)
+    complete(slow)
+    little = Retention(all_ms=0, spacing_ms=0, spaced_ms=0)
+    fresh = Slow(tuple(slow.log), fresh=True, retention=little)
+    begin_attempt(fresh, "a#1")
+    fresh.now_ms += 3_600_000
+
+    assert fresh.tell(Aged()) == []
+    complete(fresh)
+    assert [type(action) for action in fresh.tell(Aged())] == [Write]
 
 
 # Faults, and people.

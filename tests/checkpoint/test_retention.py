@@ -8,7 +8,14 @@ import msgspec
 from hypothesis import given
 from hypothesis.strategies import builds, integers, lists
 
-from penstock.checkpoint.retention import Retained, Retention, decide, oldest_of_attempts, truncation_point
+from penstock.checkpoint.retention import (
+    Retained,
+    Retention,
+    decide,
+    oldest_of_attempts,
+    tells_what_is_read,
+    truncation_point,
+)
 
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 NOBODY: frozenset[int] = frozenset()
@@ -83,6 +90,14 @@ def test_inputs_are_as_old_as_the_oldest_checkpoint_of_any_attempt() -> None:
     kept = [kept_at(5, 0), kept_at(6, 0), kept_at(9, 0, attempt=2), kept_at(10, 0, attempt=2)]
 
     assert numbers(oldest_of_attempts(kept)) == [5, 9]
+
+
+def test_an_attempt_that_began_from_nothing_reads_from_the_start_until_it_has_a_checkpoint() -> None:
+    kept = [kept_at(5, 0), kept_at(6, 0)]
+
+    assert tells_what_is_read(kept, attempt=2, restored=6)
+    assert not tells_what_is_read(kept, attempt=2, restored=0)
+    assert tells_what_is_read([*kept, kept_at(9, 0, attempt=2)], attempt=2, restored=0)
 
 
 @given(lists(builds(int, integers(0, 2 * HOUR)), min_size=1, max_size=60), integers(0, 500), integers(0, 3))

@@ -112,7 +112,7 @@ class ClusterMix:
     steps: int = 220
     walks: int = 3
     """How much there is to do, at least."""
-    tasks: tuple[int, ...] = (1, 2, 2, 4)
+    tasks: tuple[int, ...] = (4,)
     workers: tuple[int, ...] = (1, 2, 2, 3)
     """How many a world begins with."""
     workers_max: int = 3

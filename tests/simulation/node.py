@@ -214,11 +214,7 @@ class Node:
 
     def awake(self, clock_ms: int) -> bool:
         """Whether a turn might do something. Most would not, and looking closely takes long."""
-        return (
-            self._asleep != self._arrived
-            or clock_ms >= self._asleep_until_ms
-            or self.inbox.cut_due is not None
-        )
+        return self._asleep != self._arrived or clock_ms >= self._asleep_until_ms or self.inbox.cut_due is not None
 
     @property
     def _arrived(self) -> int:

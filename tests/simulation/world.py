@@ -276,7 +276,8 @@ class World:
             while node.begins:
                 self._begin(node)
         for _ in range(SWEEPS_MAX):
-            if not any([self._sweep(run, node) for node in run.nodes]):
+            worked = [self._sweep(run, node) for node in run.nodes]
+            if not any(worked):
                 break
         for node in run.nodes:
             while node.writing:
