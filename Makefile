@@ -3,7 +3,8 @@
 #     make demo     the main example on real input
 #     make test     everything continuous integration runs; `make check` is the same
 #     make quick    the same without the slow tests, for the time between two edits
-#     make simulate many seeded fault schedules on the real cores, of one process and of many: SEEDS=100000 for long
+#     make simulate many seeded fault schedules on the real cores, of one process and of many: SEEDS=1000000 for long;
+#                   interrupted, the same command goes on
 #     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
@@ -56,7 +57,6 @@ SEEDS ?= 20000
 
 simulate: $(VENV)/.tools
 	$(BIN)/python -m tests.simulation $(SEEDS)
-	$(BIN)/python -m tests.simulation --clusters $(SEEDS)
 
 HOURS ?= 1
 

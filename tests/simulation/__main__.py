@@ -1,63 +1,239 @@
-"""Plays many schedules, on all processors: python -m tests.simulation [--clusters] [--first SEED] SCHEDULES"""
+"""Plays many schedules on all processors: python -m tests.simulation [--first SEED] [--only KIND] SCHEDULES
+
+What is done is noted in build/simulation.json after every few seconds: the same command goes on from there, as long as
+the commit is the same. A schedule that fails is made short and printed as a test.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from tests.simulation.cluster_schedules import simulate_clusters, thin_clusters
+from tests.simulation import cluster_mix, cluster_schedules, mix, schedules
+from tests.simulation.cluster_schedules import thin_clusters
+from tests.simulation.cluster_worker import staged
 from tests.simulation.cluster_world import ClusterCoverage
-from tests.simulation.schedules import simulate, thin
+from tests.simulation.minimise import as_test, minimise
+from tests.simulation.schedules import collecting_seldom, thin
 from tests.simulation.world import Coverage
 
+NOTES = Path("build", "simulation.json")
+PER_THOUSAND_MIN = {"recoveries": 2_000, "zombies": 500, "abandoned": 200, "handoffs": 200, "replays": 100}
+"""What a run of both kinds must have seen in each thousand schedules, whichever kind saw it."""
 CHUNK = 200
-"""Schedules between two reports: about two seconds."""
+"""Schedules between two notes: a few seconds."""
+VIOLATIONS_MAX = 10
+"""After so many it is clear that something is wrong."""
 
-Play = Callable[[range], Coverage | ClusterCoverage]
+
+class Chunk(NamedTuple):
+    """Some schedules of one kind."""
+
+    clusters: bool
+    seeds: range
+
+
+class Played(NamedTuple):
+    """What became of a chunk."""
+
+    seen: dict[str, int]
+    failed: list[int]
+
+
+class Notes:
+    """How far a run has come, in a file."""
+
+    def __init__(self, what: dict[str, Any]) -> None:
+        self._what = what
+        self.chunks = 0
+        self.seconds = 0.0
+        self.seen = {"worlds": Counter[str](), "clusters": Counter[str]()}
+
+    @classmethod
+    def read(cls, what: dict[str, Any]) -> Notes:
+        """Those of the same run, if there are any; else new ones."""
+        notes = cls(what)
+        if NOTES.exists():
+            found = json.loads(NOTES.read_bytes())
+            if found["what"] == what:
+                notes.chunks, notes.seconds = found["chunks"], found["seconds"]
+                notes.seen = {kind: Counter(seen) for kind, seen in found["seen"].items()}
+        return notes
+
+    def write(self) -> None:
+        NOTES.parent.mkdir(exist_ok=True)
+        noted = {"what": self._what, "chunks": self.chunks, "seconds": self.seconds, "seen": self.seen}
+        fresh = NOTES.with_suffix(".new")
+        fresh.write_text(json.dumps(noted))
+        fresh.replace(NOTES)
+
+    def totals(self) -> Counter[str]:
+        """What both kinds have seen."""
+        both = self.seen["worlds"] + self.seen["clusters"]
+        both["zombies"] = both["zombie_records"] + both["zombie_frames"]
+        return both
+
+    def forget(self) -> None:
+        NOTES.unlink(missing_ok=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("schedules", type=int, help="how many to play; one seed each")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="where to begin (default 0)")
-    parser.add_argument("--clusters", action="store_true", help="of many workers and their leaders, not of one process")
+    parser.add_argument("--only", choices=["worlds", "clusters"], help="only those of one process, or of many")
     arguments = parser.parse_args()
-    seeds = range(arguments.first, arguments.first + arguments.schedules)
-    play: Play = simulate_clusters if arguments.clusters else simulate
-    coverage = _play_all(play, [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)])
-    for name, seen in coverage.items():
-        sys.stdout.write(f"  {name:<16}{seen:>12,}{1000 * seen // len(seeds):>10,} in 1,000\n")
-    missing = _thin(coverage, len(seeds)) if len(seeds) >= 1_000 else []
+    commit = _commit()
+    notes = Notes.read({**vars(arguments), "commit": commit})
+    shares = _shares(arguments.schedules, arguments.only)
+    chunks = list(_chunks(shares, arguments.first))
+    if notes.chunks:
+        _say(f"going on after {sum(len(chunk.seeds) for chunk in chunks[: notes.chunks]):,} schedules")
+    try:
+        failed = _play_all(chunks, notes)
+    except KeyboardInterrupt:
+        _say("\ninterrupted; the same command goes on from here")
+        return 130
+    notes.forget()
+    if failed:
+        return 1
+    _say(_line(shares, arguments.first, commit, notes))
+    missing = _missing(notes, shares)
     for line in missing:
-        sys.stdout.write(f"{line}\n")
+        _say(line)
     return 1 if missing else 0
 
 
-def _play_all(play: Play, chunks: list[range]) -> Counter[str]:
-    """Play all on all processors. Returns what they saw."""
-    processes = min(os.cpu_count() or 1, len(chunks)) or 1
-    began = time.monotonic()
-    coverage, played = Counter[str](), 0
-    with ProcessPoolExecutor(processes) as pool:
-        for chunk, seen in zip(chunks, pool.map(play, chunks), strict=True):
-            coverage.update(seen._asdict())
-            played += len(chunk)
-            sys.stderr.write(f"\r{played:,} schedules, {played / (time.monotonic() - began):,.0f}/s")
-    took_s = time.monotonic() - began
-    sys.stdout.write(f"\n{played:,} schedules without a violation in {took_s:.0f} s\n")
-    sys.stdout.write(f"  on {processes} processes, {played / took_s:,.0f}/s\n")
-    return coverage
+def _shares(schedules_wanted: int, only: str | None) -> dict[str, int]:
+    clusters = {"worlds": 0, "clusters": schedules_wanted}.get(only or "", schedules_wanted // 2)
+    return {"worlds": schedules_wanted - clusters, "clusters": clusters}
 
 
-def _thin(coverage: Counter[str], schedules: int) -> list[str]:
-    if coverage.keys() == set(Coverage._fields):
-        return thin(Coverage(**coverage), schedules)
-    return thin_clusters(ClusterCoverage(**coverage), schedules)
+def _chunks(shares: dict[str, int], first: int) -> Iterable[Chunk]:
+    """Of both kinds in turn, so that a run that is interrupted has seen some of both."""
+    for start in range(0, max(shares.values()), CHUNK):
+        for kind, count in shares.items():
+            seeds = range(first + start, first + min(start + CHUNK, count))
+            if seeds:
+                yield Chunk(kind == "clusters", seeds)
+
+
+def _play_all(chunks: list[Chunk], notes: Notes) -> int:
+    """Play all that is not noted yet. Returns how many failed."""
+    rest = chunks[notes.chunks :]
+    began, before, played, failed = time.monotonic(), notes.seconds, 0, 0
+    with ProcessPoolExecutor(_processes()) as pool:
+        try:
+            for chunk, result in zip(rest, pool.map(_play, rest), strict=True):
+                notes.seen[_kind(chunk.clusters)].update(result.seen)
+                notes.chunks += 1
+                notes.seconds = before + time.monotonic() - began
+                notes.write()
+                played += len(chunk.seeds)
+                _show(f"\r{played:,} schedules, {played / (time.monotonic() - began):,.0f}/s, {failed} violations")
+                for seed in result.failed:
+                    failed += 1
+                    _explain(seed, clusters=chunk.clusters)
+                if failed >= VIOLATIONS_MAX:
+                    return failed
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    _show("\n")
+    return failed
+
+
+def _play(chunk: Chunk) -> Played:
+    """In a process of its own. A schedule that fails does not keep the others from being played."""
+    seen, failed = Counter[str](), list[int]()
+    play = cluster_schedules.play if chunk.clusters else schedules.play
+    with ExitStack() as stack:
+        stack.enter_context(collecting_seldom())
+        if chunk.clusters:
+            stack.enter_context(staged())
+        for seed in chunk.seeds:
+            try:
+                coverage = play(seed)
+            except Exception:  # noqa: BLE001  # Played again, and explained, by whoever started this.
+                failed.append(seed)
+            else:
+                seen.update(coverage._asdict())
+    return Played(dict(seen), failed)
+
+
+def _explain(seed: int, *, clusters: bool) -> None:
+    steps, said = minimise(seed, cluster_mix.EVERYTHING if clusters else mix.EVERYTHING)
+    _say(f"\n{_kind(clusters)}, seed {seed}: {said}\nAs a test, with {len(steps)} steps:\n")
+    _say(as_test(seed, "EVERYTHING", steps, said, cluster=clusters))
+
+
+def _missing(notes: Notes, shares: dict[str, int]) -> list[str]:
+    """What was seen too rarely for the run to mean anything. Of few schedules nothing can be said."""
+    missing = []
+    if shares["worlds"] >= 1_000:
+        missing += thin(Coverage(**notes.seen["worlds"]), shares["worlds"])
+    if shares["clusters"] >= 1_000:
+        missing += thin_clusters(ClusterCoverage(**notes.seen["clusters"]), shares["clusters"])
+    total, seen = sum(shares.values()), notes.totals()
+    if min(shares.values()) >= 500:
+        missing += [
+            f"{name}: {seen[name]:,} in {total:,} schedules of both kinds, and {floor:,} in each thousand are wanted"
+            for name, floor in PER_THOUSAND_MIN.items()
+            if seen[name] * 1_000 < floor * total
+        ]
+    return missing
+
+
+def _line(shares: dict[str, int], first: int, commit: str, notes: Notes) -> str:
+    """For docs/guarantees.md."""
+    total = sum(shares.values())
+    both = notes.totals()
+    table = [
+        f"  {kind:<10}{name:<16}{seen:>14,}{1000 * seen // shares[kind]:>10,} in 1,000\n"
+        for kind, counts in notes.seen.items()
+        for name, seen in counts.items()
+    ]
+    kinds = " and ".join(f"{count:,} of {kind}" for kind, count in shares.items() if count)
+    today = datetime.now(UTC).date()
+    return (
+        f"{''.join(table)}\n"
+        f"{total:,} schedules, {kinds}, seeds from {first:,}, at commit {commit} on {today}: no violation, in "
+        f"{notes.seconds / 60:,.0f} minutes on {_processes()} processors ({total / notes.seconds / _processes():,.0f} "
+        f"per second and processor); {both['recoveries']:,} recoveries, {both['zombies']:,} records of zombies, "
+        f"{both['abandoned']:,} checkpoints given up, {both['handoffs']:,} hand-offs, {both['replays']:,} replays."
+    )
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _processes() -> int:
+    return os.cpu_count() or 1
+
+
+def _kind(clusters: bool) -> str:
+    return "clusters" if clusters else "worlds"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(text)
 
 
 if __name__ == "__main__":

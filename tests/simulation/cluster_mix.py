@@ -84,8 +84,8 @@ USUAL = {
 FAULTS = {
     Step.CRASH: 0.6,
     Step.RESTART: 0.4,
-    Step.JOIN: 2.0,
-    Step.LEAVE: 1.4,
+    Step.JOIN: 3.0,
+    Step.LEAVE: 2.2,
     Step.CONDEMN: 1.0,
     Step.HURRY: 0.3,
     Step.SLOW: 6.0,

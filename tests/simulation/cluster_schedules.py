@@ -18,35 +18,42 @@ def simulate_clusters(seeds: Iterable[int], mix: ClusterMix = EVERYTHING) -> Clu
     coverage = ClusterCoverage()
     with staged(), collecting_seldom():
         for seed in seeds:
-            world = ClusterWorld(seed, mix)
-            try:
-                coverage = coverage.plus(world.run())
-            except Exception as error:
-                steps = ", ".join(f"{step} {who}" for step, who in world.trace[-TAIL:])
-                error.add_note(
-                    f"Seed {seed}, after {len(world.trace)} steps, the last of them {steps}. "
-                    f"Again: python -m tests.simulation --clusters --first {seed} 1"
-                )
-                raise
-            world.take_apart()
+            coverage = coverage.plus(play(seed, mix))
+    return coverage
+
+
+def play(seed: int, mix: ClusterMix = EVERYTHING) -> ClusterCoverage:
+    """One schedule, on the stage."""
+    world = ClusterWorld(seed, mix)
+    try:
+        coverage = world.run()
+    except Exception as error:
+        steps = ", ".join(f"{step} {who}" for step, who in world.trace[-TAIL:])
+        error.add_note(
+            f"Seed {seed}, after {len(world.trace)} steps, the last of them {steps}. "
+            f"Again, and made short: python -m tests.simulation --first {seed} --only clusters 1"
+        )
+        raise
+    world.take_apart()
     return coverage
 
 
 PER_THOUSAND_MIN = ClusterCoverage(
-    recoveries=1_500,
-    replays=15,
+    recoveries=2_000,
+    replays=100,
     leaders=1_500,
-    adoptions=300,
-    handoffs=100,
-    returned=3,
-    completed=4_000,
-    abandoned=20,
-    zombie_frames=5,
-    zombie_turns=20,
-    colour_cuts=10,
-    bases=80,
+    adoptions=500,
+    handoffs=200,
+    returned=5,
+    completed=3_000,
+    abandoned=25,
+    zombie_frames=50,
+    zombie_turns=100,
+    colour_cuts=15,
+    bases=500,
     joins=2_500,
     leaves=300,
+    forgets=300,
 )
 """Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one."""
 

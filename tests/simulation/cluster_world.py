@@ -8,7 +8,7 @@ keeps no rule itself: it tells the invariants what happened.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,9 +108,11 @@ class Bases(dict[str, Base]):
 class ClusterWorld:
     """See the module."""
 
-    def __init__(self, seed: int, mix: ClusterMix) -> None:
+    def __init__(self, seed: int, mix: ClusterMix, *, only: Sequence[int] | None = None) -> None:
         dice = self.dice = Dice(seed)
         self.mix = mix
+        self.steps = range(mix.steps) if only is None else only
+        """Numbers of the steps to be done."""
         self.tasks = dice.choose(mix.tasks)
         self.config = _config(self.tasks)
         self.clock_ms = 1_000
@@ -174,9 +176,11 @@ class ClusterWorld:
             if dice.chance(self.mix.warm):
                 self._warm_up()
             weights = self.mix.draw_weights(dice)
-            for _ in range(self.mix.steps):
+            for step in self.steps:
+                dice.begin_step(step)
                 while not self._steps[dice.draw(weights)]():
                     pass
+            dice.begin_step(self.mix.steps)
             self.settle_down()
             if self.dice.chance(self.mix.farewell):
                 self._say_farewell()

@@ -1,4 +1,7 @@
-"""The one source of randomness of a simulated world: the same seed, the same run."""
+"""The one source of randomness of a simulated world: the same seed, the same run.
+
+Each step of a world has numbers of its own, so that those of the others stay what they are when one is left out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ class Dice:
     """See the module. Everything that could happen one way or another asks it."""
 
     def __init__(self, seed: int) -> None:
-        self._random = Random(seed).random
+        self._seed = seed
+        source = Random(seed)
+        self._reseed, self._random = source.seed, source.random
+
+    def begin_step(self, number: int) -> None:
+        self._reseed(self._seed << 16 | (number + 1))
 
     def below(self, count: int) -> int:
         """A number from 0 to `count` - 1."""

@@ -33,17 +33,23 @@ def simulate(seeds: Iterable[int], mix: Mix = EVERYTHING) -> Coverage:
     coverage = Coverage()
     with collecting_seldom():
         for seed in seeds:
-            world = World(seed, mix)
-            try:
-                coverage = coverage.plus(world.run())
-            except Exception as error:
-                moves = ", ".join(f"{move.name} {attempt}/{task}" for move, attempt, task in world.trace[-TAIL:])
-                error.add_note(
-                    f"Seed {seed}, after {len(world.trace)} moves, the last of them {moves}. "
-                    f"Again: python -m tests.simulation --first {seed} 1"
-                )
-                raise
-            world.take_apart()
+            coverage = coverage.plus(play(seed, mix))
+    return coverage
+
+
+def play(seed: int, mix: Mix = EVERYTHING) -> Coverage:
+    """One schedule."""
+    world = World(seed, mix)
+    try:
+        coverage = world.run()
+    except Exception as error:
+        moves = ", ".join(f"{move.name} {attempt}/{task}" for move, attempt, task in world.trace[-TAIL:])
+        error.add_note(
+            f"Seed {seed}, after {len(world.trace)} moves, the last of them {moves}. "
+            f"Again, and made short: python -m tests.simulation --first {seed} --only worlds 1"
+        )
+        raise
+    world.take_apart()
     return coverage
 
 
@@ -55,7 +61,7 @@ PER_THOUSAND_MIN = Coverage(
     zombie_records=500,
     colour_cuts=50,
     duplicates=20,
-    bases=20,
+    bases=200,
 )
 """Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one."""
 

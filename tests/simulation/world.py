@@ -126,9 +126,11 @@ class Coverage(NamedTuple):
 class World:
     """See the module."""
 
-    def __init__(self, seed: int, mix: Mix) -> None:
+    def __init__(self, seed: int, mix: Mix, *, only: Sequence[int] | None = None) -> None:
         dice = self.dice = Dice(seed)
         self.mix = mix
+        self.steps = range(mix.steps) if only is None else only
+        """Numbers of the steps to be done."""
         self.tasks = dice.choose(mix.tasks)
         self.clock_ms = 1_000
         self.log = SimulatedLog()
@@ -177,9 +179,11 @@ class World:
             try:
                 self.recover()
                 weights, dice = self.mix.prepared, self.dice
-                for _ in range(self.mix.steps):
+                for step in self.steps:
+                    dice.begin_step(step)
                     while not self.perform(dice.draw(weights)):
                         pass
+                dice.begin_step(self.mix.steps)
                 self.settle_down()
                 self._tell("ended")
             finally:
