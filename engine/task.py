@@ -915,7 +915,7 @@ class TaskCore:
     @property
     def queued(self) -> int:
         """Messages that could run at once."""
-        return sum([len(entry.queue) for entry in self._entries.values()]) + len(self._ready)
+        return sum(len(entry.queue) for entry in self._entries.values()) + len(self._ready)
 
     @property
     def suspended(self) -> int:
@@ -944,10 +944,8 @@ class TaskCore:
 
     def next_due_ms(self) -> int | None:
         """When the clock alone gives this task something to do; None when it never does."""
-        delayed, retried = self._delays.next_due_ms(), self._pending.next_retry_ms()
-        if delayed is None or retried is None:
-            return retried if delayed is None else delayed
-        return min(delayed, retried)
+        due = [at for at in (self._delays.next_due_ms(), self._pending.next_retry_ms()) if at is not None]
+        return min(due, default=None)
 
     @property
     def holds_delayed_messages(self) -> bool:

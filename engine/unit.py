@@ -188,8 +188,7 @@ class TaskUnit:
         """
         began = self._clock()
         inputs = self.completions.take(self._invocations_max)
-        queued = self.core.queued
-        room = self._invocations_max - queued
+        room = self._invocations_max - self.core.queued
         if room > 0:
             self.feeds.append(self.feeds.pop(0))  # Each is first in its turn.
             for feed in self.feeds:
@@ -200,7 +199,8 @@ class TaskUnit:
                 room -= sum(map(_size, taken))
                 if room <= 0:
                     break
-        if not inputs and not queued and ((due_ms := self.core.next_due_ms()) is None or due_ms > clock_ms):
+        due_ms = self.core.next_due_ms()
+        if not inputs and not self.core.queued and (due_ms is None or due_ms > clock_ms):
             return None
         batch = Batch(clock_ms, inputs, self._invocations_max)
         effects = self.core.run(batch, lambda: self._clock() - began > TURN_MAX_S)
