@@ -234,6 +234,7 @@ async def measure(order: Order) -> dict[str, Any]:
         await asyncio.sleep(LOOK_S)
     last = (time.perf_counter(), time.process_time(), last[2])
     checkpoints = list(worker.snapshots.durations_ms)
+    turns = sum(unit.counters.turns for unit in worker.units)
     worker.stop()
     await running
     done = last[2] - first[2]
@@ -241,6 +242,7 @@ async def measure(order: Order) -> dict[str, Any]:
         "per_s": round(done / (last[0] - first[0])),
         "cpu_s_per_million": round((last[1] - first[1]) / done * 1e6, 2),
         "share_of_a_core": round((last[1] - first[1]) / (last[0] - first[0]), 2),
+        "inputs_per_turn": round(last[2] / turns),
         "checkpoints": len(checkpoints),
         "checkpoint_ms_p50": round(sorted(checkpoints)[len(checkpoints) // 2], 1) if checkpoints else None,
     }

@@ -481,7 +481,14 @@ def _outlets(app: App, bytes_max: int) -> dict[Any, Outlet]:
     """How values become rows, by egress and by its name."""
     outlets: dict[Any, Outlet] = {}
     for egress in app.egresses.values():
-        outlets[egress.name] = outlets[egress] = Outlet(
-            egress.name, egress.spec.encode, bytes_max, getattr(egress.spec, "complete", None)
-        )
+        outlets[egress.name] = outlets[egress] = _outlet(egress, bytes_max)
     return outlets
+
+
+def _outlet(egress: Egress, bytes_max: int) -> Outlet:
+    """How values become rows of one egress, with nothing in the way that has nothing to add."""
+    spec = egress.spec
+    if not isinstance(spec, KafkaEgress):
+        return Outlet(egress.name, spec.encode, bytes_max)
+    encode = spec.encode if spec.tombstones else spec.format.encode
+    return Outlet(egress.name, encode, bytes_max, spec.complete if spec.completes else None)

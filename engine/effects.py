@@ -120,7 +120,7 @@ class Effects(msgspec.Struct, array_like=True):
     queues: dict[str, QueueCut]
     """Functions whose queue is not empty, or was not before the batch; rows hold only what arrived in this batch."""
     frames: list[OutFrame]
-    egress: list[tuple[str, EgressRow]]
+    egress: dict[str, list[EgressRow]]
     replies: list[Reply]
 
 

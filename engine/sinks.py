@@ -213,10 +213,10 @@ class EagerDriver(_Worked):
     def quiet(self) -> bool:
         return self._running is None
 
-    def send(self, row: EgressRow) -> None:
-        self.sent += 1
-        self.waiting_bytes += len(row.value) + ROW_OVERHEAD_BYTES
-        self._rows.append(row)
+    def send(self, rows: Sequence[EgressRow]) -> None:
+        self.sent += len(rows)
+        self.waiting_bytes += _held_bytes(rows)
+        self._rows.extend(rows)
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())
 
@@ -226,7 +226,7 @@ class EagerDriver(_Worked):
         self._inherited = batches
         rows = [row for batch in batches for row in batch.rows]
         self.sent += len(rows)
-        self.waiting_bytes += sum(len(row.value) + ROW_OVERHEAD_BYTES for row in rows)
+        self.waiting_bytes += _held_bytes(rows)
         self._rows.extendleft(reversed(rows))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())
@@ -244,7 +244,7 @@ class EagerDriver(_Worked):
 
     def _count_written(self, rows: Sequence[EgressRow]) -> None:
         self.written += len(rows)
-        self.waiting_bytes -= sum(len(row.value) + ROW_OVERHEAD_BYTES for row in rows)
+        self.waiting_bytes -= _held_bytes(rows)
 
     async def _write_all(self) -> None:
         delay_s = EAGER_RETRY_S
@@ -281,6 +281,11 @@ class EagerDriver(_Worked):
         self.waiting_bytes -= sum(len(rows[index].value) + ROW_OVERHEAD_BYTES for index in refused)
         logger.error("egress %s dropped %d rows: %s", self._name, len(refused), error)
         self._rows.extendleft(row for index, row in reversed(list(enumerate(rows))) if index not in refused)
+
+
+def _held_bytes(rows: Sequence[EgressRow]) -> int:
+    """About what the rows hold in memory."""
+    return sum(len(row.value) for row in rows) + ROW_OVERHEAD_BYTES * len(rows)
 
 
 def _coded(egress: str, error: Exception) -> PenstockError:

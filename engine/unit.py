@@ -37,8 +37,11 @@ from penstock.state import keys
 from penstock.state.overlay import Overlay
 
 ENCODE_S = 0.0005
-"""CPU time spent on a delta at a time. News of an input takes four or five passes of the event loop to reach the
-worker, and each of them waits for so much."""
+"""Time spent on a delta at least before others have the event loop. News of an input takes four or five passes of it
+to reach the worker, and each of them waits for so much."""
+ENCODE_SHARE = 0.25
+"""Of the time that others took meanwhile: where turns are long, a delta must not need hundreds of them. What waits for
+its checkpoint would grow with the load, and with it what each checkpoint costs."""
 INVOCATIONS_MIN, INVOCATIONS_MAX = 64, 1_000
 TURN_S, TURN_MAX_S = 0.003, 0.005
 """Aim for the length of a turn, and when one is broken off at the end of a slice and the next made shorter (PROTOCOL
@@ -95,19 +98,23 @@ class Writing:
     async def encode(self, append: Callable[[bytes], None]) -> float:
         """Encode the delta and hand each record to `append`, in slices with turns between them. Returns the CPU seconds
         it took."""
-        encoder, cost_s = self.encoder, 0.0
-        while not encoder.done:
+        cost_s, slice_s = 0.0, ENCODE_S
+        while True:
             began = time.thread_time()
-            took = 0.0
-            while took < ENCODE_S and not encoder.done:
-                record = encoder.step()
-                if record is not None:
-                    append(record)
-                took = time.thread_time() - began
-            cost_s += took
-            if not encoder.done:
-                await asyncio.sleep(0)
-        return cost_s
+            self._encode_slice(append, slice_s)
+            cost_s += time.thread_time() - began
+            if self.encoder.done:
+                return cost_s
+            left = time.perf_counter()
+            await asyncio.sleep(0)
+            slice_s = max(ENCODE_S, ENCODE_SHARE * (time.perf_counter() - left))
+
+    def _encode_slice(self, append: Callable[[bytes], None], slice_s: float) -> None:
+        until = time.perf_counter() + slice_s
+        while time.perf_counter() < until and not self.encoder.done:
+            record = self.encoder.step()
+            if record is not None:
+                append(record)
 
     @property
     def eager_settled(self) -> bool:
@@ -216,11 +223,10 @@ class TaskUnit:
             stamped = self.snapshot.stamp(frame.sequence, frame.messages)
             self._channels.send(frame.destination, stamped)
             self.counters.frames_sent += 1
-        if effects.egress and any(isinstance(driver, EagerDriver) for driver in self.sinks.values()):
-            for name, row in effects.egress:
-                driver = self.sinks[name]
-                if isinstance(driver, EagerDriver):
-                    driver.send(row)
+        for name, rows in effects.egress.items():
+            driver = self.sinks[name]
+            if isinstance(driver, EagerDriver):
+                driver.send(rows)
 
     def _adapt(self, took_s: float, invocations: int) -> None:
         if took_s > TURN_MAX_S:

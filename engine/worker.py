@@ -36,6 +36,7 @@ from penstock.engine.logs import logger
 from penstock.engine.looks import Question, answer
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
+from penstock.engine.rota import Rota
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
@@ -75,6 +76,7 @@ class Worker:
         self._progress = progress
         self._wake_event = asyncio.Event()
         self._fatal: BaseException | None = None
+        self._rota = Rota()
         self._worked_at = 0.0
         self._background = Background(self._fail)
         self._assembly = Assembly(app, config, wake=self._wake, failed=self._fail)
@@ -274,16 +276,16 @@ class Worker:
             raise self._fatal
 
     def _take_turns(self, now_ms: int, *, pressure: float) -> bool:
-        """One turn of each unit. Returns whether any had something to do."""
-        worked = False
+        """A turn of each unit whose turn it is. Returns whether any had something to do."""
         burying = self.requests.burying
-        for unit in self.units:
+
+        def turn(unit: TaskUnit) -> bool:
             effects = unit.turn(now_ms, paused=pressure >= 1, crowded=pressure >= CROWDED, burying=burying)
-            if effects is not None:
-                worked = True
-                if effects.replies:
-                    self.checkpoint_driver.hurry("request")
-        return worked
+            if effects is not None and effects.replies:
+                self.checkpoint_driver.hurry("request")
+            return effects is not None
+
+        return self._rota.take_turns(self.units, turn)
 
     async def _wait(self, now_ms: int) -> None:
         """Sleep until something is due or `_wake` is called."""

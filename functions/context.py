@@ -68,10 +68,19 @@ class Target:
 
 
 class Emitted(NamedTuple):
-    """A row for the egress `name`."""
+    """A row for the egress `name`, which has no cause yet."""
 
     name: str
-    row: EgressRow
+    value: bytes
+    key: bytes | None
+    topic: str | None
+    headers: tuple[tuple[str, str], ...]
+    partition: int | None
+    timestamp_ms: int | None
+
+    def row(self, cause: int) -> EgressRow:
+        """The row as it goes out."""
+        return EgressRow(self.value, cause, self.key, self.topic, self.headers, self.partition, self.timestamp_ms)
 
 
 class Replied(NamedTuple):
@@ -301,19 +310,17 @@ class Context(Generic[S]):
             )
         if topic is not None or headers or partition is not None or timestamp_ms is not None:
             self._check_placing(topic, headers, partition, timestamp_ms)
-        encoded_key = self._encode_key(key) if isinstance(key, str) else key
-        extra = tuple(headers.items()) if headers else ()
-        row = _new(EgressRow, (data, 0, encoded_key, topic, extra, partition, timestamp_ms))
-        if outlet.complete is not None:
-            row = outlet.complete(value, row)
-        self.outputs.append(Emitted(outlet.name, row))
-
-    def _encode_key(self, key: str) -> bytes:
         try:
-            return key.encode()
+            encoded_key = key.encode() if isinstance(key, str) else key
         except UnicodeEncodeError:
             self._check_text("key", key)
             raise
+        extra = tuple(headers.items()) if headers else ()
+        if outlet.complete is not None:
+            row = EgressRow(data, 0, encoded_key, topic, extra, partition, timestamp_ms)
+            data, _, encoded_key, topic, extra, partition, timestamp_ms = outlet.complete(value, row)
+        emitted = _new(Emitted, (outlet.name, data, encoded_key, topic, extra, partition, timestamp_ms))
+        self.outputs.append(emitted)
 
     def _check_placing(
         self, topic: str | None, headers: Mapping[str, str] | None, partition: int | None, timestamp_ms: int | None

@@ -82,10 +82,13 @@ class KafkaEgress:
         """The value in its format; what is not final about it, such as the number of a schema, the sink adds."""
         return b"" if value is None and self.tombstones else self.format.encode(value)
 
+    @property
+    def completes(self) -> bool:
+        """Whether rows may get more than they were given."""
+        return bool(self.key or self.partition or self.timestamp or self.headers)
+
     def complete(self, value: Any, row: EgressRow) -> EgressRow:
         """`row` with what it was not given: key, partition, timestamp and headers. Raises InvalidInput."""
-        if self.key is None and self.partition is None and self.timestamp is None and not self.headers:
-            return row
         key, partition, timestamp_ms, headers = row.key, row.partition, row.timestamp_ms, row.headers
         if key is None and self.key is not None:
             key = self._key(self._take("key", self.key, value))

@@ -128,7 +128,8 @@ def _collect(function: Function[Any, Any], context: Context[Any], returned: Any)
     trial = Trial(state, storage, answer)
     for output in context.outputs:
         match output:
-            case Emitted(_, row):
+            case Emitted():
+                row = output.row(0)
                 trial.emitted.append((_written(row.value).by, _written(row.value).value))
                 trial.rows.append(row)
             case Delayed(delay_ms, _, id, payload, token):

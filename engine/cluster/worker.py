@@ -66,6 +66,7 @@ from penstock.engine.looks import Looks, Question, id_of_task
 from penstock.engine.migrate import check_shapes
 from penstock.engine.operations import Look
 from penstock.engine.requests import Requests
+from penstock.engine.rota import Rota
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
@@ -112,6 +113,7 @@ class ClusterWorker:
         self._topics = Topics.of(app.name)
         self._wake_event = asyncio.Event()
         self._fatal: BaseException | None = None
+        self._rota = Rota()
         self._worked_at = 0.0
         self._serving = False
         self._counters = _Counters()
@@ -330,20 +332,21 @@ class ClusterWorker:
         return any(worker.worker != self.name and not worker.leaving for worker in self.link.workers)
 
     def _take_turns(self, now_ms: int) -> bool:
-        """One turn of each unit that may take one. Returns whether any had something to do."""
-        if self.tasks.halted:
-            return False
-        worked = False
+        """A turn of each unit whose turn it is. Returns whether any had something to do."""
         pressure, burying = self._upkeep.pressure, self.requests.burying
-        for unit in self._at_work():
+
+        def turn(unit: TaskUnit) -> bool:
+            if self.tasks.halted:
+                return False
             try:
                 effects = unit.turn(now_ms, paused=pressure >= 1, crowded=pressure >= CROWDED, burying=burying)
             except ProtocolError as error:
                 self._give_up_attempt(unit, error)
                 return False
-            worked |= effects is not None
             self._cut_if_due(unit)
-        return worked
+            return effects is not None
+
+        return self._rota.take_turns(self._at_work(), turn)
 
     def _at_work(self) -> list[TaskUnit]:
         """The units that take turns, and are cut: those that neither stand still nor are given away."""

@@ -200,8 +200,9 @@ def test_the_caller_and_the_headers_are_known() -> None:
 def test_causes_of_outputs_are_distinct_and_the_same_in_every_run() -> None:
     def causes() -> list[int]:
         bench = Bench(counting_app())
-        rows = [row for _ in range(3) for _, row in bench.send("t/all", "a", Add()).egress]
-        rows += [row for _, row in bench.run(deliver("t/all", "a", Add(), cause=8)).egress]
+        batches = [bench.send("t/all", "a", Add()) for _ in range(3)]
+        batches.append(bench.run(deliver("t/all", "a", Add(), cause=8)))
+        rows = [row for effects in batches for rows in effects.egress.values() for row in rows]
         return [row.cause for row in rows]
 
     first = causes()
@@ -225,7 +226,7 @@ def test_a_handler_that_raises_leaves_no_trace(restart: bool) -> None:
         bench.restart()
 
     everything = bench.app.functions["t/all"]
-    assert (effects.values, effects.egress, effects.frames) == ({}, [], [])
+    assert (effects.values, effects.egress, effects.frames) == ({}, {}, [])
     assert [chr(key[0]) for key in effects.rows] == ["\xf6"]  # The dead letter alone.
     assert before.values["t/count"] == {"a": msgspec.msgpack.encode({"total": 11})}
     assert bench.state(everything, "a").total == 1
@@ -461,7 +462,7 @@ def test_a_suspended_handler_changes_nothing_before_it_returns() -> None:
 
     effects = bench.send("t/slow", "a", Add(1))
 
-    assert (effects.values, effects.egress) == ({}, [])
+    assert (effects.values, effects.egress) == ({}, {})
     effects = bench.resume()
     assert msgspec.msgpack.decode(effects.values["t/slow"]["a"]) == {"total": 1}
     assert len(effects.egress) == 1
@@ -497,7 +498,7 @@ def test_what_is_in_flight_is_in_the_snapshot_and_begins_again() -> None:
     assert bench.state(slow, "a") == Plain(12)
     assert bench.state(slow, "b") == Plain(3)
     assert bench.state(bench.app.functions["t/count"], "a") == Plain(3)
-    assert [payloads([row]) for each in effects for _, row in each.egress] == [[1], [1]]
+    assert [payloads(rows) for each in effects for rows in each.egress.values()] == [[1], [1]]
 
 
 def test_an_async_handler_that_does_not_wait_ends_at_once() -> None:
@@ -890,7 +891,7 @@ def test_dead_letters_are_copied_to_an_egress_if_there_is_one_for_them() -> None
 
     effects = bench.send("t/flaky", "a", Add(-1))
 
-    ((name, row),) = effects.egress
+    ((name, (row,)),) = effects.egress.items()
     assert (name, row.key) == ("penstock/dead", b"a")
     assert msgspec.json.decode(row.value)["reason"] == "Handler raised ValueError: never below zero"
     # What the egress of copies refuses is a letter already.
@@ -899,7 +900,7 @@ def test_dead_letters_are_copied_to_an_egress_if_there_is_one_for_them() -> None
     assert [letter.typename for letter in bench.letters()] == ["t/flaky"]
     # A row of another egress is not.
     effects = bench.run(requested(BuryRows("t/out", [(EgressRow(b"row", 5), "HTTP 400.")])))
-    assert [(name, row.key) for name, row in effects.egress] == [("penstock/dead", None)]
+    assert [(name, row.key) for name, rows in effects.egress.items() for row in rows] == [("penstock/dead", None)]
 
 
 def test_rows_an_egress_refuses_become_dead_letters() -> None:
@@ -996,14 +997,14 @@ def test_a_row_is_redriven_to_its_egress_as_it_was() -> None:
     bench.restart()
 
     assert bench.operate(Redrive([1])) == 1
-    assert bench.effects[-1].egress == [("t/out", row)]
+    assert bench.effects[-1].egress == {"t/out": [row]}
     assert bench.letters() == []
 
 
 def test_decided_rows_of_an_egress_that_is_gone_become_dead_letters_once() -> None:
     bench = Bench(counting_app())
     bench.send("t/all", "a", Add())
-    (emitted,) = bench.effects[-1].egress
+    emitted = bench.effects[-1].egress
     without = counting_app()
     del without.egresses["t/out"]
 
@@ -1011,14 +1012,14 @@ def test_decided_rows_of_an_egress_that_is_gone_become_dead_letters_once() -> No
         bench.restart(without)
 
     (letter,) = bench.letters()
-    assert (letter.code, letter.typename, letter.payload) == ("PEN0216", "t/out", emitted[1].value)
+    assert (letter.code, letter.typename, letter.payload) == ("PEN0216", "t/out", emitted["t/out"][0].value)
     assert letter.reason.startswith("Egress t/out is not declared any more")
     assert bench.operate(Redrive([letter.number])).startswith("PEN0216 Dead letter 1 is a row of egress t/out, which")
     assert bench.letters() == [letter]
 
     bench.restart(counting_app())
     assert bench.operate(Redrive([letter.number])) == 1
-    assert bench.effects[-1].egress == [emitted]
+    assert bench.effects[-1].egress == emitted
 
 
 # Several tasks.
@@ -1111,7 +1112,7 @@ def test_eager_rows_leave_with_the_effects_and_are_in_no_snapshot() -> None:
 
     effects = bench.send("t/all", "a", Add())
 
-    assert [name for name, _ in effects.egress] == ["t/out"]
+    assert list(effects.egress) == ["t/out"]
     assert bench.freeze().egress == {}
 
 

@@ -31,7 +31,7 @@ def emitted(spec: KafkaEgress, value: Any, **arguments: Any) -> EgressRow:
     ctx.emit("t/out", value, **arguments)
     (output,) = ctx.outputs
     assert isinstance(output, Emitted)
-    return output.row
+    return output.row(0)
 
 
 @pytest.mark.parametrize(

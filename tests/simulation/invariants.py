@@ -111,7 +111,7 @@ class RowsOnce(Invariant):
 
     def turned(self, world: World, node: Node, effects: Effects) -> None:
         if node in world.current.nodes:
-            self._of(node.task).entries.extend(row for _, row in effects.egress)
+            self._of(node.task).entries.extend(row for rows in effects.egress.values() for row in rows)
 
     def cut(self, world: World, node: Node, frozen: Frozen) -> None:
         if node in world.current.nodes:
