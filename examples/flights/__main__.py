@@ -1,10 +1,13 @@
 """Follows 336,776 flights and the delays their aircraft carry along. See README.md beside this file.
 
-Run it: `python -m examples.flights [--dir D] [--rate R] [--limit N]`.
+Run it: `python -m examples.flights [--dir D] [--rate R] [--limit N] [--kafka BROKERS [--workers W]]`.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from argparse import ArgumentParser
 from contextlib import nullcontext
@@ -26,9 +29,14 @@ def main() -> None:
     options.add_argument("--dir", type=Path, help="keep state and results here, and continue from them after a kill")
     options.add_argument("--rate", type=float, help="flights to read a second; as many as it takes, if left out")
     options.add_argument("--limit", type=int, help="read only so many flights")
+    options.add_argument("--kafka", metavar="BROKERS", help="run on Kafka, with addresses such as localhost:9092")
+    options.add_argument("--workers", type=int, default=2, help="so many processes there; 2 if left out")
     chosen = options.parse_args()
     with nullcontext(chosen.dir) if chosen.dir else TemporaryDirectory(prefix="flights-") as directory:
-        follow(Path(directory), rate=chosen.rate, limit=chosen.limit)
+        if chosen.kafka:
+            follow_on_kafka(Path(directory), chosen.kafka, chosen.workers, rate=chosen.rate, limit=chosen.limit)
+        else:
+            follow(Path(directory), rate=chosen.rate, limit=chosen.limit)
 
 
 def follow(directory: Path, *, rate: float | None, limit: int | None) -> None:
@@ -47,6 +55,19 @@ def follow(directory: Path, *, rate: float | None, limit: int | None) -> None:
         )
     show_results(results, console)
     show_figures(worker, took_s, console)
+
+
+def follow_on_kafka(directory: Path, brokers: str, workers: int, *, rate: float | None, limit: int | None) -> None:
+    """The same, by `penstock run`: what several processes need to know is in their environment."""
+    directory.mkdir(parents=True, exist_ok=True)
+    environment = {"FLIGHTS_DIRECTORY": str(directory.resolve())}
+    environment |= {"FLIGHTS_LIMIT": str(limit)} if limit else {}
+    environment |= {"FLIGHTS_RATE": str(rate)} if rate else {}
+    penstock = [sys.executable, "-c", "from penstock.engine.cli import main; main()"]
+    command = [*penstock, "run", "examples.flights.ready:app", "--kafka", brokers, "--workers", str(workers)]
+    command += ["--name", f"flights-{directory.resolve().name}", "--dir", str(directory / "state"), "--until-done"]
+    subprocess.run([*command, "--port", "none"], env={**os.environ, **environment}, check=True)
+    show_results(directory / "results", Console())
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def _run_and_kill_workers(kafka: str, name: str, directory: Path) -> int:
     choose, kills = random.Random(1), 0
     directory.mkdir()
     data = directory / "data"
-    command = penstock("run", "tests.kafka.flights:app", "--kafka", kafka, "--name", name, "--workers", WORKERS)
+    command = penstock("run", "examples.flights.ready:app", "--kafka", kafka, "--name", name, "--workers", WORKERS)
     command += ["--parallelism", "4", "--dir", str(data), "--port", "none", "--memory", "128MB", "--until-done"]
     environment = {
         **os.environ,
