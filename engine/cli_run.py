@@ -33,6 +33,7 @@ from penstock.engine.settings import Settings, load_settings
 from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
 from penstock.errors import Refused
+from penstock.faults import FAULT_VARIABLE, begin
 from penstock.files import read_owner
 
 
@@ -166,6 +167,8 @@ def _prepare(flags: Mapping[str, Any], target: str | None) -> tuple[Settings, Lo
     for variable in settings.ignored:
         logger.warning("%s is no setting, and is ignored.", variable)
     settings.check()
+    supervises = settings["kafka"] and settings["workers"]
+    begin(os.environ.get(FAULT_VARIABLE, ""), "supervisor" if supervises else "worker")
     return settings, load_app(settings["app"], Path.cwd(), name=settings["name"])
 
 

@@ -30,6 +30,7 @@ from penstock.engine.logs import logger
 from penstock.engine.migrate import check_shapes
 from penstock.engine.restore import Restored, restore_task
 from penstock.errors import CorruptSnapshot, Refused, Unavailable
+from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory, write_atomically
 from penstock.functions.app import App
 from penstock.router.embedded import EmbeddedLog
@@ -114,6 +115,7 @@ class DataDirectory:
 
         def restore_checkpoint(manifest: Manifest) -> list[Restored]:
             self._check(manifest, app)
+            fault("restore.begun")
             return restore_all(manifest.parts)
 
         found = restore_newest(self.journal, self._candidates(), restore_checkpoint, self._pass_over)
@@ -162,8 +164,10 @@ class DataDirectory:
 
     def begin_attempt(self, attempt: AttemptBegun) -> None:
         """Begin an attempt: it is durable when this returns. From now on it is what the next start continues."""
+        fault("attempt.writing")
         offset = self.journal.append_control(attempt)
         self.log.flush_nowait()
+        fault("attempt.durable")
         self.history.apply(offset, attempt)
         self._distrusted.unlink(missing_ok=True)
 
@@ -284,6 +288,7 @@ def open_base(store: BaseStore, name: str, path: Path, memory: RocksMemory) -> B
         files = path.with_name(f"{path.name}.base")
         shutil.rmtree(files, ignore_errors=True)
         store.fetch(name, files)
+        fault("restore.half")
         restore_base(files, path)
         shutil.rmtree(files)
     return RocksBackend.open(path, memory)

@@ -19,6 +19,7 @@ from penstock.engine.feeds import RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit
 from penstock.errors import CorruptSnapshot
+from penstock.faults import fault
 from penstock.ids import Offset
 
 
@@ -46,11 +47,13 @@ class Forgetting:
                 f"{self._config.retention.bytes_max:,}",
             )
         history.checkpoints = {each.checkpoint: each for each in verdict.kept}
+        fault("forget.begun")
         # The checkpoints that complete meanwhile are in the index, or are read from the journal behind it.
         await in_thread(journal.write_index, history)
         point = truncation_point(verdict.kept)
         if point is not None:
             journal.truncate(point)
+        fault("forget.half")
         bases = {base for each in verdict.kept for base in each.bases}
         bases |= {unit.snapshot.base_name for unit in self._units}
         await in_thread(self._data.store.collect, bases, now_s - UNREFERENCED_S)
@@ -59,6 +62,7 @@ class Forgetting:
             verdict.kept, attempt=attempt.lineage.attempt, restored=attempt.restored
         ):
             self._truncate_inputs(verdict.kept)
+        fault("forget.done")
 
     def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
         """Requests and frames before the positions of every retained checkpoint are needed by nobody."""

@@ -20,6 +20,7 @@ from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef
 from penstock.errors import CorruptSnapshot
+from penstock.faults import fault
 from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
 from penstock.state import keys
 from penstock.state.backend import Backend
@@ -94,6 +95,7 @@ def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callab
         _check_base(part, backend)
         _read_base(backend, restored, queues, staged)
     overlay.begin_restore(part.base_checkpoint)
+    fault("restore.base")
     chain = deltas.chain(part.head, part.first)
     for number, offset in enumerate(chain, 1):
         header, frozen, size = deltas.delta(offset)
@@ -107,6 +109,7 @@ def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callab
         if offset == part.head:
             _check_head(part, header)
         progress(number, len(chain))
+        fault("restore.delta")
     if chain:
         restored.base = restored.base._replace(first=chain[0])
     restored.deltas = len(chain)

@@ -29,6 +29,7 @@ from penstock.checkpoint.retention import Retention
 from penstock.durations import format_duration, parse_duration, parse_duration_text
 from penstock.engine.config import Config
 from penstock.errors import ConfigurationError
+from penstock.faults import FAULT_VARIABLE
 from penstock.router.kafka_options import PROPERTIES, KafkaOptions, redacted, unknown_property
 
 SIZE_UNITS: Final = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -36,8 +37,8 @@ _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNOR
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 REDACTED: Final = "***"
 ENVIRONMENT_PREFIX: Final = "PENSTOCK_"
-_FOR_VERBS = frozenset({"PENSTOCK_URL"})
-"""Tell a verb of the command line which application it is about, and an application nothing."""
+_NO_SETTINGS = frozenset({"PENSTOCK_URL", FAULT_VARIABLE})
+"""What is for one command: which application a verb is about, and faults."""
 BOOTSTRAP: Final = "bootstrap.servers"
 """The property that is the setting `kafka` itself."""
 PROPERTY_PREFIX: Final = "kafka."
@@ -292,7 +293,7 @@ def load_settings(folder: Path, environment: Mapping[str, str], flags: Mapping[s
             found[name] = _setting(spec, value, file)
     ignored = []
     for variable, text in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _FOR_VERBS:
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NO_SETTINGS:
             setting = _from_environment(variable, text)
             if setting is None:
                 ignored.append(variable)

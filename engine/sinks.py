@@ -28,6 +28,7 @@ from penstock.checkpoint.sinks import (
 )
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, FunctionError, PenstockError, Unavailable
+from penstock.faults import fault
 from penstock.records import EgressRow
 from penstock.router.sink import RowsRefused, Sink
 
@@ -148,6 +149,7 @@ class SinkDriver(_Worked):
             await asyncio.sleep(delay_s)
         try:
             marker = await self._sink.read_marker(self._task)
+            fault("egress.marked")
         except self._passing as error:
             self._complain(error)
             return MarkerFailed()
@@ -156,7 +158,9 @@ class SinkDriver(_Worked):
 
     async def _commit(self, rows: Sequence[EgressRow], marker: dict[int, int]) -> Event:
         try:
+            fault("egress.committing")
             await self._sink.commit(self._task, rows, marker)
+            fault("egress.committed")
         except self._passing as error:
             self._complain(error)
             return CommitFailed()

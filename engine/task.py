@@ -45,6 +45,7 @@ from penstock.engine.operations import BuryRows, Drop, Look, Operation, Redrive,
 from penstock.engine.pending import Pending
 from penstock.engine.views import TaskView, View
 from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
+from penstock.faults import fault
 from penstock.functions.answers import encode_answer
 from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied
 from penstock.functions.function import Function
@@ -244,6 +245,7 @@ class TaskCore:
                 self._count(entry, slice)
                 self._run_plain_or_stateless(entry, islice(messages, slice))
                 done += slice
+                fault("turn.half")
                 self._run_slices()  # What these sent, while it is in the CPU's cache.
         entry.queue.extend(messages)
 
@@ -290,6 +292,7 @@ class TaskCore:
         for entry in self._entries.values():
             if entry.queue and self._may_go_on():
                 self._run_slice(entry, min(len(entry.queue), self._slice_max))
+                fault("turn.half")
 
     def _may_go_on(self) -> bool:
         """Whether the bounds of the batch leave room for another slice. The first one always has some, so that there

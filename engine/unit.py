@@ -30,6 +30,7 @@ from penstock.engine.feeds import Completions, Feed
 from penstock.engine.restore import META, SETTLED_META, SETTLING_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.task import Outcome, TaskCore
+from penstock.faults import fault
 from penstock.records import EgressRow, EpochFrame, Frozen, Reply, TaskMeta
 from penstock.router.frames import encode_frames
 from penstock.router.log import Log
@@ -115,6 +116,7 @@ class Writing:
             record = self.encoder.step()
             if record is not None:
                 append(record)
+                fault("delta.appended")
 
     @property
     def eager_settled(self) -> bool:
@@ -210,9 +212,12 @@ class TaskUnit:
         if not inputs and not self.core.queued and (due_ms is None or due_ms > clock_ms):
             return None
         batch = Batch(clock_ms, inputs, self._invocations_max)
+        fault("turn.taken")
         effects = self.core.run(batch, lambda: self._clock() - began > TURN_MAX_S)
         self.overlay.tidy()
+        fault("turn.run")
         self._send(effects)
+        fault("turn.sent")
         self._adapt(self._clock() - began, effects.invocations)
         self.counters.turns += 1
         return effects
@@ -254,6 +259,7 @@ class TaskUnit:
         taken = self.snapshot.cut(frozen)
         identity = DeltaIdentity(application, self.snapshot.attempt, generation, taken.previous)
         eager = [(driver, driver.sent) for driver in self.sinks.values() if isinstance(driver, EagerDriver)]
+        fault("cut.frozen")
         return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen, eager)
 
     def written(self, writing: Writing) -> Part:
@@ -273,6 +279,7 @@ class TaskUnit:
     def completed(self, manifest: Manifest) -> list[Reply]:
         """COMPLETE was read: settle, commit rows, and return the replies that may be told now."""
         checkpoint = manifest.checkpoint
+        fault("settle.told")
         self.core.settle(checkpoint)
         for driver in self.sinks.values():
             if isinstance(driver, SinkDriver):
@@ -280,6 +287,7 @@ class TaskUnit:
         replies: list[Reply] = []
         while self._replies and self._replies[0][0] <= checkpoint:
             replies += self._replies.popleft()[1]
+        fault("settle.done")
         return replies
 
     # Folding, and what a base needs.

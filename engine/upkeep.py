@@ -12,6 +12,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from penstock.engine.config import Config
 from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit
 from penstock.errors import Unavailable
+from penstock.faults import fault
+from penstock.state.overlay import Overlay
 
 ROW_BYTES_ASSUMED = 512
 """For the memory bound: a changed row with its key and bookkeeping."""
@@ -139,7 +142,9 @@ class Upkeep:
         overlay = unit.overlay
         await _sliced(overlay.merge_slice)
         while unit.begin_fold():
-            await _sliced(overlay.fold_slice)
+            fault("fold.begun")
+            await _sliced(partial(_fold_slice, overlay))
+            fault("fold.done")
             await _sliced(overlay.merge_slice)
         if with_base and await self._make_base(unit):
             await self._rebased()
@@ -157,7 +162,9 @@ class Upkeep:
             await in_thread(backend.flush)
             shutil.rmtree(path, ignore_errors=True)
             backend.checkpoint(path)
+            fault("base.linked")
             await in_thread(self._store.put, name, path)
+            fault("base.stored")
             await in_thread(shutil.rmtree, path)
         except Unavailable as error:
             logger.error("%s", error)
@@ -166,7 +173,15 @@ class Upkeep:
         finally:  # Also when the unit leaves meanwhile: its links would keep the disk full.
             shutil.rmtree(path, ignore_errors=True)
         unit.rebase(name, checkpoint)
+        fault("base.named")
         return True
+
+
+def _fold_slice(overlay: Overlay) -> bool:
+    more = overlay.fold_slice()
+    if overlay.folding:
+        fault("fold.half")
+    return more
 
 
 async def _sliced(step: Callable[[], bool]) -> None:

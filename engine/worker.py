@@ -42,6 +42,7 @@ from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
 from penstock.errors import CorruptSnapshot, Unavailable
+from penstock.faults import fault
 from penstock.functions.app import App
 from penstock.records import Reply
 from penstock.state.backend import Backend
@@ -168,6 +169,7 @@ class Worker:
             rebased=Forgetting(self.config, self.units, data, clock=self._clock).run,
             spawn=self._background.spawn,
         )
+        fault("restore.done")
         deltas, took_s = sum(each.deltas for each in restored), time.monotonic() - began
         self.recovery = Recovery(attempt.lineage.attempt, attempt.restored, deltas, took_s, tuple(data.notes))
         for note in data.notes:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from penstock.errors import Fenced, Refused, Unavailable
+from penstock.faults import fault
 from penstock.files import (
     AppendFile,
     DirectoryLock,
@@ -295,8 +296,10 @@ class FileSink:
             name, opened_ms = state.marker.part, state.marker.opened_ms
         state.part.append([row.value for row in rows])
         state.part.sync()
+        fault("file.appended")
         marker = _Marker(self._instance, attempts, name, state.part.length, opened_ms)
         self._store_marker(task, marker)
+        fault("file.marked")
         state.marker = marker
 
     def _new_name(self, task: int, last: _Marker | None) -> tuple[str, int]:
@@ -346,6 +349,7 @@ class FileSink:
         assert state.marker is not None
         marker = msgspec.structs.replace(state.marker, sealed=True)
         self._store_marker(task, marker)
+        fault("file.sealed")
         state.part.close()
         state.part = None
         state.marker = marker
@@ -360,6 +364,7 @@ class FileSink:
                 f"{self._hidden / marker.part} takes its place. Nothing was overwritten.",
             )
         (self._hidden / marker.part).rename(visible)
+        fault("file.renamed")
         fsync_directory(self._directory)
         self._hiding = {task: known for task, known in self._hiding.items() if known.part != marker.part}
 

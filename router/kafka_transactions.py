@@ -20,6 +20,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from penstock.errors import Unavailable
+from penstock.faults import fault
 from penstock.router.kafka_batches import (
     BATCH_BYTES,
     Record,
@@ -97,6 +98,7 @@ class KafkaTransactions:
                 raise coded(error, f"Taking the transactional id {self._id}") from error
             raise
         self.ready = True
+        fault("transaction.fenced")
         return renewing
 
     async def commit(self, records: Sequence[Record]) -> list[int]:
@@ -145,9 +147,12 @@ class KafkaTransactions:
         limits = dict(self._limits)
         while True:
             await self._producer.begin_transaction()
+            fault("transaction.begun")
             offsets, failures = await self._send_all(records, places, limits)
             if not failures:
+                fault("transaction.sent")
                 await self._producer.commit_transaction()
+                fault("transaction.committed")
                 return offsets
             refused = self._judge(failures, places, limits)
             await self._producer.abort_transaction()
@@ -214,6 +219,7 @@ class KafkaTransactions:
                 builder = self._producer.create_batch()
                 count = fill(builder, [records[i] for i in indices[start : start + RECORDS_MAX]], limit)
                 sent.append((start, count, await self._producer.send_batch(builder, topic, partition=partition)))
+                fault("transaction.half")
                 start += count
             await asyncio.wait([future for _, _, future in sent])
             for start, count, future in sent:

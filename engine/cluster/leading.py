@@ -16,7 +16,16 @@ from contextlib import suppress
 from logging import INFO, WARNING
 from typing import Any
 
-from penstock.checkpoint.control import ControlRecord, Manifest, encode_control
+from penstock.checkpoint.control import (
+    Assign,
+    AttemptBegun,
+    Complete,
+    ControlRecord,
+    Manifest,
+    Recap,
+    Reserve,
+    encode_control,
+)
 from penstock.checkpoint.leader import (
     Action,
     Aged,
@@ -34,12 +43,13 @@ from penstock.checkpoint.leader import (
     Write,
     Written,
 )
-from penstock.checkpoint.reports import Hint, Leading, Report, decode_report, encode_message
+from penstock.checkpoint.reports import Acknowledgement, Begin, Hint, Leading, Report, decode_report, encode_message
 from penstock.engine.background import Background
 from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in, hint_in
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, PenstockError, ProtocolError
+from penstock.faults import fault
 from penstock.router.frames import encode_fence
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
@@ -56,6 +66,14 @@ RESIGN_S = 1.0
 DEAF_S = 0.5
 AGE_S = 10.0
 """How often it is looked whether something need not be retained any more."""
+_POINTS: dict[type[ControlRecord], tuple[str, str]] = {
+    Reserve: ("reserve.writing", "reserve.durable"),
+    AttemptBegun: ("attempt.writing", "attempt.durable"),
+    Complete: ("complete.writing", "complete.durable"),
+    Assign: ("assign.writing", "assign.durable"),
+    Recap: ("recap.writing", "recap.durable"),
+}
+"""The faults before and behind each kind of decision."""
 
 
 class LeaderService:
@@ -127,6 +145,7 @@ class LeaderService:
             refuse_recreated(leader.history.assigned.topics, self._options.topics)
         for place in (reports, hints):
             self._reader.add(*place, bounds[place].end)
+        fault("lead.begun")
         # Workers answer it with a report each, so that the leader knows at once who is there.
         self._tell(Leading(self._options.name))
         logger.info("%s leads %s", self._options.name, self._options.application)
@@ -158,6 +177,8 @@ class LeaderService:
 
     def _handle(self, event: Event) -> None:
         assert self.leader is not None
+        if isinstance(event, Heard) and isinstance(event.report, Acknowledgement):
+            fault("acknowledgement.heard")
         for action in self.leader.handle(event, self._now_ms()):
             self._perform(action)
 
@@ -166,6 +187,10 @@ class LeaderService:
             case Write(record):
                 self._to_write.append(record)
                 self._writable.set()
+            case Tell(Begin() as hint):
+                fault("begin.telling")
+                self._tell(hint)
+                fault("begin.told")
             case Tell(hint):
                 self._tell(hint)
             case Fence(attempt):
@@ -192,7 +217,9 @@ class LeaderService:
     async def _fence(self, attempt: int) -> None:
         for task in range(self._options.tasks):
             self._writer.append(Record(self._topics.inbox, task, encode_fence(attempt)))
+            fault("fence.half")
         await self._writer.flush()
+        fault("fence.written")
         self._handle(FencesWritten(attempt))
         self._woken()
 
@@ -201,8 +228,12 @@ class LeaderService:
         while True:
             self._writable.clear()
             while self._to_write:
-                record = Record(self._topics.control, DECISIONS, encode_control(self._to_write[0]))
+                decision = self._to_write[0]
+                writing, durable = _POINTS[type(decision)]
+                fault(writing)
+                record = Record(self._topics.control, DECISIONS, encode_control(decision))
                 written = await self._transactions.commit([record])
+                fault(durable)
                 self._to_write.popleft()
                 self.written += 1
                 self._handle(Written(written[0]))

@@ -31,6 +31,7 @@ from penstock.engine.run import loop_factory
 from penstock.engine.settings import Settings, load_settings
 from penstock.engine.signals import SIGNALS, stopped_by_signals
 from penstock.errors import PenstockError
+from penstock.faults import FAULT_VARIABLE, begin
 from penstock.functions.app import App
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_topics import ensure
@@ -46,6 +47,7 @@ def main() -> None:
     try:
         settings = load_settings(Path.cwd(), os.environ, order.flags)
         configure_logging(as_json=settings["log_json"], level=settings["log_level"], process=order.label)
+        begin(os.environ.get(FAULT_VARIABLE, ""), order.role, order.label)
         app = load_app(settings["app"], Path.cwd(), name=settings["name"]).app
         work = _lead if order.role == "leader" else _work
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

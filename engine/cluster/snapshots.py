@@ -22,6 +22,7 @@ from penstock.engine.cluster.deltas import pieces
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.unit import TaskUnit, Writing
+from penstock.faults import fault
 from penstock.router.kafka_writer import KafkaWriter
 
 
@@ -104,6 +105,7 @@ class Snapshots:
             futures: list[asyncio.Future[int]] = []
             cost_s += await self._append(unit, writing, futures)
             appended.append(futures)
+        fault("delta.written")
         await self._writer.flush()
         while self._frames.probe():
             await self._writer.flush()
@@ -114,6 +116,7 @@ class Snapshots:
         if any(writing.offset < 0 for writing in writings):
             self._give_up(attempt, checkpoint, units)
             return
+        fault("cut.durable")
         parts: tuple[Part, ...] = tuple(unit.written(writing) for unit, writing in zip(units, writings, strict=True))
         for unit in units:
             self._writing.pop(unit.task, None)
@@ -123,6 +126,7 @@ class Snapshots:
                 self._worker, attempt, checkpoint, parts, self._frames.ends, released, done, size, cost_s * 1000
             )
         )
+        fault("cut.acknowledged")
         self._count((time.perf_counter() - began) * 1000)
 
     async def _append(self, unit: TaskUnit, writing: Writing, futures: list[asyncio.Future[int]]) -> float:

@@ -11,6 +11,7 @@ supervisor is gone ends by itself.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ from penstock.engine.cluster.channel import (
 from penstock.engine.cluster.options import instance_of, new_name
 from penstock.engine.logs import logger
 from penstock.errors import PenstockError
+from penstock.faults import FAULT_VARIABLE, fault
 
 RESTART_S: Final = 0.1
 RESTART_MAX_S: Final = 5.0
@@ -107,6 +109,8 @@ class Place:
         self.stopping = asyncio.Event()
         self._watching: Watching | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._environment: Mapping[str, str] | None = None
+        """Of the next process; None: that of this one."""
         self._finished: Finished | None = None
         self._failed: Failed | None = None
 
@@ -141,11 +145,14 @@ class Place:
                 str(descriptor),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[descriptor],
+                env=self._environment,
                 start_new_session=True,
             )
         except BaseException:
             watching.close()
             raise
+        # Faults are for the first: whoever takes its place would meet the same end, again and again.
+        self._environment = {name: text for name, text in os.environ.items() if name != FAULT_VARIABLE}
         self.pid = process.pid
         reader = await watching.open()
         self._watching = watching
@@ -241,7 +248,9 @@ class Supervisor:
         wait_s = 0.0
         while not place.stopping.is_set():
             began = time.monotonic()
+            fault("supervisor.starting")
             end = await place.run(self._order(place), {} if not place.leads else self._gone, self._heard)
+            fault("supervisor.ended")
             if not place.leads:
                 self._tell_leader(Gone(place.name, end.reason), place)
             if place.stopping.is_set() or (end.finished is not None and end.finished.done):

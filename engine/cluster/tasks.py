@@ -34,6 +34,7 @@ from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.unit import Channels, TaskUnit
 from penstock.errors import CorruptSnapshot, Unavailable
+from penstock.faults import fault
 from penstock.files import make_directory
 from penstock.records import TaskMeta
 from penstock.router.kafka_client import offsets
@@ -222,9 +223,12 @@ class Tasks:
                 await self._place(tasks, origin_of_attempt(attempt, manifest))
             case Adopt(attempt, tasks, manifest):
                 epoch = manifest.checkpoint if manifest is not None else 0
+                fault("handoff.adopting")
                 await self._place(tasks, Origin(attempt, manifest, epoch, attempt_starts=False))
+                fault("handoff.adopted")
             case Drop(tasks, orphaned):
                 leaving = [unit for unit in self.units if unit.task in tasks]
+                fault("handoff.dropping")
                 await self._drain(unit for unit in leaving if unit.task in orphaned)
                 await self._remove(leaving, orphaned)
 
@@ -235,6 +239,7 @@ class Tasks:
             self._check(manifest)
         parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
         wanted = [parts.get(task) or _empty_part(task) for task in tasks]
+        fault("restore.begun")
         starts = await self._find_starts(wanted)
         try:
             restored = await _restore_all(
@@ -250,6 +255,7 @@ class Tasks:
             unit = self._assembly.add(part.task, each, origin, self._wiring, retained=None, bury=self._bury)
             self._assembly.resume(unit, each)
             units.append(unit)
+        fault("restore.done")
         took_s = asyncio.get_running_loop().time() - began
         number, deltas = origin.attempt.lineage.attempt, sum(each.deltas for each in restored)
         checkpoint = manifest.checkpoint if manifest is not None else 0

@@ -14,6 +14,7 @@ from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.logs import logger
 from penstock.errors import PenstockError
+from penstock.faults import fault
 from penstock.router.kafka_admin import Admin
 from penstock.router.kafka_options import KafkaOptions
 
@@ -31,10 +32,13 @@ class Trimming:
         self._collect = collect
 
     async def forget(self, what: Forget) -> None:
+        fault("forget.begun")
         try:
             async with Admin(self._kafka) as admin:
                 await admin.delete_records(self._floors(what))
+            fault("forget.half")
             await in_thread(self._collect, what.bases, what.decided_ms / 1000)
+            fault("forget.done")
         except PenstockError as error:
             logger.warning("%s", error)
 

@@ -72,6 +72,7 @@ from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
 from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError
+from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
 from penstock.ids import Address
@@ -437,6 +438,8 @@ class ClusterWorker:
         self.snapshots.cut(units, checkpoint, standing)
         member.released(standing, checkpoint)
         self.link.cut()
+        if standing:
+            fault("handoff.standing")
 
     def _settle(self, manifest: Manifest) -> None:
         for unit in self.units:

@@ -22,6 +22,7 @@ import click
 from prometheus_client.metrics_core import Metric
 
 import penstock
+from penstock import faults
 from penstock.engine import settings
 from penstock.engine.cli import VERBS, cli
 from penstock.engine.config import Config
@@ -312,11 +313,49 @@ Sizes are powers of 1,024. Durations may be combined (`1h30m`); a plain number i
 
 What belongs to one run alone is a flag and no setting: `--until-done`, `--from`, `--ephemeral`. A program that runs an
 application itself passes a [`Config`](api.md#config) instead, whose fields are in milliseconds and bytes.
+
+The variable `PENSTOCK_FAULT` is no setting either: it makes a process die, for a test ([Faults](faults.md)).
 """
 
 
 def _shown(spec: settings.Spec) -> str:
     return str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default)
+
+
+# Faults.
+
+
+def faults_page() -> str:
+    """docs/reference/faults.md."""
+    rows = [f"| `{point}` | {what[0].upper()}{what[1:]}. |" for point, what in faults.POINTS.items()]
+    return f"""# Faults
+
+`{faults.FAULT_VARIABLE}` names moments at which a process of `penstock run` or `penstock replay` dies, stands still or
+raises, so that one can see what becomes of an application then
+([Try what a crash does](../how-to/try-crashes.md)). Without it a point costs about 50 nanoseconds, and none is passed
+for each message.
+
+```text
+{faults.FAULT_VARIABLE}=point:count:action,...
+{faults.FAULT_VARIABLE}=process/point:count:action,...
+```
+
+- `point` is one of those below. One that does not exist is refused at the start (PEN0159).
+- `count`: the fault strikes the n-th time that the process comes past the point, and once.
+- `action` is `kill` (SIGKILL, the process has no time for anything), `hang` (SIGSTOP: it stands still until somebody
+  sends SIGCONT or kills it) or `raise` (an exception, as if there were a mistake in the code).
+- `process` is `worker`, `leader` or `supervisor`, or one of several workers: `worker-0`. Without it every process is
+  concerned, each for itself. On one machine, and where a worker on Kafka has no supervisor, there are only workers.
+
+A supervisor (`--workers`) starts a process again that has died; the new one has no faults. What strikes says so on
+standard error before: `{faults.FAULT_VARIABLE}: worker-0 at settle.told, for the 3. time: kill`.
+
+A program that runs an application itself calls `penstock.faults.arm("settle.told:3:kill")`, at any time.
+
+| point | what is true there |
+|---|---|
+{chr(10).join(rows)}
+"""
 
 
 # Metrics.
@@ -388,6 +427,7 @@ def pages(scratch: Path) -> dict[Path, Callable[[], str]]:
         REFERENCE / "api.md": api_page,
         REFERENCE / "cli.md": cli_page,
         REFERENCE / "configuration.md": settings_page,
+        REFERENCE / "faults.md": faults_page,
         REFERENCE / "metrics.md": lambda: metrics_page(collected_metrics(scratch)),
     }
 

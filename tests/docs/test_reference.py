@@ -17,7 +17,7 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 CODE_NAME = re.compile(r"`((?:checkpoint|engine|functions|router|state|src/penstock)/[\w/]+\.py)(?:::([\w.]+))?`")
 
 
-@pytest.mark.parametrize("page", ["api.md", "cli.md", "configuration.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["api.md", "cli.md", "configuration.md", "faults.md", "metrics.md"])
 def test_a_page_that_is_made_from_the_code_agrees_with_it(page: str, tmp_path: Path) -> None:
     made = pages(tmp_path / "data")[REFERENCE / page]()
 

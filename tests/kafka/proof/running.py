@@ -54,13 +54,14 @@ class Run:
         session_timeout: str = "10s",
         replicas: int = 1,
         lone: bool = False,
+        transfers_per_s: int = 150,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
         self.name = name
         self.directory = directory
         self.random = random.Random(seed)
-        self.feed = Feed(bootstrap, name, seed=seed)
+        self.feed = Feed(bootstrap, name, seed=seed, transfers_per_s=transfers_per_s)
         self.tail = Tail(bootstrap, name)
         self.kills: Counter[str] = Counter()
         """By what was killed, where work was in flight."""
@@ -88,6 +89,18 @@ class Run:
     async def __aenter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         await create_topics(self.bootstrap, self.name, replicas=self._replicas)
+        await self.start()
+        try:
+            await self._wait_ready()
+            await self.tail.start()
+            await self.feed.start(self.url)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def start(self) -> None:
+        """Start the supervisor, or the keeper: the first, or one in the place of one that has ended."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *tethered(self._command),
@@ -97,14 +110,6 @@ class Run:
                 stdout=log,
                 stderr=log,
             )
-        try:
-            await self._wait_ready()
-            await self.tail.start()
-            await self.feed.start(self.url)
-        except BaseException:
-            await self._end()
-            raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -173,6 +178,15 @@ class Run:
         workers = self.workers()
         return self.random.choice(workers) if workers else 0
 
+    def pid_of(self, place: str) -> int:
+        """The process at `leader`, `supervisor` or `worker-N`; 0 if none is there."""
+        if place == "supervisor":
+            return self._process.pid
+        if place == "leader":
+            return self.leader()
+        owner = read_owner(self.directory / place)
+        return owner.pid if owner is not None and owner.pid in self.processes() else 0
+
     def leader(self) -> int:
         """The leader; 0 if none is there. Right after its end it may be a worker that is just starting."""
         running, workers = self.processes(), self.workers()
@@ -218,6 +232,11 @@ class Run:
 
     def thaw(self, pid: int) -> None:
         _signal(pid, signal.SIGCONT)
+
+    async def supervisor_ends(self) -> None:
+        """Wait until the supervisor has ended."""
+        async with asyncio.timeout(STOP_S):
+            await self._process.wait()
 
     async def work(self, seconds: float) -> None:
         """Let it work for so long. It must be there in the end."""
