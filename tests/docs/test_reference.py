@@ -72,8 +72,8 @@ def test_what_pages_name_in_the_source_is_there() -> None:
 
 
 def test_the_targets_that_pages_name_are_in_the_makefile() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    named = {name for page in linking_pages() for name in re.findall(r"\bmake (\w+)\b", code_of(page))}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = {name for page in linking_pages() for name in re.findall(r"\bmake ([\w-]+)", code_of(page))}
 
     assert {"demo", "test"} <= named
     assert named <= targets

@@ -16,6 +16,7 @@ from penstock.engine.cluster import supervisor as supervisors
 from penstock.engine.cluster.channel import EXIT_ORPHANED, Order, Watching
 from penstock.engine.cluster.supervisor import Plan, Supervisor
 from penstock.errors import ConfigurationError, PenstockError, Unavailable
+from penstock.faults import FAULT_VARIABLE
 from tests.router.sink_contract import synchronous
 
 ACTOR = """
@@ -136,6 +137,21 @@ async def test_a_process_that_is_killed_is_replaced_and_the_leader_hears_of_it(a
         await until(lambda: "leader hears worker-0 was killed by SIGKILL" in said(tmp_path))
         assert supervisor.workers[0].name != name
         assert supervisor.started_again == 1
+
+
+@synchronous
+async def test_faults_are_for_the_first_process_at_a_place(
+    act: Act, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAULT_VARIABLE, "settle.told:1:kill")
+    supervisor = act(f'said("meets " + os.environ.get({FAULT_VARIABLE!r}, "no fault"))')
+    async with running(supervisor):
+        await until(lambda: supervisor.ready)
+        os.kill(supervisor.workers[0].pid, signal.SIGKILL)
+        await until(lambda: "worker-0 meets no fault" in said(tmp_path))
+
+    assert "worker-0 meets settle.told:1:kill" in said(tmp_path)
+    assert "worker-1 meets no fault" not in said(tmp_path)
 
 
 @synchronous
