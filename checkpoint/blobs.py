@@ -7,14 +7,15 @@ means what, and which may go, is decided by `store`. Here is a directory; `objec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from penstock.errors import Unavailable
 from penstock.files import (
+    copy_durably,
     fsync_directory,
     hash_file,
     link_or_copy,
@@ -88,24 +89,32 @@ class Blobs(Protocol):
     def list(self, folder: str) -> list[Blob]:
         """Everything whose key begins with `folder` and a slash."""
 
+    def folders(self) -> Sequence[str]:
+        """The first parts of the keys that have more than one."""
+
     def delete(self, keys: Iterable[str]) -> None:
         """Also those that are gone already."""
 
+    def tidy(self) -> None:
+        """Remove what is left of folders in which nothing is, and of the place itself."""
+
 
 class DirectoryBlobs:
-    """Blobs as files below a directory, which share their bytes with what was put and what is got, where they can."""
+    """Blobs as files below a directory, which share their bytes with what is got, where they can, and, if `linking`,
+    with what was put: that takes neither time nor space, but a disk that loses one of them has lost both."""
 
     transfers_max = 1
     """Links cost nothing, and copies would compete for one disk."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, linking: bool = True) -> None:
         self._directory = directory
+        self._carry_in = link_or_copy if linking else copy_durably
 
     def place(self, key: str) -> str:
         return str(self._directory / key)
 
     def put_file(self, key: str, source: Path) -> None:
-        link_or_copy(source, self._path(key))
+        self._carry_in(source, self._path(key))
 
     def put_bytes(self, key: str, data: bytes) -> None:
         write_atomically(self._path(key), data)
@@ -136,11 +145,23 @@ class DirectoryBlobs:
             return []
         return [blob for each in path.iterdir() if (blob := _blob(folder, each)) is not None]
 
+    def folders(self) -> Sequence[str]:
+        return sorted(each.name for each in self._directory.iterdir() if each.is_dir()) if self._exists else []
+
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             path = self._directory / key
             with storage_errors(path, "deleting it"):
                 path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        for path in (*(self._directory / folder for folder in self.folders()), self._directory):
+            with suppress(OSError):  # There is something in it.
+                path.rmdir()
+
+    @property
+    def _exists(self) -> bool:
+        return self._directory.is_dir()
 
     def _path(self, key: str) -> Path:
         path = self._directory / key

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -125,12 +125,20 @@ class ObjectBlobs:
                 for each in page
             ]
 
+    def folders(self) -> Sequence[str]:
+        with self._errors("", "listing"):
+            found = obstore.list_with_delimiter(self._bucket)["common_prefixes"]
+        return sorted(each.strip("/") for each in found)
+
     def delete(self, keys: Iterable[str]) -> None:
         found = list(keys)
         if found:
             # Some services say so when one is gone already; the next call deletes what was left.
             with suppress(BlobMissing), self._errors(found[0], "deleting"):
                 obstore.delete(self._bucket, found)
+
+    def tidy(self) -> None:
+        """Folders are only in the names of objects."""
 
     def _chunks(self, key: str) -> Iterator[memoryview]:
         """The content of an object, by one short request after the other. Its size does not change meanwhile."""

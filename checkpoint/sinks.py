@@ -219,6 +219,12 @@ class TwoPhaseSink:
         """Whether every decided row is known to be visible: when a stop need not wait."""
         return not self._decided
 
+    @property
+    def oldest(self) -> int | None:
+        """The oldest checkpoint with rows that are not known to be visible; None when there are none."""
+        batches = (*self._undecided, *(batch for batch, _ in self._decided))
+        return min((batch.checkpoint for batch in batches), default=None)
+
     def statistics(self) -> Statistics:
         return Statistics(
             _row_count(self._undecided),

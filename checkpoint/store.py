@@ -131,16 +131,21 @@ class BaseStore:
         """Bytes of all files of the base. Raises as `files` does."""
         return sum(file.size for file in self.files(name))
 
-    def fetch(self, name: str, target: Path, *, progress: Progress | None = None) -> None:
+    def fetch(self, name: str, target: Path, *, progress: Progress | None = None, compared: bool = False) -> None:
         """Make `target` a directory with the files of the base.
 
         They may be links to stored ones: open it by copying what changes. What was carried or comes from the cache has
-        the hash that the base says; for links ask `verify`. Raises CorruptSnapshot, and leaves nothing then.
+        the hash that the base says; links are read, too, if they are to be `compared`. Raises CorruptSnapshot, and
+        leaves nothing then.
         """
+
+        def carry(file: StoredFile) -> int:
+            return self._fetch_file(name, file, target, compared=compared)
+
         files = self.files(name)
         make_directory(target)
         try:
-            self._carry(lambda file: self._fetch_file(name, file, target), files, self.size(name), progress)
+            self._carry(carry, files, self.size(name), progress)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -229,7 +234,7 @@ class BaseStore:
 
     # Fetching.
 
-    def _fetch_file(self, name: str, file: StoredFile, target: Path) -> int:
+    def _fetch_file(self, name: str, file: StoredFile, target: Path, *, compared: bool) -> int:
         path = target / file.name
         if self._cache is not None and self._cache.link(file.hash, path):
             return file.size
@@ -240,10 +245,10 @@ class BaseStore:
         size = path.stat().st_size
         if size != file.size:
             raise self._damaged(name, file, f"has {size:,} bytes, the base says {file.size:,}")
-        if hash:
-            self._check_hash(name, file, hash)
-            if self._cache is not None:
-                self._cache.add(hash, path)
+        if hash or compared:
+            self._check_hash(name, file, hash or hash_file(path))
+        if hash and self._cache is not None:
+            self._cache.add(hash, path)
         return size
 
     def _read_list(self, key: str) -> list[StoredFile]:

@@ -11,7 +11,7 @@ when units take turns or checkpoints: it reports what happens to them by the cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -368,6 +368,11 @@ class Assembly:
         for placed in self._placed.values():
             totals.add(placed.unit, placed.ingresses)
         return totals
+
+    @property
+    def sinks(self) -> Collection[str]:
+        """The names of all egresses, also of those that the application did not declare."""
+        return self._sinks.keys()
 
     @property
     def ingresses(self) -> list[InputFeed]:

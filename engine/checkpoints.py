@@ -39,7 +39,7 @@ from penstock.functions.app import App
 from penstock.records import Reply
 
 GENERATION = 1
-"""Of the topology. It grows when the parallelism of a data directory changes."""
+"""Of the topology an application begins with. It grows when its parallelism changes."""
 DURATIONS_MAX = 1_000
 
 
@@ -55,12 +55,14 @@ class CheckpointDriver:
         units: Sequence[TaskUnit],
         data: DataDirectory,
         *,
+        generation: int,
         clock: Callable[[], float],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         wake: Callable[[], None],
         announced: Callable[[Manifest, list[Reply]], None],
     ) -> None:
         self._application = app.name
+        self._generation = generation
         self._units = units
         self._data = data
         self._clock = clock
@@ -77,6 +79,7 @@ class CheckpointDriver:
                 fingerprints=app.fingerprints(),
                 interval_ms=config.interval_ms,
                 timeout_ms=config.checkpoint_timeout_ms,
+                generation=generation,
             ),
             attempt,
         )
@@ -159,7 +162,7 @@ class CheckpointDriver:
     async def _take(self, checkpoint: int) -> None:
         """Take one checkpoint, from the freeze to the announcement."""
         began, cpu = time.perf_counter(), time.thread_time()
-        writings = [unit.cut(checkpoint, self._application, GENERATION) for unit in self._units]
+        writings = [unit.cut(checkpoint, self._application, self._generation) for unit in self._units]
         cost_s = time.thread_time() - cpu
         sent = self._data.log.statistics().unflushed_records
         for writing in writings:

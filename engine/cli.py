@@ -39,6 +39,8 @@ VERBS: Final = {
     "state": _Verb("cli_state", "Look at the state of addresses, and set it."),
     "dead": _Verb("cli_dead", "Look at messages that were given up, and send them again."),
     "checkpoint": _Verb("cli_checkpoint", "Look at checkpoints, and take one."),
+    "savepoint": _Verb("cli_savepoint", "Copy an application's state to another place, to restore it there."),
+    "rescale": _Verb("cli_rescale", "Give a stopped application another parallelism."),
     "doctor": _Verb("cli_doctor", "Say whether an application can run in a Kafka cluster."),
     "destroy": _Verb("cli_destroy", "Remove the topics of an application from a Kafka cluster."),
     "config": _Verb("cli_config", "Show the settings in force."),

@@ -15,6 +15,8 @@ from penstock.engine.cli_common import (
     where_options,
 )
 
+DIFFERENCES = 5
+
 
 @click.group()
 def checkpoint() -> None:
@@ -81,6 +83,40 @@ def verify(ctx: click.Context, where: Where, numbers: tuple[int, ...], as_json: 
         click.echo(f"{len(rows) - len(damaged):,} of {len(rows):,} checkpoints are sound.")
     if damaged or directory.damage:
         ctx.exit(1)
+
+
+@checkpoint.command()
+@click.argument("before", type=int, metavar="A")
+@click.argument("after", type=int, metavar="B")
+@click.option("--function", "typename", metavar="FUNCTION", help="Only of this function.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 100_000))
+@where_options
+@output_options
+@click.pass_context
+def diff(
+    ctx: click.Context, where: Where, before: int, after: int, typename: str | None, limit: int, as_json: bool
+) -> None:
+    """List the addresses whose state differs between two checkpoints.
+
+    What each has become: penstock state get FUNCTION ID --at B. Reads the files themselves, also while the application
+    runs. Exit code 5 when there are differences.
+    """
+    from penstock.engine.differences import differences
+
+    if where.remote:
+        raise click.UsageError("Reads files: run it where the directory is, with --dir.")
+    with where.opened() as directory:
+        found, counts = differences(directory, before, after, typename=typename, limit=limit)
+    rows = [{"change": each.change, "function": each.address.typename, "id": each.address.id} for each in found]
+    if as_json:
+        print_json({"differences": rows, "counts": counts})
+    else:
+        print_table(rows, ("change", "function", "id"), empty="Nothing differs.")
+        click.echo("  ".join(f"{count:,} {change}" for change, count in counts.items()), err=True)
+        if sum(counts.values()) > len(rows):
+            click.echo(f"(the first {len(rows):,}; more with --limit)", err=True)
+    if rows:
+        ctx.exit(DIFFERENCES)
 
 
 @checkpoint.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,18 +86,40 @@ class _From(click.ParamType[Any]):
 @click.command()
 @click.argument("target", required=False, metavar="[APP]")
 @click.option("--from", "from_", type=_From(), help="Continue from this checkpoint, or from nothing.")
+@click.option(
+    "--from-savepoint", metavar="PLACE", help="Begin with this savepoint, in an empty directory, with any parallelism."
+)
+@click.option(
+    "--replace", "replacing", is_flag=True, help="With --from-savepoint: also where there are checkpoints already."
+)
 @click.option("--ephemeral", is_flag=True, help="Keep nothing: state lives in a temporary directory.")
 @_run_options
-def run(target: str | None, from_: Any, ephemeral: bool, quiet: bool, until_done: bool, **flags: Any) -> None:
+def run(
+    target: str | None,
+    from_: Any,
+    from_savepoint: str | None,
+    replacing: bool,
+    ephemeral: bool,
+    quiet: bool,
+    until_done: bool,
+    **flags: Any,
+) -> None:
     """Run an application until it is told to stop.
 
     APP is a module and a variable (shop.main:app), or a file. Without one, app.py.
     """
     if ephemeral and flags["dir"] is not None:
         raise click.UsageError("--ephemeral and --dir exclude one another: it keeps nothing.")
+    if from_savepoint is not None and (ephemeral or from_ is not None):
+        raise click.UsageError("--from-savepoint excludes --from and --ephemeral.")
+    if replacing and from_savepoint is None:
+        raise click.UsageError("--replace is of use with --from-savepoint.")
     settings, loaded = _prepare(flags, target)
     if settings["kafka"]:
         from penstock.engine.cli_cluster import run_on_kafka
+
+        if from_savepoint is not None:
+            raise click.UsageError("--from-savepoint and --kafka exclude one another: restore it on this machine.")
 
         if ephemeral:
             raise click.UsageError("--ephemeral and --kafka exclude one another: topics stay. See penstock destroy.")
@@ -107,11 +130,35 @@ def run(target: str | None, from_: Any, ephemeral: bool, quiet: bool, until_done
         from_checkpoint=from_ if isinstance(from_, int) else None,
         fresh=from_ == "none",
     )
+    if from_savepoint is not None:
+        _restore_savepoint(loaded, config, from_savepoint, replacing=replacing)
     if not ephemeral:
         _run_worker(loaded, config, settings, quiet=quiet)
         return
     with TemporaryDirectory(prefix=f"penstock-{loaded.app.name}-") as directory:
         _run_worker(loaded, replace(config, directory=Path(directory)), settings, quiet=quiet)
+
+
+def _restore_savepoint(loaded: Loaded, config: Config, place: str, *, replacing: bool) -> None:
+    """Make the savepoint what this start continues."""
+    from penstock.checkpoint.savepoint import SavepointReader
+    from penstock.checkpoint.stores import open_place
+    from penstock.engine.cli_savepoint import progress_bar
+    from penstock.engine.savepoints import restore_savepoint
+
+    app = loaded.app
+    app.check()
+    with progress_bar("Restoring the savepoint") as progress:
+        restore_savepoint(
+            app,
+            SavepointReader(open_place(place, config.bucket)),
+            config,
+            command="penstock run",
+            reason="savepoint",
+            now_ms=int(time.time() * 1000),
+            replacing=replacing,
+            progress=progress,
+        )
 
 
 @click.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.checkpoint.blobs import BucketOptions
 from penstock.checkpoint.retention import Retention
 from penstock.errors import ConfigurationError
 from penstock.ids import KEY_GROUPS_MAX
@@ -51,6 +52,8 @@ class Config:
     """Ignore the existing state: continue from nothing, in a new attempt."""
     stop_timeout_ms: float = 30_000
     retention: Retention = field(default_factory=Retention)
+    bucket: BucketOptions = field(default_factory=BucketOptions)
+    """How an object store is reached that a savepoint goes to."""
 
     def __post_init__(self) -> None:
         p = self.parallelism

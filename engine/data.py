@@ -76,6 +76,8 @@ class DataDirectory:
         """Whether a checkpoint turned out to be damaged."""
         self.storage_error = ""
         """Why nothing can be made durable at present; empty when all is well."""
+        self.pinned: set[int] = set()
+        """Checkpoints that are being copied: they stay retained."""
 
     def close(self) -> None:
         self._opened.close()

@@ -128,5 +128,13 @@ class Delays:
                 self._index.add(key)
 
 
+def key_group_of_timer(data: bytes) -> int:
+    """The key group whose task has the timer with this row."""
+    row = _decode(data)
+    if row.envelope is not None:
+        return key_group(row.owner)
+    return key_group(row.expires.id) if row.expires is not None else row.forget[0]
+
+
 def _token_key(owner: str, token: str) -> bytes:
     return keys.encode_token_key(key_group(owner), owner, token)

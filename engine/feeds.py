@@ -26,6 +26,9 @@ from penstock.router.routing import IngressRouter, RoutedChunk
 
 READ_BYTES = 4 << 20
 """Read from a log at a time."""
+FOREIGN = "inbox"
+"""Source of what is in an inbox of Kafka and no frame. Its position is the offset behind the last such record: what
+stands before it may be read again, and is a dead letter already."""
 
 
 FeedKind = Literal["ingress", "requests", "inbox"]

@@ -38,7 +38,8 @@ class Forgetting:
         """Forget old checkpoints, and what only they needed. What waits for the disk does so in a thread: syncing the
         index and deleting large files take tens of ms."""
         history, journal, now_s = self._data.history, self._data.journal, self._clock()
-        needed = frozenset({history.attempt.restored} if history.attempt is not None else ())
+        restored = {history.attempt.restored} if history.attempt is not None else set()
+        needed = frozenset(restored | self._data.pinned)
         verdict = decide(list(history.checkpoints.values()), self._config.retention, int(now_s * 1000), needed=needed)
         for dropped in verdict.over_limit:
             logger.warning(

@@ -5,6 +5,7 @@
     GET  dead?function=&code=&limit=           dead/NUMBER       POST dead/redrive, dead/drop {"numbers": [...]}
     GET  dead/counts
     GET  checkpoints                           checkpoints/NUMBER               POST checkpoints
+    GET  savepoints/NUMBER                     POST savepoints {"to": "PLACE"}
 
 Any worker answers for every task. Reading happens between two turns of a task, so what is said of one is consistent.
 Changes are operations: logged, ordered and exactly once, like any message from outside (PROTOCOL 3).
@@ -27,6 +28,7 @@ from aiohttp import web
 import penstock
 from penstock.engine.looks import Ask, Looks, Question, id_of_task
 from penstock.engine.operations import Drop, Operation, Redrive, SetState
+from penstock.engine.saving import Saving
 from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
 from penstock.engine.sinks import SinkDriver
@@ -57,6 +59,10 @@ class _SetState(msgspec.Struct, forbid_unknown_fields=True):
     expect: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _SavepointTo(msgspec.Struct, forbid_unknown_fields=True):
+    to: str | None = None
+
+
 class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
     numbers: list[int]
 
@@ -79,6 +85,8 @@ def admin_routes(worker: Served, settings: Collection[Setting]) -> list[web.Rout
         web.get("/admin/checkpoints", admin.list_checkpoints),
         web.get(r"/admin/checkpoints/{number:\d+}", admin.show_checkpoint),
         web.post("/admin/checkpoints", admin.take_checkpoint),
+        web.post("/admin/savepoints", admin.take_savepoint),
+        web.get(r"/admin/savepoints/{number:\d+}", admin.show_savepoint),
     ]
 
 
@@ -195,6 +203,7 @@ class _Admin:
         self._worker = worker
         self._settings = settings
         self._looks = Looks(worker.config.parallelism, partial(_in_time, worker.look))
+        self._saving = Saving(worker.take_savepoint, worker.app.name, worker.config.directory)
         self._checks = view_of_nothing(worker.app)
         """Refuses at once what no task could take."""
 
@@ -288,6 +297,16 @@ class _Admin:
 
     async def take_checkpoint(self, request: web.Request) -> web.Response:
         return _json({"checkpoint": await self._worker.take_checkpoint()})
+
+    # Savepoints.
+
+    async def take_savepoint(self, request: web.Request) -> web.Response:
+        """Begin to take one: it is not there before `show_savepoint` says so."""
+        wanted = _decoded(await request.read() or b"{}", _SavepointTo)
+        return _json({"number": self._saving.begin(wanted.to)})
+
+    async def show_savepoint(self, request: web.Request) -> web.Response:
+        return _json(self._saving.state(int(request.match_info["number"])))
 
 
 async def _in_time(ask: Ask, task: int, question: Question) -> Any:

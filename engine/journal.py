@@ -115,6 +115,11 @@ class Journal:
 
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
         """The delta whose first record stands at `offset`, and its size in bytes."""
+        records = self.records_of_delta(offset)
+        return *decode_delta(records), sum(map(len, records))
+
+    def records_of_delta(self, offset: int) -> list[bytes]:
+        """The delta whose first record stands at `offset`, as it was written."""
         records: list[bytes] = []
         while True:
             record = self._one(offset + len(records))
@@ -126,7 +131,7 @@ class Journal:
                 )
             records.append(record[1:])
             if peek_header(records[-1]).count:
-                return *decode_delta(records), sum(map(len, records))
+                return records
 
     def chain(self, head: int, first: int) -> list[int]:
         """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back from the head.

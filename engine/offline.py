@@ -7,7 +7,7 @@ happened after it is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +16,12 @@ from typing import Any, Final
 from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.savepoint import Source, sent_before
 from penstock.checkpoint.store import DirectoryStore
 from penstock.engine.data import close_stores, open_base, restore_newest, restore_parts
+from penstock.engine.feeds import READ_BYTES, RequestFeed
 from penstock.engine.journal import Journal
-from penstock.engine.restore import Restored, restore_task
+from penstock.engine.restore import Restored, restore_task, rows_of
 from penstock.engine.views import (
     View,
     count_letters,
@@ -32,8 +34,11 @@ from penstock.engine.views import (
 )
 from penstock.errors import CorruptSnapshot, InvalidInput
 from penstock.functions.app import App
-from penstock.ids import Address
+from penstock.ids import Address, Offset
+from penstock.records import Envelope, EpochFrame
 from penstock.router.embedded import EmbeddedLog
+from penstock.router.frames import decode_frames
+from penstock.router.requests import decode_request
 from penstock.state.backend import Backend
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import Overlay
@@ -41,6 +46,7 @@ from penstock.state.rocksdb import RocksMemory
 
 MEMORY_BYTES: Final = 64 << 20
 CACHE_BYTES: Final = 16 << 20
+READ_RECORDS: Final = 10_000
 
 
 class Directory:
@@ -89,6 +95,36 @@ class Directory:
     def checkpoint(self, number: int) -> dict[str, Any]:
         retained = self.retained(number)
         return show_checkpoint(retained, self.journal.manifest(retained))
+
+    def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
+        """What a savepoint copies of a task. Frames and requests are those that are durable now."""
+        chain = self.journal.chain(part.head, part.first)
+        return Source(
+            ((offset, record) for offset in chain for record in self.journal.records_of_delta(offset)),
+            sent_before(manifest, self._frames(part)),
+            self._requests(part),
+            committed,
+        )
+
+    def _frames(self, part: Part) -> Iterator[EpochFrame]:
+        partition = f"inbox-{part.task}"
+        for offset, record in self._records(partition, part.inbox_position):
+            if offset >= part.inbox_end:
+                return
+            yield from decode_frames(record, place=f"Record {offset} of {partition}")
+
+    def _requests(self, part: Part) -> Iterator[Envelope]:
+        partition = f"requests-{part.task}"
+        position = part.ingress_positions.get(RequestFeed.SOURCE)
+        start = position if isinstance(position, int) else self._log.start(partition)
+        for offset, record in self._records(partition, start):
+            yield decode_request(record, place=f"Record {offset} of {partition}")
+
+    def _records(self, partition: str, start: int) -> Iterator[tuple[int, bytes]]:
+        offset = Offset(start)
+        while records := self._log.read(partition, offset, READ_RECORDS, READ_BYTES):
+            yield from records
+            offset = Offset(records[-1][0] + 1)
 
     def verify(self, numbers: list[int], progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         """Read everything the checkpoints need and compare checksums. One row for each, oldest first."""
@@ -166,7 +202,7 @@ def open_stopped(
     """Restore a checkpoint (the newest that is sound, unless one is named) to look at it. `note` gets warnings."""
     app.check()
     candidates = list(directory.history.candidates()) if checkpoint is None else [directory.retained(checkpoint)]
-    with _scratch(directory.path) as scratch:
+    with scratch_directory(directory.path) as scratch:
         restored, number = _restore_first(directory, candidates, scratch, note)
         tasks = [task_view(app, each.overlay, task=task, tasks=len(restored)) for task, each in enumerate(restored)]
         try:
@@ -210,7 +246,25 @@ def _no_bar(done: int, total: int) -> None:
 
 
 @contextmanager
-def _scratch(directory: Path) -> Iterator[Path]:
+def restored_checkpoint(directory: Directory, number: int) -> Iterator[list[Restored]]:
+    """The tasks of a checkpoint, in stores that nobody else has. Raises InvalidInput, and CorruptSnapshot."""
+    manifest = directory.journal.manifest(directory.retained(number))
+    with scratch_directory(directory.path) as scratch:
+        restored = _restore(directory, manifest, scratch)
+        try:
+            yield restored
+        finally:
+            close_stores(restored)
+
+
+def waiting_rows(directory: Directory, manifest: Manifest) -> dict[str, int]:
+    """Rows of a checkpoint of which it does not know whether they are visible, by egress."""
+    with restored_checkpoint(directory, manifest.checkpoint) as restored:
+        return rows_of(each.staged for each in restored)
+
+
+@contextmanager
+def scratch_directory(directory: Path) -> Iterator[Path]:
     """A directory on the same file system if possible, where links cost nothing, and anywhere else if not."""
     try:
         scratch = TemporaryDirectory(prefix=".inspect-", dir=directory)

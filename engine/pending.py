@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from penstock.records import Meta, QueuedRow
+from penstock.records import Envelope, Meta, QueuedRow
 from penstock.state import keys
 from penstock.state.overlay import Overlay
 
@@ -54,6 +54,16 @@ Held = dict[str, Hold]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(PendingMessage).decode
+
+
+def message_of_pending(data: bytes) -> PendingMessage:
+    """What a row holds."""
+    return _decode(data)
+
+
+def add_to_pending(envelope: Envelope) -> bytes:
+    """The row of a message that has not been tried."""
+    return _encode(PendingMessage(*envelope, 1, 0))
 
 
 class Pending:

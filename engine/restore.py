@@ -8,7 +8,7 @@ whole: each attempt works in a directory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -114,7 +114,8 @@ def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callab
         restored.base = restored.base._replace(first=chain[0])
     restored.deltas = len(chain)
     restored.queues = _queues(queues, restored.meta.queues)
-    restored.staged = _undecided(staged, restored.meta.committed)
+    ordered = {egress: [batch for _, batch in sorted(batches.items())] for egress, batches in staged.items()}
+    restored.staged = undecided(ordered, restored.meta.committed)
     return restored
 
 
@@ -135,6 +136,25 @@ def may_serve(backend: Backend, lineage: Lineage, checkpoint: int) -> bool:
 def staged_attempts(restored: Iterable[Restored]) -> frozenset[int]:
     """The attempts whose rows may not be visible yet."""
     return frozenset(batch.attempt for each in restored for batches in each.staged.values() for batch in batches)
+
+
+def rows_of(staged: Iterable[Mapping[str, Sequence[Staged]]]) -> dict[str, int]:
+    """How many rows each egress has in these batches, for those that have any."""
+    counts: dict[str, int] = {}
+    for batches_of in staged:
+        for egress, batches in batches_of.items():
+            count = sum(len(batch.rows) for batch in batches)
+            if count:
+                counts[egress] = counts.get(egress, 0) + count
+    return counts
+
+
+def undecided(staged: Mapping[str, Iterable[Staged]], committed: Mapping[str, int]) -> dict[str, list[Staged]]:
+    """Those of `staged`, by egress, that no commit is known of."""
+    return {
+        egress: [batch for batch in batches if batch.checkpoint > committed.get(egress, 0)]
+        for egress, batches in staged.items()
+    }
 
 
 def _check_base(part: Part, backend: Backend) -> None:
@@ -192,10 +212,3 @@ def _queues(
         rows = queues.get(typename, {})
         found[typename] = (head, tail, [rows[number] for number in range(head, tail)])
     return found
-
-
-def _undecided(staged: Mapping[str, Mapping[int, Staged]], committed: Mapping[str, int]) -> dict[str, list[Staged]]:
-    return {
-        egress: [batch for checkpoint, batch in sorted(batches.items()) if checkpoint > committed.get(egress, 0)]
-        for egress, batches in staged.items()
-    }

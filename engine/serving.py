@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from penstock.checkpoint.control import Manifest
 from penstock.checkpoint.reports import Alive
 from penstock.checkpoint.retention import Retained
+from penstock.checkpoint.savepoint import Savepoint
 from penstock.engine.config import Config
 from penstock.engine.feeds import InputFeed
 from penstock.engine.looks import Question
@@ -137,6 +138,11 @@ class Served(Protocol):
     async def take_checkpoint(self) -> int:
         """Take a checkpoint of everything accepted so far, and return its number once it is complete. Raises Refused
         when the worker ends first."""
+        ...
+
+    async def take_savepoint(self, place: str) -> Savepoint:
+        """Copy everything accepted so far to an empty place, and return when it is there. Raises Refused, Unavailable,
+        and ConfigurationError for what is no place."""
         ...
 
     async def look(self, task: int, question: Question) -> Any:

@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from penstock.checkpoint.blobs import BucketOptions
 from penstock.checkpoint.retention import Retention
 from penstock.durations import format_duration, parse_duration, parse_duration_text
 from penstock.engine.config import Config
@@ -267,6 +268,16 @@ class Settings:
                 spaced_ms=self["retention_spaced"],
                 bytes_max=self["retention_bytes_max"],
             ),
+            bucket=self.bucket(),
+        )
+
+    def bucket(self) -> BucketOptions:
+        """How object stores are reached."""
+        return BucketOptions(
+            endpoint=self["store_endpoint"] or None,
+            region=self["store_region"] or None,
+            path_style=self["store_path_style"],
+            allow_http=self["store_allow_http"],
         )
 
     def kafka(self) -> KafkaOptions:

@@ -99,6 +99,11 @@ class SinkDriver(_Worked):
         """Whether everything decided is visible."""
         return self._core.quiet and self._running is None
 
+    def has_written(self, checkpoint: int) -> bool:
+        """Whether all rows that were emitted before the cut of `checkpoint` are visible."""
+        oldest = self._core.oldest
+        return oldest is None or oldest > checkpoint
+
     @property
     def unwritten(self) -> int:
         """Rows that are not known to be visible."""

@@ -874,7 +874,7 @@ class TaskCore:
             self._frozen_queues[name] = (head, tail)
         for number, message in self._pending.restore():
             known = self._entries.get(message.typename)
-            if known is None:
+            if known is None or not message.id:
                 self._pending.discard(number)
                 self._deliver_here(Envelope(message.typename, *message.queued))
             elif self._pending.readmit(known.held, number, message):

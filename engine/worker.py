@@ -20,12 +20,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from penstock.checkpoint.blobs import Blobs
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import Coordinator
 from penstock.checkpoint.retention import Retained
-from penstock.engine.background import Background
+from penstock.checkpoint.savepoint import Savepoint
+from penstock.engine.background import Background, in_thread
 from penstock.engine.build import Assembly, LogWiring, origin_of_attempt
-from penstock.engine.checkpoints import CheckpointDriver
+from penstock.engine.checkpoints import GENERATION, CheckpointDriver
 from penstock.engine.clock import SteadyClock
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, Progress
@@ -34,10 +36,13 @@ from penstock.engine.forgetting import Forgetting
 from penstock.engine.interpreter import prepare_interpreter, release_interpreter
 from penstock.engine.logs import logger
 from penstock.engine.looks import Question, answer
+from penstock.engine.offline import Directory
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.rota import Rota
+from penstock.engine.savepoints import open_place_of, take
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
+from penstock.engine.sinks import SinkDriver
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
@@ -46,6 +51,9 @@ from penstock.faults import fault
 from penstock.functions.app import App
 from penstock.records import Reply
 from penstock.state.backend import Backend
+
+ROWS_S = 20.0
+"""How long a savepoint waits until what is in it is visible: commits take milliseconds where an egress answers."""
 
 
 class Worker:
@@ -156,6 +164,7 @@ class Worker:
             attempt,
             self.units,
             data,
+            generation=manifest.generation if manifest is not None else GENERATION,
             clock=self._clock,
             spawn=self._background.spawn,
             wake=self._wake,
@@ -368,6 +377,37 @@ class Worker:
 
     async def take_checkpoint(self) -> int:
         return await self.checkpoint_driver.wait_checkpoint("request")
+
+    async def take_savepoint(self, place: str) -> Savepoint:
+        blobs = open_place_of(place, self.config)
+        number = await self.checkpoint_driver.wait_checkpoint("savepoint")
+        self.data.pinned.add(number)
+        try:
+            await self._await_rows(number)
+            committed = dict.fromkeys(self._assembly.sinks, number)
+            return await in_thread(self._save, blobs, number, committed)
+        finally:
+            self.data.pinned.discard(number)
+
+    async def _await_rows(self, checkpoint: int) -> None:
+        """Return when all rows that the checkpoint decided are visible."""
+        drivers = [each for unit in self.units for each in unit.sinks.values() if isinstance(each, SinkDriver)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROWS_S):
+                while not all(driver.has_written(checkpoint) for driver in drivers):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                return
+        raise Unavailable(
+            "PEN0436",
+            f"No savepoint was taken: rows of checkpoint {checkpoint} are not written after {ROWS_S:g} s. "
+            f"{self._assembly.unwritten()}. Try again when the egress takes rows.",
+        )
+
+    def _save(self, blobs: Blobs, checkpoint: int, committed: Mapping[str, int]) -> Savepoint:
+        """Reads what is durable, as any tool beside the application would, and shares nothing with its turns."""
+        with Directory(self.data.path) as directory:
+            now_ms = int(time.time() * 1000)
+            return take(directory, directory.retained(checkpoint), blobs, committed=committed, now_ms=now_ms)
 
     async def look(self, task: int, question: Question) -> Any:
         return answer(question, self.units[task].core.view())

@@ -259,6 +259,23 @@ def group_range(group: int) -> KeyRange:
     return _below(_GROUP_BYTE[group])
 
 
+def address_of(key: bytes) -> tuple[str, str]:
+    """Function and id of a row that belongs to one address, of any kind but that of tokens."""
+    reader = _Reader(key)
+    reader.group(key[1])
+    return reader.text(), reader.text()
+
+
+def function_range(group: int, kind: int, typename: str) -> KeyRange:
+    """The rows of one kind of all ids of one function within one key group."""
+    return _below(_head(group, kind, typename))
+
+
+def address_range(group: int, kind: int, typename: str, id: str) -> KeyRange:
+    """The rows of one kind of one address."""
+    return _below(_head(group, kind, typename) + _text(id))
+
+
 def group_kind_range(group: int, kind: int) -> KeyRange:
     """All rows of one kind within one key group."""
     return _below(_GROUP_BYTE[group] + _KIND_BYTE[kind])

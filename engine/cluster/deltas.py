@@ -68,6 +68,11 @@ class Deltas:
 
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
         """The delta whose first record stands at `offset`, and its size in bytes. Raises CorruptSnapshot."""
+        records = self.records_of_delta(offset)
+        return *decode_delta(records), sum(map(len, records))
+
+    def records_of_delta(self, offset: int) -> list[bytes]:
+        """The delta whose first record stands at `offset`, as it was written. Raises CorruptSnapshot."""
         first = self._header(offset)
         records = [self._records[offset]]
         header, at = first, offset
@@ -88,7 +93,7 @@ class Deltas:
             if _same(found, first) and found.index == len(records):
                 header = found
                 records.append(self._records[at])
-        return *decode_delta(records), sum(map(len, records))
+        return records
 
     def chain(self, head: int, first: int) -> list[int]:
         """Offsets of the deltas from `first` to `head`, oldest first, found by following `previous` back."""

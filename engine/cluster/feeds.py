@@ -10,7 +10,7 @@ from collections import deque
 
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Deliveries, FrameInput, Input, Rejected
-from penstock.engine.feeds import FeedKind, RequestFeed
+from penstock.engine.feeds import FOREIGN, FeedKind, RequestFeed
 from penstock.errors import ProtocolError
 from penstock.records import EpochFrame
 from penstock.router.frames import FENCE_SOURCE, decode_frames
@@ -22,9 +22,6 @@ from penstock.router.requests import decode_request
 
 RECORDS_MAX = 64
 """Records of an inbox taken at a time: each may hold hundreds of messages."""
-FOREIGN = "inbox"
-"""Source of what is in an inbox and no frame. Its position is the offset behind the last such record: what stands
-before it may be read again, and is a dead letter already."""
 
 
 class TopicInbox:

@@ -82,9 +82,4 @@ def _bucket_options(settings: Settings) -> BucketOptions | None:
     """None if nothing was said: a directory takes no options."""
     if all(settings.origin(spec.name) == "default" for spec in SPECS if spec.name.startswith("store_")):
         return None
-    return BucketOptions(
-        endpoint=settings["store_endpoint"] or None,
-        region=settings["store_region"] or None,
-        path_style=settings["store_path_style"],
-        allow_http=settings["store_allow_http"],
-    )
+    return settings.bucket()

@@ -24,12 +24,12 @@ from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.build import Assembly, Bury, Origin, origin_of_attempt
 from penstock.engine.cluster.deltas import Deltas
-from penstock.engine.cluster.feeds import FOREIGN, TopicInbox, TopicRequests
+from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress, close_stores, open_base
-from penstock.engine.feeds import Feed, RequestFeed
+from penstock.engine.feeds import FOREIGN, Feed, RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.unit import Channels, TaskUnit

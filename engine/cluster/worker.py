@@ -42,6 +42,7 @@ from penstock.checkpoint.member import (
 )
 from penstock.checkpoint.reports import Alive, Changed, Fault, Prepared
 from penstock.checkpoint.retention import Retained, decide
+from penstock.checkpoint.savepoint import Savepoint
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
 from penstock.engine.build import Assembly
@@ -71,7 +72,7 @@ from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatis
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
-from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError
+from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError, Refused
 from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
@@ -615,6 +616,13 @@ class ClusterWorker:
         newest = next((await read_history(self.cluster.kafka, self.app.name)).candidates(), None)
         assert newest is not None, "an answer was given before a checkpoint was complete"
         return newest.checkpoint
+
+    async def take_savepoint(self, place: str) -> Savepoint:
+        raise Refused(
+            "PEN0442",
+            f"{self.app.name} shares its tasks with other workers, on Kafka; a savepoint is taken of an application "
+            "that one process runs. Its checkpoints are kept as retention_all and retention_spaced say.",
+        )
 
     async def look(self, task: int, question: Question) -> Any:
         return await self.requests.operate(Address("", id_of_task(task, self.config.parallelism)), Look(question))

@@ -112,6 +112,15 @@ _NO_LINK_HERE = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EN
 """Another file system, one that refuses hard links, or a file that has as many as it can."""
 
 
+def copy_durably(source: Path, target: Path) -> None:
+    """Make `target` a file of its own with the content of `source`, which is durable on return, and its name not yet.
+
+    Raises FileExistsError when `target` exists.
+    """
+    with storage_errors(target, "copying"):
+        _copy(source, target)
+
+
 def _copy(source: Path, target: Path) -> None:
     if target.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))

@@ -4,7 +4,7 @@ looked into; pytest collects those."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -83,8 +83,14 @@ class WatchedBlobs:
         self._note("list", folder)
         return [blob._replace(modified_s=self._stored_s.get(blob.key, 0.0)) for blob in self._blobs.list(folder)]
 
+    def folders(self) -> Sequence[str]:
+        return self._blobs.folders()
+
     def delete(self, keys: Iterable[str]) -> None:
         self._blobs.delete(keys)
+
+    def tidy(self) -> None:
+        self._blobs.tidy()
 
     def _note(self, call: str, key: str) -> None:
         self.calls.append(call)

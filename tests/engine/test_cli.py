@@ -831,3 +831,105 @@ def test_nobody_at_a_url(run: Run) -> None:
 
     assert said.startswith("PEN0620 http://127.0.0.1:1 does not answer: ")
     assert said.endswith("Start the application (penstock run), or give the right --url.\n")
+
+
+# Savepoints.
+
+
+def test_a_savepoint_is_taken_looked_at_and_removed(run: Run, shop: Path) -> None:
+    taken = json.loads(run("savepoint", "create", "--json").stdout)
+    name = Path(taken["savepoint"]).name
+    assert (taken["application"], taken["parallelism"]) == ("shop", 1)
+    assert Path(taken["savepoint"]).parent == shop / ".penstock" / "savepoints"
+
+    run("savepoint", "create", "--to", "elsewhere")
+    assert [each["savepoint"] for each in json.loads(run("savepoint", "list", "--json").stdout)] == [
+        str(Path(".penstock") / "savepoints" / name)
+    ]
+    assert json.loads(run("savepoint", "show", name, "--json").stdout)["functions"].keys() == {"shop/total"}
+    assert "attempt" in run("savepoint", "show", "elsewhere").stdout
+    assert run("savepoint", "verify", name).stdout.endswith(f"{taken['bytes']:,} bytes.\n")
+    assert run("savepoint", "create", "--to", "elsewhere", exit_code=4).stderr.startswith("PEN0431 ")
+
+    assert run("savepoint", "delete", name).stdout.endswith("; add --yes.\n")
+    run("savepoint", "delete", name, "--yes")
+    assert run("savepoint", "list").stdout == "There are no savepoints yet.\n"
+    assert run("savepoint", "delete", name, "--yes", exit_code=2).stderr.startswith("PEN0432 ")
+
+
+def test_a_damaged_savepoint_is_found_and_not_restored(run: Run, shop: Path) -> None:
+    run("savepoint", "create", "--to", "places/one")
+    run("savepoint", "create", "--to", "places/two")
+    for path in (shop / "places" / "one" / "deltas", shop / "places" / "two"):
+        file = next(each for each in sorted(path.iterdir()) if each.is_file())
+        file.write_bytes(file.read_bytes()[:-1])
+
+    assert "one/deltas/0-0" in run("savepoint", "verify", "places/one", exit_code=1).stderr
+    assert "places/two/savepoint is damaged" in run("savepoint", "list", "places").stdout
+    run("run", "--from-savepoint", "places/one", "--dir", "new", "--until-done", "--port", "none", exit_code=1)
+    assert "There are no checkpoints yet." in run("checkpoint", "list", "--dir", "new").stdout
+
+
+def test_a_savepoint_is_continued_elsewhere(run: Run, shop: Path) -> None:
+    run("savepoint", "create", "--to", "saved")
+    begin = ("run", "--until-done", "--port", "none", "--from-savepoint", "saved", "--dir", "new")
+
+    run(*begin, "--parallelism", "4")
+
+    assert json.loads(run("state", "get", "shop/total", "odd", "--dir", "new").stdout) == {"total": 4}
+    assert json.loads(run("dead", "list", "--json", "--dir", "new").stdout)[0]["number"] == 1
+    assert run(*begin, "--parallelism", "4", exit_code=4).stderr.startswith("PEN0433 ")
+    run(*begin, "--parallelism", "2", "--replace")
+    assert json.loads(run("state", "get", "shop/total", "odd", "--dir", "new").stdout) == {"total": 4}
+    run(*begin, "--ephemeral", exit_code=2)
+    run("run", "--replace", exit_code=2)
+
+
+def test_parallelism_is_changed(run: Run, shop: Path) -> None:
+    assert run("rescale", "--parallelism", "4").stdout == "Would give shop 4 tasks instead of 1; add --yes.\n"
+    assert json.loads(run("rescale", "--parallelism", "4", "--json").stdout) == {
+        "before": 1,
+        "after": 4,
+        "done": False,
+    }
+    said = run("rescale", "--parallelism", "4", "--yes").stdout
+    assert "shop has 4 tasks from checkpoint" in said
+
+    assert json.loads(run("state", "get", "shop/total", "even").stdout) == {"total": 2}
+    assert run("run", "--until-done", "--port", "none", exit_code=4).stderr.startswith("PEN0305 ")
+    (shop / "app.py").write_text(SHOP.replace("feed(1, 2, 3, 13)", "feed(1, 2, 3, 13, 100)"))
+    run("run", "--until-done", "--port", "none", "--parallelism", "4")
+    assert json.loads(run("state", "get", "shop/total", "even").stdout) == {"total": 102}
+    assert run("rescale", "--parallelism", "4", "--yes", exit_code=4).stderr.startswith("PEN0441 ")
+    assert run("rescale", "--parallelism", "3", "--yes", exit_code=2).stderr.startswith("PEN0130 ")
+    assert run("rescale", "--parallelism", "2", "--dir", "none", exit_code=2).stderr.startswith("PEN0622 ")
+
+
+def test_two_checkpoints_are_compared(run: Run, shop: Path) -> None:
+    before = newest(run)
+    (shop / "app.py").write_text(SHOP.replace("feed(1, 2, 3, 13)", "feed(1, 2, 3, 13, 100)"))
+    run("run", "--until-done", "--port", "none")
+    after = newest(run)
+
+    found = json.loads(run("checkpoint", "diff", before, after, "--json", exit_code=5).stdout)
+    assert found["differences"] == [{"change": "changed", "function": "shop/total", "id": "even"}]
+    assert found["counts"] == {"added": 0, "removed": 0, "changed": 1}
+    shown = run("checkpoint", "diff", before, after, exit_code=5)
+    assert shown.stdout == "CHANGE   FUNCTION    ID\nchanged  shop/total  even\n"
+    assert run("checkpoint", "diff", before, before).stdout == "Nothing differs.\n"
+    assert run("checkpoint", "diff", before, "7777", exit_code=2).stderr.startswith("PEN0309 ")
+
+
+def test_a_running_application_is_saved(run: Run, running: Process) -> None:
+    assert run("call", "shop/total", "odd", "1").stdout == "5\n"
+    taken = json.loads(run("savepoint", "create", "--json").stdout)
+    assert run("rescale", "--parallelism", "2", "--yes", exit_code=4).stderr.startswith("PEN0626 ")
+    assert run("savepoint", "create", "--to", taken["savepoint"], exit_code=4).stderr.startswith("PEN0431 ")
+    assert run("call", "shop/total", "odd", "1").stdout == "6\n"
+
+    run(
+        *("run", "--until-done", "--port", "none", "--dir", "new", "--parallelism", "4"),
+        *("--from-savepoint", taken["savepoint"]),
+    )
+
+    assert json.loads(run("state", "get", "shop/total", "odd", "--dir", "new").stdout) == {"total": 5}

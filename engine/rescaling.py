@@ -1,0 +1,76 @@
+"""Gives a stopped application another parallelism.
+
+    start without a turn: rows go out -> stop: a checkpoint that says so -> savepoint -> restored with other tasks
+
+What always holds: until the last step the application is as it was, and can be started as before; no row is on its way
+to an egress when tasks change, so no marker of a task that is gone decides anything (PROTOCOL 18). The savepoint shares
+its files with the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import NamedTuple
+
+from penstock.checkpoint.savepoint import SavepointReader
+from penstock.engine.config import Config
+from penstock.engine.offline import Directory
+from penstock.engine.run import loop_factory
+from penstock.engine.savepoints import Progress, default_place, open_place_of, restore_savepoint, take_stopped
+from penstock.engine.worker import Worker
+from penstock.errors import Refused
+from penstock.functions.app import App
+
+
+class Rescaled(NamedTuple):
+    """What came of it."""
+
+    checkpoint: int
+    savepoint: str
+
+
+def tasks_of(directory: Directory) -> int:
+    """The present parallelism. Raises Refused when nothing was ever complete."""
+    newest = directory.newest()
+    if newest is None:
+        raise Refused(
+            "PEN0437",
+            f"There is nothing to rescale: no checkpoint of {directory.path} is complete. Start it with the "
+            "--parallelism that you want.",
+        )
+    return directory.journal.manifest(newest).parallelism
+
+
+def rescale(app: App, config: Config, before: int, *, now_ms: int, progress: Progress) -> Rescaled:
+    """Give the application of the directory, which has `before` tasks, the parallelism of `config`.
+
+    Raises Refused, with nothing changed, when that is what it has.
+    """
+    if config.parallelism == before:
+        raise Refused("PEN0441", f"{app.name} has {before} tasks already. Ask for another --parallelism.")
+    write_rows(app, replace(config, parallelism=before))
+    place = default_place(config.directory, app.name, now_ms)
+    blobs = open_place_of(place, config)
+    with Directory(config.directory) as directory:
+        take_stopped(directory, blobs, now_ms=now_ms, progress=lambda done, total: None)
+    manifest = restore_savepoint(
+        app,
+        SavepointReader(blobs),
+        config,
+        command="penstock rescale",
+        reason=f"rescale {before} to {config.parallelism}",
+        now_ms=now_ms,
+        replacing=True,
+        progress=progress,
+    )
+    return Rescaled(manifest.checkpoint, place)
+
+
+def write_rows(app: App, config: Config) -> None:
+    """Start the application and stop it before its first turn: what it had decided becomes visible, and its last
+    checkpoint says so."""
+    worker = Worker(app, replace(config, port=None))
+    worker.stop()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(worker.run())
