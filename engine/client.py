@@ -13,22 +13,11 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode
 from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
-from penstock.errors import (
-    ConfigurationError,
-    CorruptSnapshot,
-    FunctionError,
-    InvalidInput,
-    PenstockError,
-    Refused,
-    Unavailable,
-)
+from penstock.engine.told import heard
+from penstock.errors import FunctionError, InvalidInput, PenstockError, Refused, Unavailable
 
 TIMEOUT_S: Final = 65.0
 """Longer than a call waits by itself, so that its answer, whatever it is, arrives."""
-
-
-_KINDS: Final = {kind.__name__: kind for kind in (ConfigurationError, CorruptSnapshot, InvalidInput, Refused)}
-"""What an error was that came in an answer."""
 
 
 class Client:
@@ -120,8 +109,7 @@ class Client:
         """The savepoint once it is there, None before. Raises why there will be none."""
         state = self._get(f"savepoints/{number}")
         if state["error"] is not None:
-            kind = _KINDS.get(state["error"]["kind"], Unavailable)
-            raise kind(state["error"]["code"], state["error"]["message"])
+            raise heard(state["error"])
         found: dict[str, Any] | None = state["savepoint"]
         return found
 

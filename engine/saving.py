@@ -15,7 +15,8 @@ from typing import Any
 
 from penstock.checkpoint.savepoint import Savepoint
 from penstock.engine.savepoints import default_place, summarize
-from penstock.errors import InvalidInput, PenstockError, Refused
+from penstock.engine.told import told
+from penstock.errors import InvalidInput, PenstockError, Refused, Unavailable
 
 
 class Saving:
@@ -62,6 +63,6 @@ class Saving:
 
 
 def _described(error: BaseException) -> dict[str, str]:
-    if isinstance(error, PenstockError):
-        return {"code": error.code, "message": error.message, "kind": type(error).__name__}
-    return {"code": "PEN0440", "message": f"No savepoint was taken: {error!r}. Try again.", "kind": "Unavailable"}
+    if not isinstance(error, PenstockError):
+        error = Unavailable("PEN0440", f"No savepoint was taken: {error!r}. Try again.")
+    return told(error)

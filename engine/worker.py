@@ -20,27 +20,26 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from penstock.checkpoint.blobs import Blobs
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import Coordinator
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import Savepoint
-from penstock.engine.background import Background, in_thread
+from penstock.engine.background import Background
 from penstock.engine.build import Assembly, LogWiring, origin_of_attempt
 from penstock.engine.checkpoints import GENERATION, CheckpointDriver
 from penstock.engine.clock import SteadyClock
 from penstock.engine.config import Config
+from penstock.engine.copying import copy_aside
 from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import InputFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.interpreter import prepare_interpreter, release_interpreter
 from penstock.engine.logs import logger
 from penstock.engine.looks import Question, answer
-from penstock.engine.offline import Directory
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.rota import Rota
-from penstock.engine.savepoints import open_place_of, take
+from penstock.engine.savepoints import open_place_of
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.sinks import SinkDriver
 from penstock.engine.totals import Totals
@@ -379,13 +378,13 @@ class Worker:
         return await self.checkpoint_driver.wait_checkpoint("request")
 
     async def take_savepoint(self, place: str) -> Savepoint:
-        blobs = open_place_of(place, self.config)
+        open_place_of(place, self.config)  # Which refuses what is no place.
         number = await self.checkpoint_driver.wait_checkpoint("savepoint")
         self.data.pinned.add(number)
         try:
             await self._await_rows(number)
             committed = dict.fromkeys(self._assembly.sinks, number)
-            return await in_thread(self._save, blobs, number, committed)
+            return await copy_aside(self.config, number, place, committed)
         finally:
             self.data.pinned.discard(number)
 
@@ -402,12 +401,6 @@ class Worker:
             f"No savepoint was taken: rows of checkpoint {checkpoint} are not written after {ROWS_S:g} s. "
             f"{self._assembly.unwritten()}. Try again when the egress takes rows.",
         )
-
-    def _save(self, blobs: Blobs, checkpoint: int, committed: Mapping[str, int]) -> Savepoint:
-        """Reads what is durable, as any tool beside the application would, and shares nothing with its turns."""
-        with Directory(self.data.path) as directory:
-            now_ms = int(time.time() * 1000)
-            return take(directory, directory.retained(checkpoint), blobs, committed=committed, now_ms=now_ms)
 
     async def look(self, task: int, question: Question) -> Any:
         return answer(question, self.units[task].core.view())

@@ -233,8 +233,8 @@ def test_parallelism_may_change_again_and_again(tmp_path: Path) -> None:
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    records=st.integers(0, 400),
-    steps=st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(0, 6)), min_size=1, max_size=3),
+    records=st.integers(1, 400),
+    steps=st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 6)), min_size=1, max_size=3),
 )
 def test_a_run_with_savepoints_ends_as_one_without(
     tmp_path_factory: pytest.TempPathFactory, records: int, steps: list[tuple[int, int]]
