@@ -21,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -182,13 +182,12 @@ def _cpu_s(pid: int) -> float:
 # Floors.
 
 
-def _floor(bench: Bench, count: int, *, own: bool, output: bool = False) -> Result:
-    """A loop that reads, counts in a dictionary, and writes if asked to: with the calls of the client library, or with
-    fetches and transactions of our own."""
+def _floor(loop: Coroutine[Any, Any, None], count: int) -> Result:
+    """What a loop costs that reads, counts in a dictionary, and writes if asked to."""
 
     async def run() -> Result:
         began, cpu = time.perf_counter(), time.process_time()
-        await (_own_loop(bench, count, output) if own else _plain_loop(bench, count, output))
+        await loop
         took, spent = time.perf_counter() - began, time.process_time() - cpu
         return {"per_s": round(count / took), "cpu_s_per_million": round(spent / count * 1e6, 2)}
 
@@ -196,6 +195,7 @@ def _floor(bench: Bench, count: int, *, own: bool, output: bool = False) -> Resu
 
 
 async def _plain_loop(bench: Bench, count: int, output: bool) -> None:
+    """With the calls of the client library."""
     topic = f"{bench.name}-in"
     decode, encode = msgspec.msgpack.Decoder(Click).decode, msgspec.msgpack.Encoder().encode
     counts: dict[bytes, Count] = {}
@@ -238,7 +238,58 @@ async def _plain_loop(bench: Bench, count: int, output: bool) -> None:
     await consumer.stop()
 
 
+async def _plain_chain(bench: Bench, count: int) -> None:
+    """With the calls of the client library, three counts by different keys, with topics between them."""
+    topics = [f"{bench.name}-{part}" for part in ("in", "second", "third", "floor")]
+    following = dict(pairwise(topics))
+    prefixes = dict(zip(topics, (b"second-", b"third-", b""), strict=False))
+    decode, encode = msgspec.msgpack.Decoder(Click).decode, msgspec.msgpack.Encoder().encode
+    counts: dict[tuple[str, bytes], Count] = {}
+    consumer = AIOKafkaConsumer(bootstrap_servers=bench.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    consumer.assign([TopicPartition(topic, partition) for topic in topics[:3] for partition in range(PARTITIONS)])
+    producer: Any = AIOKafkaProducer(
+        bootstrap_servers=bench.bootstrap, transactional_id=f"{bench.name}-plain", max_batch_size=256 << 10
+    )
+    await producer.start()
+    await producer.begin_transaction()
+    done, committed_at = 0, time.perf_counter()
+    while done < count:
+        batches: dict[tuple[str, int], Any] = {}
+        for place, records in (await consumer.getmany(timeout_ms=100, max_records=10_000)).items():
+            target, prefix, last = following[place.topic], prefixes[place.topic], place.topic == topics[2]
+            for record in records:
+                click = decode(record.value)
+                address = place.topic, record.key
+                state = counts.get(address)
+                if state is None:
+                    state = counts[address] = Count()
+                state.clicks += 1
+                state.amount += click.amount
+                key = prefix + record.key
+                value = encode(Sum(click.at, state.clicks, click.text)) if last else encode(click)
+                to = target, (murmur2(key) & 0x7FFFFFFF) % PARTITIONS
+                batch = batches.get(to)
+                if batch is None:
+                    batch = batches[to] = producer.create_batch()
+                if batch.append(key=key, value=value, timestamp=None) is None:
+                    await producer.send_batch(batch, target, partition=to[1])
+                    batch = batches[to] = producer.create_batch()
+                    batch.append(key=key, value=value, timestamp=None)
+            done += len(records) * last
+        for (target, partition), batch in batches.items():
+            await producer.send_batch(batch, target, partition=partition)
+        if time.perf_counter() - committed_at > 0.1:
+            await producer.commit_transaction()
+            await producer.begin_transaction()
+            committed_at = time.perf_counter()
+    await producer.commit_transaction()
+    await producer.stop()
+    await consumer.stop()
+
+
 async def _own_loop(bench: Bench, count: int, output: bool) -> None:
+    """With fetches and transactions of our own."""
     topic = f"{bench.name}-in"
     decode, encode = msgspec.msgpack.Decoder(Click).decode, msgspec.msgpack.Encoder().encode
     counts: dict[bytes | None, Count] = {}
@@ -296,8 +347,8 @@ def _throughput(bench: Bench, app: str, ids: Sequence[str], *, output: bool, flo
     bench.fill(_clicks(ids, RECORDS))
     result: Result = {}
     if floors:
-        result["floor_plain"] = _floor(bench, RECORDS, own=False, output=output)
-        result["floor_own"] = _floor(bench, RECORDS, own=True, output=output)
+        result["floor_plain"] = _floor(_plain_loop(bench, RECORDS, output), RECORDS)
+        result["floor_own"] = _floor(_own_loop(bench, RECORDS, output), RECORDS)
     with tempfile.TemporaryDirectory() as directory:
         return bench.run_worker(app, "rate", RECORDS, directory) | result
 
@@ -330,6 +381,8 @@ def _verified(bench: Bench) -> int:
 def chain(bench: Bench) -> Result:
     """Three functions under three ids each, then a record out, exactly once."""
     result = _throughput(bench, "chain", zipf_ids(10_000, 200_000), output=True, floors=False)
+    bench.create("second", "third")
+    result["floor_plain"] = _floor(_plain_chain(bench, RECORDS), RECORDS)
     return result | {"verified": _verified(bench)}
 
 
