@@ -1,6 +1,6 @@
 """Tries every fault on real processes, and says what became of each.
 
-    python -m tests.crash [--write] [--only TEXT]
+    python -m tests.crash [--write] [--only TEXT] [--where machine|kafka]
 
 The last lines are a table. With `--write` it goes into docs/guarantees.md, with the date and the commit. The exit code
 is 1 when there was any finding. `--only` tries the faults whose names contain a text, such as `settle` or `leader`.
@@ -35,12 +35,14 @@ SPARSE = 3
 """On Kafka, of what is not a kill every third: it differs little from one point to the next, and takes its time."""
 DOES = {"kill": "kills itself", "raise": "raises", "hang": "stands still"}
 
+MACHINE = "one machine"
+
 Group = tuple[str, list[Case]]
 
 
-def groups(only: str) -> Iterator[Group]:
+def groups(only: str, where: str) -> Iterator[Group]:
     """What is tried together, and what the table calls it."""
-    everything: list[Group] = [(f"one machine: the process {DOES[action]}", embedded(action)) for action in ACTIONS]
+    everything: list[Group] = [(f"{MACHINE}: the process {DOES[action]}", embedded(action)) for action in ACTIONS]
     for action in ACTIONS:
         for role in ("worker", "leader", "supervisor"):
             if action == "hang" and role == "supervisor":
@@ -49,12 +51,13 @@ def groups(only: str) -> Iterator[Group]:
             everything.append((f"Kafka: the {role} {DOES[action]}", cases[:: 1 if action == "kill" else SPARSE]))
     everything.append(("Kafka: worker and leader are killed together", list(on_kafka("kill", both=True))))
     for name, cases in everything:
-        if chosen := [case for case in cases if only in case.name]:
+        chosen = [case for case in cases if only in case.name]
+        if chosen and (not where or name.startswith(MACHINE) == (where == "machine")):
             yield name, chosen
 
 
 def try_group(name: str, cases: Sequence[Case], directory: Path, bootstrap: str) -> list[Outcome]:
-    if name.startswith("one machine"):
+    if name.startswith(MACHINE):
         return try_embedded(directory, cases, say)
     outcomes: list[Outcome] = []
     rest = iter(cases)
@@ -106,6 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description="Tries every fault on real processes.")
     parser.add_argument("--write", action="store_true", help="note the result in docs/guarantees.md")
     parser.add_argument("--only", default="", metavar="TEXT", help="only faults whose names contain it")
+    parser.add_argument("--where", default="", choices=("machine", "kafka"), help="only on one machine, or on Kafka")
     options = parser.parse_args()
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # It tells at length who is away.
     began = time.monotonic()
@@ -113,7 +117,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="penstock-crash-"))
     results: list[tuple[str, list[Outcome]]] = []
     with temporary_cluster() as cluster:
-        for number, (name, cases) in enumerate(groups(options.only)):
+        for number, (name, cases) in enumerate(groups(options.only, options.where)):
             say(f"\n{name}")
             results.append((name, try_group(name, cases, directory / f"group-{number}", cluster.bootstrap)))
     outcomes = [outcome for _, group in results for outcome in group]
