@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -116,10 +117,13 @@ def main() -> int:
     commit = present_commit() if options.write else ""
     directory = Path(tempfile.mkdtemp(prefix="penstock-crash-"))
     results: list[tuple[str, list[Outcome]]] = []
-    with temporary_cluster() as cluster:
-        for number, (name, cases) in enumerate(groups(options.only, options.where)):
+    with ExitStack() as opened:
+        chosen = list(groups(options.only, options.where))
+        needed = any(not name.startswith(MACHINE) for name, _ in chosen)
+        bootstrap = opened.enter_context(temporary_cluster()).bootstrap if needed else ""
+        for number, (name, cases) in enumerate(chosen):
             say(f"\n{name}")
-            results.append((name, try_group(name, cases, directory / f"group-{number}", cluster.bootstrap)))
+            results.append((name, try_group(name, cases, directory / f"group-{number}", bootstrap)))
     outcomes = [outcome for _, group in results for outcome in group]
     findings = findings_of(outcomes)
     text = table(results)
