@@ -32,6 +32,9 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     inbox_end: int
     """Frames before the cut lie before this offset of the inbox."""
     ingress_positions: dict[str, object] = {}
+    staged: tuple[int, ...] | None = None
+    """The earlier attempts of rows it holds that may be visible, as only the markers of their egresses tell. None:
+    nobody has said which those are."""
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
@@ -76,6 +79,9 @@ class AttemptBegun(msgspec.Struct, frozen=True, array_like=True, tag="attempt"):
     """Ids up to here have been reserved; the attempt's epochs start above."""
     at_ms: int
     reason: str = ""
+    retained: tuple[int, ...] | None = None
+    """What markers of egresses say of other attempts need not be kept: no retained checkpoint descends from them. None:
+    of none, because it is not known."""
 
 
 class Complete(msgspec.Struct, frozen=True, array_like=True, tag="complete"):
@@ -114,6 +120,9 @@ class Recap(msgspec.Struct, frozen=True, array_like=True, tag="recap"):
     retained: tuple[int, ...]
     """Of the checkpoints complete so far, those that can still be restored. What the others need may be deleted, though
     their records may stand between those of retained ones."""
+    newest: tuple[int, Manifest] | None = None
+    """The one that a recovery would restore, and the offset of its record: whoever leads next begins with this record,
+    and reads what stands before it afterwards."""
 
 
 ControlRecord = Reserve | AttemptBegun | Complete | Assign | Recap

@@ -15,7 +15,7 @@ What a leader must know is in the log and in the reports of the workers. Reads n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -35,8 +35,9 @@ from penstock.checkpoint.control import (
     encode_control,
 )
 from penstock.checkpoint.coordinator import Coordinator, CoordinatorOptions
+from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.ownership import balance
-from penstock.checkpoint.recovery import History
+from penstock.checkpoint.recovery import History, attempts_needed
 from penstock.checkpoint.reports import (
     Acknowledgement,
     Alive,
@@ -61,6 +62,8 @@ LEADING_MS = 1_000
 PREPARE_MS = 10_000
 """After that a task moves although its new owner has not fetched its base yet."""
 GONE_MAX = 10_000
+RECAP_RECORDS = 250
+"""After so many records what they say is repeated: whoever leads next reads little more before it leads."""
 
 
 class Phase(Enum):
@@ -109,10 +112,17 @@ class FencesWritten(NamedTuple):
 
 
 class Aged(NamedTuple):
-    """It is time to forget what is retained no longer."""
+    """It is time to forget what is retained no longer, and to repeat what the next leader must know."""
 
 
-Event = Heard | Ticked | Written | FencesWritten | Aged
+class Recalled(NamedTuple):
+    """Some of the records that stand in the log before those this leader began with. `last`: there are no others."""
+
+    records: Sequence[tuple[int, ControlRecord]]
+    last: bool
+
+
+Event = Heard | Ticked | Written | FencesWritten | Aged | Recalled
 
 # Actions.
 
@@ -226,13 +236,18 @@ class _Round:
 
 
 class Leader:
-    """See the module. `records` are those of the control log, with their offsets."""
+    """See the module. `records` are those of the control log with their offsets, all of them or those from a `Recap`
+    on. In that case it is told the others later, and until then forgets nothing, and waits if it needs one of them."""
 
     def __init__(self, options: LeaderOptions, records: Iterable[tuple[int, ControlRecord]], now_ms: float) -> None:
         self._options = options
         self.history = History(deltas_apart=True)
         self._manifests: dict[int, bytes] = {}
         """Of the retained checkpoints, encoded: thousands of them, of which a few will ever be read."""
+        self._unrepeated = 0
+        """Records since the last that repeats what was said before."""
+        self._forgetting = False
+        """Whether something is no longer retained since then."""
         for offset, record in records:
             self._learn(offset, record)
         self._members: dict[str, _Member] = {}
@@ -326,6 +341,8 @@ class Leader:
                 actions += self._assign_all(attempt)
             case Aged():
                 actions += self._age(now_ms)
+            case Recalled(records, last):
+                actions += self._recall(records, now_ms, last=last)
         return actions
 
     def _hear(self, report: Report, now_ms: float) -> list[Action]:
@@ -424,7 +441,7 @@ class Leader:
 
     def _try_to_begin(self, now_ms: float) -> list[Action]:
         workers = self._restorers()
-        if self._unwritten or not workers:
+        if self._unwritten or not workers or not self._knows_target:
             return []
         if self._waiting_since_ms is None:
             self._waiting_since_ms = now_ms
@@ -434,11 +451,32 @@ class Leader:
             return []
         self._waiting_since_ms = None
         self._restored = self._target()
-        lineage = self._restored.lineage if self._restored is not None else None
-        restored = self._restored.checkpoint if self._restored is not None else 0
-        attempt = self.history.next_attempt(lineage, restored, int(now_ms), self._reason)
         self._enter(Phase.BEGINNING)
-        return [*self._notes(), self._write(attempt)]
+        return [*self._notes(), self._write(self._next_attempt(self._restored, now_ms))]
+
+    @property
+    def _knows_target(self) -> bool:
+        """Whether what to go back to is among the records read so far, or there are no others."""
+        options, history = self._options, self.history
+        if not history.missing or (options.fresh and not self._went_back):
+            return True
+        if options.from_checkpoint is not None and not self._went_back:
+            return options.from_checkpoint in history.checkpoints
+        return next(history.candidates(), None) is not None
+
+    def _next_attempt(self, restored: Manifest | None, now_ms: float) -> AttemptBegun:
+        """The record that begins it. It names no more of its ancestors than somebody may still ask for: frames that are
+        to be taken, checkpoints to go back to, and rows that may be visible (PROTOCOL 16, 21)."""
+        lineage, checkpoint = (restored.lineage, restored.checkpoint) if restored is not None else (None, 0)
+        begun = self.history.next_attempt(lineage, checkpoint, int(now_ms), self._reason)
+        if self.history.missing:
+            return begun  # Who knows what those ask for that were not read yet.
+        kept = list(self.history.checkpoints.values())
+        oldest = [self.manifest(each.checkpoint) for each in oldest_of_attempts(kept)]
+        if restored is not None:
+            begun = msgspec.structs.replace(begun, lineage=_pruned(begun.lineage, restored, oldest))
+        retained = begun.lineage.attempts.union(*(manifest.lineage.attempts for manifest in oldest))
+        return msgspec.structs.replace(begun, retained=tuple(sorted(retained)))
 
     def _target(self) -> Manifest | None:
         """The checkpoint to continue from; None for the empty state."""
@@ -554,7 +592,8 @@ class Leader:
         if isinstance(record, Assign):
             return self._assigned(now_ms)
         if isinstance(record, Recap):
-            return [*self._forget(now_ms), *self._tick(now_ms)]
+            forgotten, self._forgetting = self._forget(now_ms) if self._forgetting else [], False
+            return [*forgotten, *self._tick(now_ms)]
         if self._phase is Phase.WAITING:
             return self._try_to_begin(now_ms)
         cost_ms = self._round.cost_ms if self._round is not None else 0.0
@@ -562,8 +601,23 @@ class Leader:
 
     def _learn(self, offset: int, record: ControlRecord) -> None:
         self.history.apply(offset, record)
+        self._unrepeated += 1
         if isinstance(record, Complete):
             self._manifests[record.manifest.checkpoint] = encode_control(record)
+        elif isinstance(record, Recap):
+            self._unrepeated = 0
+            if record.newest is not None:
+                manifest = record.newest[1]
+                self._manifests[manifest.checkpoint] = encode_control(Complete(manifest))
+
+    def _recall(self, records: Sequence[tuple[int, ControlRecord]], now_ms: float, *, last: bool) -> list[Action]:
+        """Learn of checkpoints that are retained from before this leader's time."""
+        for offset, record in records:
+            if isinstance(record, Complete) and self.history.recall(offset, record.manifest):
+                self._manifests[record.manifest.checkpoint] = encode_control(record)
+        if last:
+            self.history.missing.clear()
+        return self._tick(now_ms) if last else []
 
     def _assigned(self, now_ms: float) -> list[Action]:
         if self._phase is Phase.WAITING:
@@ -754,21 +808,23 @@ class Leader:
 
     def _age(self, now_ms: float) -> list[Action]:
         """Forget checkpoints that need not be retained any more. Only when a record says what those before it said may
-        they be deleted."""
+        they be deleted. It is written as well when there are many."""
         attempt = self._attempt
         if attempt is None or self._phase is not Phase.LEADING or not self.history.checkpoints:
             return []
-        if self._unwritten:
+        if self._unwritten or self.history.missing:
             return []  # The record would repeat what was decided before those, behind them. The next time is soon.
         needed = frozenset({attempt.restored})
         retained = list(self.history.checkpoints.values())
         if not tells_what_is_read(retained, attempt=attempt.lineage.attempt, restored=attempt.restored):
             return []
         verdict = decide(retained, self._options.retention, int(now_ms), needed=needed)
-        if len(verdict.kept) == len(retained):
+        if len(verdict.kept) < len(retained):
+            self._forgetting = True
+            self.history.checkpoints = {each.checkpoint: each for each in verdict.kept}
+            self._manifests = {each.checkpoint: self._manifests[each.checkpoint] for each in verdict.kept}
+        elif self._unrepeated < RECAP_RECORDS:
             return []
-        self.history.checkpoints = {each.checkpoint: each for each in verdict.kept}
-        self._manifests = {each.checkpoint: self._manifests[each.checkpoint] for each in verdict.kept}
         notes = [
             Note(
                 f"PEN0402 checkpoint {dropped.checkpoint} is dropped before its time: checkpoints reached their limit "
@@ -776,8 +832,9 @@ class Leader:
             )
             for dropped in verdict.over_limit
         ]
-        kept = tuple(self.history.checkpoints)
-        return [*notes, self._write(Recap(attempt, self.history.high, self.history.assigned, kept))]
+        kept, best = tuple(self.history.checkpoints), next(self.history.candidates(), None)
+        newest = (best.offset, self.manifest(best.checkpoint)) if best is not None else None
+        return [*notes, self._write(Recap(attempt, self.history.high, self.history.assigned, kept, newest))]
 
     def _forget(self, now_ms: float) -> list[Action]:
         kept = list(self.history.checkpoints.values())
@@ -790,6 +847,14 @@ class Leader:
     def _enter(self, phase: Phase) -> None:
         assert phase in _MOVES[self._phase], f"{self._phase} -> {phase}"
         self._phase = phase
+
+
+def _pruned(lineage: Lineage, restored: Manifest, oldest: Iterable[Manifest]) -> Lineage:
+    """The lineage of an attempt that continues `restored`, without the ancestors that nobody asks for."""
+    if any(part.staged is None for part in restored.parts):
+        return lineage
+    staged = frozenset(attempt for part in restored.parts for attempt in part.staged or ())
+    return lineage.prune(staged | frozenset(filter(attempts_needed(restored, oldest), lineage.attempts)))
 
 
 def _instance(worker: str) -> str:

@@ -8,7 +8,7 @@ had to go back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest, Recap, Reserve
 from penstock.checkpoint.coordinator import RESERVED_IDS
@@ -17,19 +17,18 @@ from penstock.checkpoint.retention import Retained
 from penstock.errors import Refused
 
 
-def attempts_needed(retained: Sequence[Manifest]) -> Callable[[int], bool]:
-    """Which ancestors a lineage must still name, so that it does not grow with every start (PROTOCOL 16).
+def attempts_needed(restored: Manifest, retained: Iterable[Manifest]) -> Callable[[int], bool]:
+    """Which ancestors the lineage of an attempt that continues `restored` must still name, so that it does not grow
+    with every attempt (PROTOCOL 16).
 
-    `retained` has the oldest retained checkpoint of every attempt that has one. An attempt before all of these is
-    needed only while an inbox may still be read from before the end it had then: nothing of that attempt is behind it.
+    `retained` has the oldest retained checkpoint of every attempt that has one. Of those on the history of `restored`
+    an attempt before all is needed only while an inbox is still to be read from before the end it had at the oldest of
+    them: nothing of that attempt lies behind it. Other histories have lineages of their own.
     """
-    if not retained:
-        return lambda attempt: True
-    oldest = min(retained, key=lambda manifest: manifest.checkpoint)
+    behind = [each for each in retained if restored.lineage.contains(each.lineage.attempt, each.checkpoint)]
+    oldest = min([restored, *behind], key=lambda manifest: manifest.checkpoint)
     ends = {part.task: part.inbox_end for part in oldest.parts}
-    passed = all(
-        part.task in ends and part.inbox_position >= ends[part.task] for manifest in retained for part in manifest.parts
-    )
+    passed = all(part.task in ends and part.inbox_position >= ends[part.task] for part in restored.parts)
     return lambda attempt: not passed or attempt >= oldest.lineage.attempt
 
 
@@ -59,6 +58,8 @@ class History:
         """Complete and restorable, oldest first."""
         self.scanned = scanned
         """Where the log continues behind the last record taken in."""
+        self.missing: set[int] = set()
+        """Retained checkpoints whose records stand before the first that was taken in: nothing is known of them."""
 
     def apply(self, offset: int, record: ControlRecord) -> None:
         """Take in the record that stands at `offset`, which is durable. Records come in the order of the log."""
@@ -71,26 +72,42 @@ class History:
                 self.high = max(self.high, record.high)
             case Assign():
                 self.assigned = record
-            case Recap(attempt, high, assigned, retained):
+            case Recap(attempt, high, assigned, retained, newest):
                 self.attempt, self.assigned = attempt, assigned
                 self.high = max(self.high, high)
                 # Of those named by an older repetition some may have been deleted since.
                 kept = frozenset(retained)
                 self.checkpoints = {each: found for each, found in self.checkpoints.items() if each in kept}
+                if newest is not None:
+                    self._hold(*newest)
+                self.missing = set(kept - self.checkpoints.keys())
             case Complete(manifest):
-                self._recall(manifest)
-                self.checkpoints[manifest.checkpoint] = Retained(
-                    manifest.checkpoint,
-                    offset,
-                    manifest.created_ms,
-                    manifest.lineage.attempt,
-                    -1 if self._deltas_apart else manifest.first,
-                    tuple(part.base for part in manifest.parts if part.base),
-                    manifest.delta_bytes,
-                    manifest.reason,
-                )
+                self._learn_attempt(manifest)
+                self._hold(offset, manifest)
 
-    def _recall(self, manifest: Manifest) -> None:
+    def recall(self, offset: int, manifest: Manifest) -> bool:
+        """Take in a record that stands before those known so far. Returns whether it was missing."""
+        if manifest.checkpoint not in self.missing:
+            return False
+        self.missing.discard(manifest.checkpoint)
+        self._hold(offset, manifest)
+        if not self.missing:
+            self.checkpoints = dict(sorted(self.checkpoints.items()))
+        return True
+
+    def _hold(self, offset: int, manifest: Manifest) -> None:
+        self.checkpoints[manifest.checkpoint] = Retained(
+            manifest.checkpoint,
+            offset,
+            manifest.created_ms,
+            manifest.lineage.attempt,
+            -1 if self._deltas_apart else manifest.first,
+            tuple(part.base for part in manifest.parts if part.base),
+            manifest.delta_bytes,
+            manifest.reason,
+        )
+
+    def _learn_attempt(self, manifest: Manifest) -> None:
         """Learn from a checkpoint of the attempt that took it. That is news when the index is lost, and the record that
         began the attempt has been truncated."""
         lineage = manifest.lineage

@@ -109,9 +109,12 @@ class SnapshotTask:
         self._writing = frozen.checkpoint
         return Snapshot(frozen, self._head)
 
-    def written(self, checkpoint: int, offset: int, checksum: int, *, inbox_end: int) -> Part:
-        """The delta was appended at `offset`, behind everything this task sent before the cut. Returns what to
-        acknowledge. The delta is the one the next extends, whether this checkpoint completes or not (PROTOCOL 10)."""
+    def written(
+        self, checkpoint: int, offset: int, checksum: int, *, inbox_end: int, staged: tuple[int, ...] | None = None
+    ) -> Part:
+        """The delta was appended at `offset`, behind everything this task sent before the cut. `staged`: the earlier
+        attempts of rows whose fate the cut does not know. Returns what to acknowledge. The delta is the one the next
+        extends, whether this checkpoint completes or not (PROTOCOL 10)."""
         assert checkpoint == self._writing
         assert self._unwritten is not None
         meta = self._unwritten.meta
@@ -129,6 +132,7 @@ class SnapshotTask:
             inbox_position=meta.inbox_position,
             inbox_end=inbox_end,
             ingress_positions=dict(meta.ingress_positions),
+            staged=staged,
         )
 
     def failed(self, checkpoint: int) -> None:

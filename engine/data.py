@@ -136,12 +136,12 @@ class DataDirectory:
     ) -> AttemptBegun:
         """The attempt that continues what was restored. It has not begun yet. `staged` are the attempts of rows whose
         fate only the markers of their egresses tell."""
-        lineage = manifest.lineage if manifest is not None else None
-        restored = manifest.checkpoint if manifest is not None else 0
         reason = "replay" if self._config.from_checkpoint is not None else "start"
-        attempt = self.history.next_attempt(lineage, restored, now_ms, reason)
+        if manifest is None:
+            return self.history.next_attempt(None, 0, now_ms, reason)
+        attempt = self.history.next_attempt(manifest.lineage, manifest.checkpoint, now_ms, reason)
         try:
-            needed = attempts_needed([self.journal.manifest(each) for each in self._oldest_retained()])
+            needed = attempts_needed(manifest, [self.journal.manifest(each) for each in self._oldest_retained()])
         except CorruptSnapshot:
             return attempt  # What can't be read may need any of them.
         kept = frozenset(each for each in attempt.lineage.attempts if needed(each)) | staged

@@ -93,6 +93,8 @@ class Writing:
     frozen: Frozen
     eager: list[tuple[EagerDriver, int]]
     """How many rows each eager egress was sent before the cut."""
+    staged: tuple[int, ...]
+    """The earlier attempts of rows whose fate the cut does not know."""
     offset: int = -1
     """Of its first record; -1 while there is none."""
 
@@ -167,6 +169,8 @@ class TaskUnit:
         self._replies: deque[tuple[int, list[Reply]]] = deque()
         self._deltas: deque[tuple[int, int]] = deque()
         """Checkpoint and offset of the deltas written since the base."""
+        self._inherited: list[tuple[str, int, int]] = []
+        """Egress, attempt and checkpoint of restored rows that may not be visible yet."""
         self._stored_rows: deque[tuple[str, int, bytes]] = deque()
         """Egress rows that a fold put into the store, to be deleted once committed."""
         self.reply_egress = ""
@@ -178,6 +182,9 @@ class TaskUnit:
         only its deltas hold, and delete those in the store once they are committed. Its deltas count until a base."""
         self.counters.deltas, self.counters.delta_bytes = restored.deltas, restored.delta_bytes
         self._stored_rows.extend(restored.stored)
+        self._inherited = [
+            (egress, batch.attempt, batch.checkpoint) for egress, staged in restored.staged.items() for batch in staged
+        ]
         batches: dict[int, Cut] = {}
         for egress, staged in restored.staged.items():
             for batch in staged:
@@ -260,7 +267,8 @@ class TaskUnit:
         identity = DeltaIdentity(application, self.snapshot.attempt, generation, taken.previous)
         eager = [(driver, driver.sent) for driver in self.sinks.values() if isinstance(driver, EagerDriver)]
         fault("cut.frozen")
-        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen, eager)
+        staged = tuple(sorted({attempt for _, attempt, _ in self._inherited}))
+        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen, eager, staged)
 
     def written(self, writing: Writing) -> Part:
         """The delta is in the journal. Returns what to acknowledge."""
@@ -269,7 +277,9 @@ class TaskUnit:
         self.counters.delta_bytes += writing.encoder.bytes
         self.counters.deltas += 1
         inbox_end = self._channels.inbox_end(self.task)
-        return self.snapshot.written(checkpoint, offset, writing.encoder.checksum, inbox_end=inbox_end)
+        return self.snapshot.written(
+            checkpoint, offset, writing.encoder.checksum, inbox_end=inbox_end, staged=writing.staged
+        )
 
     def abandoned(self, checkpoint: int) -> None:
         """The checkpoint was given up before its delta was written: its changes go into the next."""
@@ -325,6 +335,7 @@ class TaskUnit:
     def committed(self, egress: str, checkpoint: int) -> None:
         """The rows of `egress` up to `checkpoint` are visible: nobody needs them any more."""
         self.core.committed(egress, checkpoint)
+        self._inherited = [each for each in self._inherited if each[0] != egress or each[2] > checkpoint]
         for cut in self._cuts:
             if cut.checkpoint > checkpoint:
                 break

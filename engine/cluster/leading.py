@@ -1,6 +1,6 @@
 """Performs what a `Leader` decides, on Kafka.
 
-    fence older leaders -> read every decision -> listen to reports -> { decide -> write, in order -> tell }
+    fence older leaders -> read the newest decisions -> listen to reports -> { decide -> write, in order -> tell }
 
 What always holds: records reach the control log one after the other, each in a transaction under the one id that fences
 every other leader; when a write fails, or nobody knows, this leader ends, and the next one reads what became of it. One
@@ -38,6 +38,7 @@ from penstock.checkpoint.leader import (
     Leader,
     LeaderOptions,
     Note,
+    Recalled,
     Tell,
     Ticked,
     Write,
@@ -45,7 +46,8 @@ from penstock.checkpoint.leader import (
 )
 from penstock.checkpoint.reports import Acknowledgement, Begin, Hint, Leading, Report, decode_report, encode_message
 from penstock.engine.background import Background
-from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, decision_in, hint_in
+from penstock.engine.cluster.looking import decisions, read_tail
+from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, hint_in
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, PenstockError, ProtocolError
@@ -62,6 +64,10 @@ from penstock.router.kafka_writer import KafkaWriter
 
 REPORTS_MAX = 10_000
 HINTS_MAX = 1_000
+RECALLED_OFFSETS = 4_000
+"""How much of the log is read at a time for a leader that leads already: some 4 MB."""
+RECALLED_RECORDS = 50
+"""How many of these are taken in between two looks at everything else: a few milliseconds."""
 RESIGN_S = 1.0
 DEAF_S = 0.5
 AGE_S = 10.0
@@ -134,22 +140,31 @@ class LeaderService:
         control, hints = ((self._topics.control, partition) for partition in (DECISIONS, HINTS))
         reports = (self._topics.reports, 0)
         bounds = await offsets(self._kafka, [control, hints, reports])
-        records = await read_range(self._kafka, *control, bounds[control].start, bounds[control].end)
-        decisions = [
-            (record.offset, decision)
-            for record in records
-            if (decision := decision_in(record, self._topics.control)) is not None
-        ]
-        leader = self.leader = Leader(self._options, decisions, self._now_ms())
+        first, records = await read_tail(self._kafka, self._topics.control, bounds[control])
+        leader = self.leader = Leader(self._options, records, self._now_ms())
         if leader.history.assigned is not None and not self._options.fresh:
             refuse_recreated(leader.history.assigned.topics, self._options.topics)
         for place in (reports, hints):
             self._reader.add(*place, bounds[place].end)
         fault("lead.begun")
+        self._spawn(self._recall(leader, bounds[control].start, first))
         # Workers answer it with a report each, so that the leader knows at once who is there.
         self._tell(Leading(self._options.name))
         logger.info("%s leads %s", self._options.name, self._options.application)
         return leader
+
+    async def _recall(self, leader: Leader, start: int, end: int) -> None:
+        """Read what stands in the log before the records this leader began with, while it leads."""
+        while end > start and leader.history.missing:
+            first = max(start, end - RECALLED_OFFSETS)
+            records = await read_range(self._kafka, self._topics.control, DECISIONS, first, end)
+            for number in range(0, len(records), RECALLED_RECORDS):
+                some = list(decisions(self._topics.control, records[number : number + RECALLED_RECORDS]))
+                self._handle(Recalled(some, last=False))
+                await asyncio.sleep(0)
+            end = first
+        self._handle(Recalled([], last=True))
+        self._woken()
 
     async def _lead(self, leader: Leader) -> None:
         while True:

@@ -250,9 +250,11 @@ class Tasks:
             checkpoint = manifest.checkpoint if manifest is not None else 0
             self._damaged(origin.attempt.lineage.attempt, checkpoint, str(error))
             return
+        named = origin.attempt.retained
+        retained = None if named is None else frozenset(named)
         units = []
         for part, each in zip(wanted, restored, strict=True):
-            unit = self._assembly.add(part.task, each, origin, self._wiring, retained=None, bury=self._bury)
+            unit = self._assembly.add(part.task, each, origin, self._wiring, retained=retained, bury=self._bury)
             self._assembly.resume(unit, each)
             units.append(unit)
         fault("restore.done")

@@ -52,7 +52,7 @@ from penstock.engine.cluster.candidate import Candidate
 from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
-from penstock.engine.cluster.looking import read_history
+from penstock.engine.cluster.looking import read_history, read_newest
 from penstock.engine.cluster.options import ClusterOptions, instance_of, new_name
 from penstock.engine.cluster.replies import REPLIES, Replies
 from penstock.engine.cluster.snapshots import Snapshots
@@ -613,7 +613,7 @@ class ClusterWorker:
     async def take_checkpoint(self) -> int:
         """Every task answers something, which it can't before a checkpoint holds all that was asked of it before."""
         await Looks(self.config.parallelism, self.look).settle()
-        newest = next((await read_history(self.cluster.kafka, self.app.name)).candidates(), None)
+        newest = await read_newest(self.cluster.kafka, self.app.name)
         assert newest is not None, "an answer was given before a checkpoint was complete"
         return newest.checkpoint
 

@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
-from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Part
+from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Part, Recap
 from penstock.checkpoint.leader import (
+    RECAP_RECORDS,
     Action,
     Aged,
     Fence,
     FencesWritten,
+    Forget,
     Heard,
     Leader,
     LeaderOptions,
     Note,
     Phase,
+    Recalled,
     Tell,
     Ticked,
     Write,
@@ -132,6 +135,8 @@ class Slow:
         self.leader = Leader(self.options, records, self.now_ms)
         self.log = list(records)
         self.to_write: list[ControlRecord] = []
+        self.staged: tuple[int, ...] | None = ()
+        """The attempts of rows that workers say are on their way."""
         self.hints: list[Hint] = []
 
     def tell(self, event: LeaderEvent) -> list[Action]:
@@ -157,7 +162,7 @@ class Slow:
         """A worker has cut all its tasks, and lets some stand still."""
         begun = self.begun
         tasks = [task for task, owner in self.leader.owners.items() if owner == worker]
-        parts = tuple(Part(task, "", 0, -1, 0, -1, 0, 0) for task in tasks)
+        parts = tuple(Part(task, "", 0, -1, 0, -1, 0, 0, {}, self.staged) for task in tasks)
         return self.hear(Acknowledgement(worker, begun.attempt, checkpoint or begun.checkpoint, parts, {}, released))
 
     @property
@@ -518,6 +523,141 @@ def test_nothing_is_forgotten_before_an_attempt_from_nothing_has_a_checkpoint_of
     assert fresh.tell(Aged()) == []
     complete(fresh)
     assert [type(action) for action in fresh.tell(Aged())] == [Write]
+
+
+# A leader that leads before it has read everything.
+
+
+def repeated(**options: Any) -> tuple[Slow, int]:
+    """A leader of four checkpoints, which has repeated what it knows at the third. And where that record stands."""
+    slow = leading("a#1", **options)
+    for _ in range(3):
+        complete(slow)
+    slow.leader._unrepeated = RECAP_RECORDS
+    slow.tell(Aged())
+    (recap,) = slow.to_write
+    assert isinstance(recap, Recap)
+    slow.write()
+    complete(slow)
+    return slow, next(offset for offset, record in slow.log if record is recap)
+
+
+def test_what_was_decided_is_repeated_now_and_then_and_nothing_is_deleted_for_that() -> None:
+    slow = leading("a#1")
+    complete(slow)
+    assert slow.tell(Aged()) == []
+
+    slow.leader._unrepeated = RECAP_RECORDS
+    assert [type(action) for action in slow.tell(Aged())] == [Write]
+    assert not any(isinstance(action, Forget) for action in slow.write())
+    assert slow.tell(Aged()) == []
+
+
+def test_a_leader_that_knows_the_newest_decisions_leads_and_learns_the_others_later() -> None:
+    slow, at = repeated()
+    whole = Slow(tuple(slow.log))
+    next_one = Slow(tuple(slow.log[at:]))
+    assert next_one.leader.phase is Phase.LEADING
+    assert next_one.leader.owners == whole.leader.owners
+    assert len(next_one.leader.history.checkpoints) == 2
+
+    next_one.pass_time(1)
+    next_one.write()
+    next_one.leader._unrepeated = RECAP_RECORDS
+    assert next_one.tell(Aged()) == []
+    next_one.tell(Recalled(slow.log[:at], last=True))
+
+    known, expected = next_one.leader.history.checkpoints, whole.leader.history.checkpoints
+    assert list(known.items()) == list(expected.items())
+    assert [next_one.leader.manifest(each) for each in known] == [whole.leader.manifest(each) for each in expected]
+
+
+def test_it_goes_back_to_the_newest_checkpoint_at_once_and_names_all_ancestors() -> None:
+    slow, at = repeated()
+    next_one = Slow(tuple(slow.log[at : at + 1]))
+    next_one.pass_time(1)
+    while next_one.to_write:
+        next_one.write()
+
+    next_one.hear(Fault("a#1", 1, "a frame is missing"))
+
+    (attempt,) = next_one.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.restored == next(reversed(list(slow.leader.history.checkpoints)[:-1]))
+    assert attempt.retained is None
+
+
+@pytest.mark.parametrize("wish", [0, 1], ids=["when the newest is damaged", "as a person wants it"])
+def test_it_waits_for_an_older_checkpoint_that_it_has_to_go_back_to(wish: int) -> None:
+    slow, at = repeated()
+    first, _, third, _ = slow.leader.history.checkpoints
+    options = {"from_checkpoint": first} if wish else {}
+    next_one = Slow(tuple(slow.log[at : at + 1]), **options)
+    next_one.hear(Alive("a#1", "a"))
+    next_one.pass_time(1_000)
+    while next_one.to_write:
+        next_one.write()
+    if not wish:
+        next_one.hear(Fault("a#1", 1, "a delta is damaged", third))
+    assert next_one.to_write == []
+
+    next_one.tell(Recalled(slow.log[:at], last=False))
+    next_one.tell(Recalled([], last=True))
+
+    (attempt,) = next_one.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.restored == (first if wish else first + 1)
+
+
+# What an attempt says of those before it.
+
+
+@pytest.mark.parametrize(
+    ("staged", "named"),
+    [
+        pytest.param((), {3, 4, 5}, id="nothing is left of them"),
+        pytest.param((2,), {2, 3, 4, 5}, id="rows of one may be visible"),
+        pytest.param(None, {1, 2, 3, 4, 5}, id="nobody has said whose rows may be"),
+    ],
+)
+def test_an_attempt_names_only_ancestors_that_something_is_left_of(
+    staged: tuple[int, ...] | None, named: set[int]
+) -> None:
+    slow = leading("a#1", retention=Retention(all_ms=0, spacing_ms=0, spaced_ms=0))
+    slow.staged = staged
+    complete(slow)
+    for attempt in (2, 3, 4, 5):
+        complete(slow)
+        slow.pass_time(1)
+        slow.tell(Aged())
+        while slow.to_write:
+            slow.write()
+        slow.hear(Fault("a#1", attempt - 1, "a frame is missing"))
+        slow.write()
+        slow.tell(FencesWritten(attempt))
+        slow.write()
+        slow.acknowledge("a#1")
+        slow.write()
+    assert slow.leader.attempt is not None
+    assert slow.leader.attempt.lineage.attempts == named
+
+
+def test_markers_keep_what_they_say_of_a_branch_that_a_person_may_go_back_to() -> None:
+    slow = leading("a#1")
+    older, newer = complete(slow), complete(slow)
+    slow.hear(Fault("a#1", 1, "a frame is missing"))
+    slow.write()
+    slow.tell(FencesWritten(2))
+    slow.write()
+    slow.acknowledge("a#1")
+    slow.write()
+    back = Slow(tuple(slow.log), from_checkpoint=older)
+    back.hear(Alive("a#1", "a"))
+    (attempt,) = back.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.lineage.attempts == {1, 3}
+    assert attempt.retained == (1, 2, 3)
+    assert older < newer
 
 
 # Faults, and people.

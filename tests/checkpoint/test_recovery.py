@@ -177,18 +177,20 @@ def retained(checkpoint: int, lineage: Lineage, *inboxes: tuple[int, int]) -> Ma
 @pytest.mark.parametrize(
     ("manifests", "needed"),
     [
-        ([], {1, 2, 3}),
         ([retained(1, FIRST, (0, 0))], {1, 2, 3}),
         ([retained(4, SECOND, (5, 5), (7, 7))], {2, 3}),
         ([retained(4, SECOND, (5, 5), (6, 7))], {1, 2, 3}),  # A frame of attempt 1 may be before 7.
         ([retained(13, THIRD, (9, 9))], {3}),
         ([retained(4, SECOND, (5, 5)), retained(13, THIRD, (9, 9))], {2, 3}),
         ([retained(4, SECOND, (5, 5)), retained(13, THIRD, (4, 9))], {1, 2, 3}),  # A replay reads from further back.
+        # The branch of attempt 2 ends before frames of attempt 1 that the one of attempt 3 still has to take.
+        ([retained(13, SECOND, (5, 5)), retained(23, Lineage(3, ((1, 5),)), (6, 9))], {1, 2, 3}),
+        ([retained(13, SECOND, (5, 5)), retained(23, Lineage(3, ((1, 5),)), (9, 9))], {3}),
     ],
 )
 def test_an_ancestor_is_needed_by_what_is_retained_and_by_what_its_inboxes_may_still_give(
     manifests: list[Manifest], needed: set[int]
 ) -> None:
-    is_needed = attempts_needed(manifests)
+    is_needed = attempts_needed(manifests[-1], manifests)
 
     assert {attempt for attempt in (1, 2, 3) if is_needed(attempt)} == needed

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from penstock.checkpoint.control import Manifest
+from penstock.engine.build import Origin
 from penstock.engine.feeds import RequestFeed
-from penstock.engine.restore import Restored
+from penstock.engine.restore import Restored, staged_attempts
 from penstock.records import TaskMeta
 from tests.simulation.cluster_worker import TOPICS, ClusterUnit
 from tests.simulation.invariants import (
@@ -71,6 +72,15 @@ class OneOwner(Invariant):
                     f"task {unit.task} stands still since {unit.released_at}, and takes a turn at {unit.worker.name}; "
                     f"decided is {resolved}"
                 )
+
+
+class RowsAreNamed(Invariant):
+    """The lineage of an attempt names the attempts of all rows whose fate only markers tell: markers keep those."""
+
+    def placed(self, restored: Restored, origin: Origin) -> None:
+        attempts, lineage = staged_attempts([restored]), origin.attempt.lineage
+        if not attempts <= lineage.attempts:
+            raise self.fail(f"rows of attempts {sorted(attempts)} may be visible, and markers keep those of {lineage}")
 
 
 class RetainedIsThere(Invariant):

@@ -47,10 +47,12 @@ class Partition:
 class SimulatedKafka:
     """See the module."""
 
-    def __init__(self, dice: Dice, *, resend: float, lag: float, lagging: str) -> None:
+    def __init__(self, dice: Dice, *, resend: float, forgets: Collection[str], lag: float, lagging: str) -> None:
         self.dice = dice
         self.resend = resend
         """How often the answer to a batch gets lost, so that it is sent again."""
+        self.forgets = forgets
+        """Of these topics as often nobody learns where a batch stands: it was sent again and not taken twice."""
         self.lag, self.lagging = lag, lagging
         """How often a reader of this topic gets nothing."""
         self.calm = False
@@ -191,8 +193,10 @@ class SimulatedWriter:
         sent = [waiting.popleft() for _ in range(count)]
         if not waiting:
             del self._waiting[place]
+        unknown = place[0] in self._kafka.forgets and self._kafka.dice.chance(self._kafka.resend)
         for _, record, promise in sent:
-            promise.keep(stored.append(record.value, record.key))
+            offset = stored.append(record.value, record.key)
+            promise.keep(-1 if unknown else offset)
 
 
 class SimulatedReader:

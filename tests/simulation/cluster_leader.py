@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from penstock.checkpoint.control import ControlRecord, encode_control
+from penstock.checkpoint.control import ControlRecord, Recap, encode_control
 from penstock.checkpoint.leader import (
     Action,
     Aged,
@@ -24,6 +24,7 @@ from penstock.checkpoint.leader import (
     Leader,
     LeaderOptions,
     Note,
+    Recalled,
     Tell,
     Ticked,
     Write,
@@ -51,7 +52,12 @@ class SimulatedLeader:
         self.world = world
         self.name = options.name
         world.kafka.fence(LEADER_ID, self)
-        self.core = Leader(options, world.decisions(), world.clock_ms)
+        decisions = list(world.decisions())
+        recaps = [number for number, (_, record) in enumerate(decisions) if isinstance(record, Recap)]
+        first = recaps[-1] if recaps else 0
+        self.earlier = decisions[:first]
+        """What it was not told yet of what was decided before."""
+        self.core = Leader(options, decisions[first:], world.clock_ms)
         self.reader = SimulatedReader(world.kafka)
         self.reader.add(TOPICS.reports, 0, world.kafka.partition((TOPICS.reports, 0)).end)
         self.writer = SimulatedWriter(world.kafka)
@@ -70,6 +76,13 @@ class SimulatedLeader:
 
     def age(self) -> None:
         self.handle(Aged())
+
+    def recall(self) -> None:
+        """Read some of what was decided before, the newest first."""
+        count = min(len(self.earlier), 1 + self.world.dice.below(8))
+        some = self.earlier[len(self.earlier) - count :]
+        del self.earlier[len(self.earlier) - count :]
+        self.handle(Recalled(some, last=not self.earlier))
 
     def step_works(self) -> None:
         for work in list(self.works):
@@ -108,7 +121,7 @@ class SimulatedLeader:
 
     @property
     def busy(self) -> bool:
-        return bool(self.to_write or self.works) or not self.writer.idle
+        return bool(self.to_write or self.works or self.earlier) or not self.writer.idle
 
     # How actions are performed.
 

@@ -35,6 +35,8 @@ class Step(IntEnum):
     """A leader commits the next of its decisions, or learns that it leads no longer."""
     TICK = auto()
     AGE = auto()
+    RECALL = auto()
+    """A leader reads some of what was decided before the records that it began with."""
     ASK = auto()
 
     CRASH = auto()
@@ -78,6 +80,7 @@ USUAL = {
     Step.DECIDE: 22.0,
     Step.TICK: 10.0,
     Step.AGE: 2.5,
+    Step.RECALL: 4.0,
     Step.ASK: 2.0,
 }
 
@@ -118,6 +121,8 @@ class ClusterMix:
     workers_max: int = 3
     lazy: float = 0.2
     """In how many worlds one task falls behind."""
+    laziness: float = 0.95
+    """How often that one takes no turn when it could."""
     resend: float = 0.05
     retentions: tuple[Retention, ...] = (EVERYTHING_KEPT, LITTLE_KEPT)
     lag: tuple[float, ...] = (0.0, 0.0, 0.5, 0.8)
@@ -199,6 +204,25 @@ REPEATS = HANDOFFS.more(
     retentions=(Retention(all_ms=0, spacing_ms=0, spaced_ms=0),),
     steps=350,
 )
+BRIEF = BACKLOG.more(
+    {
+        **_NONE,
+        Step.RESTART: 3.0,
+        Step.JOIN: 6.0,
+        Step.AGE: 20.0,
+        Step.LOOP: 90.0,
+        Step.WORK: 90.0,
+        Step.PUMP: 80.0,
+        Step.HEAR: 50.0,
+        Step.DECIDE: 60.0,
+    },
+    retentions=(Retention(all_ms=0, spacing_ms=0, spaced_ms=0),),
+    laziness=1.0,
+    steps=1_500,
+)
+"""Nothing but the newest checkpoint is retained, while one task falls behind by several attempts."""
+STUCK = BRIEF.more({Step.SINK: 0.0}, lazy=0.0)
+"""The same, but it is sinks that fall behind."""
 PEOPLE = EVERYTHING.more(
     {**_NONE, Step.JOIN: 3.0, Step.REPLAY: 4.0, Step.CRASH: 3.0, Step.AGE: 0.0}, tasks=(1, 2), swarm=False
 )

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import msgspec
 
+from penstock.checkpoint import leader as leader_module
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest
 from penstock.checkpoint.leader import Action, Event, Leader, Write, Written
 from penstock.checkpoint.lineage import Lineage
@@ -20,10 +21,13 @@ from penstock.checkpoint.reports import Acknowledgement, Hint
 from penstock.checkpoint.sinks import TwoPhaseSink
 from penstock.checkpoint.snapshot import Snapshot, SnapshotTask
 from penstock.engine.cluster.deltas import Deltas
+from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
 from penstock.engine.cluster.tasks import Tasks
 from penstock.engine.cluster.worker import ClusterWorker
+from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
+from penstock.engine.unit import TaskUnit
 from penstock.errors import PenstockError
 from penstock.records import Frozen
 from tests.simulation import cluster_mix as mixes
@@ -88,6 +92,7 @@ _change = Tasks.change
 _cut = SnapshotTask.cut
 _next_attempt = History.next_attempt
 _restore = TaskCore.restore
+_adopt_rows = TaskUnit.adopt
 
 
 def _hand_over_an_older_one(self: Leader, released: set[int], manifest: Manifest) -> list[Action]:
@@ -205,6 +210,18 @@ def _extend_the_base(self: SnapshotTask, frozen: Frozen) -> Snapshot:
     return _cut(self, frozen)._replace(previous=-1)
 
 
+def _name_what_is_retained(lineage: Lineage, restored: Manifest, oldest: Any) -> Lineage:
+    """As if every frame that was sent before the oldest retained checkpoint had been taken."""
+    needed = frozenset(attempt for part in restored.parts for attempt in part.staged or ())
+    first = min(manifest.lineage.attempt for manifest in [restored, *oldest])
+    return lineage.prune(needed | frozenset(attempt for attempt in lineage.attempts if attempt >= first))
+
+
+def _forget_whose_rows(self: TaskUnit, restored: Restored) -> None:
+    _adopt_rows(self, restored)
+    self._inherited.clear()
+
+
 MUTANTS = [
     # How a task changes hands.
     ClusterMutant("a released task stands still", Member, "released", lambda *_: None, mixes.HANDOFFS),
@@ -243,11 +260,18 @@ MUTANTS = [
     ClusterMutant("lineage: epoch", Lineage, "accepts", _accept_any_epoch, mixes.ZOMBIES),
     ClusterMutant("lineage: all ancestors", Lineage, "accepts", _accept_only_the_predecessor, mixes.BACKLOG),
     ClusterMutant("duplicate frames", TaskCore, "_is_new", _always_new, mixes.MESSAGES.more({}, resend=0.4)),
+    ClusterMutant(
+        "lineage: what inboxes may still give", leader_module, "_pruned", _name_what_is_retained, mixes.BRIEF
+    ),
+    ClusterMutant(
+        "frames count wherever they stand", FrameWriter, "probe", lambda self: False, mixes.BRIEF.more({}, resend=0.6)
+    ),
     ClusterMutant("deltas by what they extend", Deltas, "chain", _all_in_range, mixes.ZOMBIES),
     ClusterMutant("previous delta", SnapshotTask, "cut", _extend_the_base),
     # How rows become visible.
     ClusterMutant("marker check", TwoPhaseSink, "_drop_visible", lambda self: []),
     ClusterMutant("marker of the deciding checkpoint", TwoPhaseSink, "_decide", _decide_as_staged, mixes.HANDOFFS),
+    ClusterMutant("attempts of rows on their way", TaskUnit, "adopt", _forget_whose_rows, mixes.STUCK),
     ClusterMutant("commit after COMPLETE", TwoPhaseSink, "_stage", _stage_as_decided, mixes.ZOMBIES),
 ]
 

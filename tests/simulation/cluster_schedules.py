@@ -55,7 +55,8 @@ PER_THOUSAND_MIN = ClusterCoverage(
     leaves=300,
     forgets=300,
 )
-"""Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one."""
+"""Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one, and so are
+lineages that get shorter."""
 
 
 def thin_clusters(coverage: ClusterCoverage, schedules: int) -> list[str]:

@@ -53,6 +53,7 @@ GENERATION = 1
 IDS_RESERVED = 6
 """Few, so that ids are used up and reserved again within a schedule."""
 LEADING_MS, PREPARE_MS = 30, 40
+RECAP_RECORDS = 5
 BODY_BYTES = 400
 """Small, so that deltas are several records, and those of zombies can get between them."""
 
@@ -374,6 +375,7 @@ def staged() -> Iterator[None]:
         (build_module, "RESERVED_IDS", IDS_RESERVED),
         (leader_module, "LEADING_MS", LEADING_MS),
         (leader_module, "PREPARE_MS", PREPARE_MS),
+        (leader_module, "RECAP_RECORDS", RECAP_RECORDS),
         (delta_module, "BODY_BYTES", BODY_BYTES),
         (build_module, "TaskUnit", ClusterUnit),
         (build_module, "Suspended", ClusterHandlers),

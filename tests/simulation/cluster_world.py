@@ -34,7 +34,13 @@ from penstock.records import Frozen, Reply
 from penstock.router.requests import encode_request
 from penstock.state.backend import Backend
 from penstock.state.memory import MemoryBackend
-from tests.simulation.cluster_invariants import OneOwner, PlacedIsTheCut, RetainedIsThere, shared_invariants
+from tests.simulation.cluster_invariants import (
+    OneOwner,
+    PlacedIsTheCut,
+    RetainedIsThere,
+    RowsAreNamed,
+    shared_invariants,
+)
 from tests.simulation.cluster_kafka import Overtaken, SimulatedKafka
 from tests.simulation.cluster_leader import LEADER_ID, SimulatedLeader
 from tests.simulation.cluster_mix import EVERYTHING_KEPT, ClusterMix, Step
@@ -85,6 +91,8 @@ class ClusterCoverage(NamedTuple):
     older: int = 0
     """Checkpoints that turned out to be damaged."""
     forgets: int = 0
+    pruned: int = 0
+    """Attempts that no longer name all their ancestors."""
 
     def plus(self, other: ClusterCoverage) -> ClusterCoverage:
         return ClusterCoverage(*map(sum, zip(self, other, strict=True)))
@@ -117,7 +125,9 @@ class ClusterWorld:
         self.config = _config(self.tasks)
         self.clock_ms = 1_000
         resend = mix.resend if dice.chance(0.5) else 0.0
-        self.kafka = SimulatedKafka(dice, resend=resend, lag=dice.choose(mix.lag), lagging=TOPICS.control)
+        self.kafka = SimulatedKafka(
+            dice, resend=resend, forgets=(TOPICS.inbox,), lag=dice.choose(mix.lag), lagging=TOPICS.control
+        )
         self.bases = Bases()
         self.database = Database(self._committed)
         self.reply_topic = ReplyTopic(self._told)
@@ -149,6 +159,7 @@ class ClusterWorld:
         self.invariants = shared_invariants()
         self.is_cut, self.one_owner, self.is_there = PlacedIsTheCut(), OneOwner(), RetainedIsThere()
         self._told_of: dict[str, list[Callable[..., None]]] = {}
+        self.are_named = RowsAreNamed()
         self._turned = [*_hooks([*self.invariants, self.is_cut], "turned")]
         self._steps = self._prepare_steps()
 
@@ -225,6 +236,7 @@ class ClusterWorld:
             Step.DECIDE: on_leader(Step.DECIDE, SimulatedLeader.decide, lambda leader: bool(leader.to_write)),
             Step.TICK: on_world(Step.TICK, lambda: self._advance(1 + self.dice.below(12))),
             Step.AGE: on_leader(Step.AGE, SimulatedLeader.age),
+            Step.RECALL: on_leader(Step.RECALL, SimulatedLeader.recall, lambda leader: bool(leader.earlier)),
             Step.ASK: on_world(Step.ASK, self._some_request),
             Step.CRASH: on_worker(Step.CRASH, lambda worker: self._crash(worker, noticed=self.dice.chance(0.6))),
             Step.RESTART: on_worker(Step.RESTART, self._restart),
@@ -363,6 +375,8 @@ class ClusterWorld:
     def _lead_on(self, leader: SimulatedLeader) -> None:
         """What a leader does at once when it has heard something."""
         leader.hear()
+        if leader.earlier:
+            leader.recall()
         leader.writer.pump_all()
         leader.step_works()
         while leader.to_write and not leader.ended:
@@ -652,7 +666,8 @@ class ClusterWorld:
             return
         self.count("replays")
         self.rolled_back = True
-        if self.dice.chance(0.15):
+        starts = [self.kafka.partition((TOPICS.requests, task)).start for task in range(self.tasks)]
+        if self.dice.chance(0.15) and not any(starts):  # What clients no longer ask is there to be read.
             self.lead(fresh=True)
         else:
             self.lead(from_checkpoint=self.dice.choose(retained))
@@ -700,7 +715,7 @@ class ClusterWorld:
         if self.kafka.calm:
             return 0 if self.warming else 10
         dice = self.dice
-        if dice.chance(0.95 if unit.task == self.lazy else 0.35):
+        if dice.chance(self.mix.laziness if unit.task == self.lazy else 0.35):
             return 0
         return 1 + dice.below(3)
 
@@ -734,6 +749,7 @@ class ClusterWorld:
             unit.replaced = True
         self.live.clear()
         manifest = self.manifests[begun.restored] if begun.restored else None
+        self._counts["pruned"] += manifest is not None and not manifest.lineage.attempts <= begun.lineage.attempts
         run = SimpleNamespace(attempt=begun, nodes=[])
         self._tell("restored", run, manifest, [], begun.reason in ("replay", "fresh start"))
 
@@ -761,6 +777,7 @@ class ClusterWorld:
         else:
             unit.replaced = True
         self.is_cut.placed(unit, restored, origin.manifest)
+        self.are_named.placed(restored, origin)
 
     def turned(self, unit: ClusterUnit, effects: Effects) -> None:
         self._turns += 1

@@ -14,6 +14,7 @@ import pytest
 from penstock.checkpoint.lineage import Lineage
 from tests.simulation.cluster_mix import (
     BACKLOG,
+    BRIEF,
     DAMAGES,
     DUELS,
     EVERYTHING,
@@ -21,6 +22,7 @@ from tests.simulation.cluster_mix import (
     HANDOFFS,
     LEADERS,
     PEOPLE,
+    STUCK,
     ZOMBIES,
     ClusterMix,
     Step,
@@ -43,6 +45,8 @@ MIXES = {
     "people": PEOPLE,
     "damages": DAMAGES,
     "backlog": BACKLOG,
+    "brief": BRIEF,
+    "stuck": STUCK,
 }
 
 
@@ -65,6 +69,10 @@ def test_without_faults_one_attempt_does_everything_and_workers_that_come_get_th
     assert coverage.recoveries == 30
     assert coverage.leaders == 30
     assert coverage.handoffs >= 5
+
+
+def test_an_attempt_does_not_name_ancestors_that_nobody_asks_for() -> None:
+    assert simulate_clusters(range(6), BRIEF).pruned > 0
 
 
 def test_a_unit_of_an_attempt_that_is_over_takes_no_checkpoint_of_the_next_for_its_own() -> None:
