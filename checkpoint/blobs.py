@@ -69,8 +69,8 @@ class Blobs(Protocol):
     def place(self, key: str) -> str:
         """Where a person finds it."""
 
-    def put_file(self, key: str, source: Path) -> None:
-        """Store a file that nobody changes."""
+    def put_file(self, key: str, source: Path) -> str:
+        """Store a file that nobody changes, and return the hash of what was carried; "" when it is not known."""
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store a few bytes, durably with their name, also in the place of others."""
@@ -108,13 +108,18 @@ class DirectoryBlobs:
 
     def __init__(self, directory: Path, *, linking: bool = True) -> None:
         self._directory = directory
-        self._carry_in = link_or_copy if linking else copy_durably
+        self._linking = linking
+        if not linking:
+            self.transfers_max = 2  # One is read and hashed while the disk makes the other durable.
 
     def place(self, key: str) -> str:
         return str(self._directory / key)
 
-    def put_file(self, key: str, source: Path) -> None:
-        self._carry_in(source, self._path(key))
+    def put_file(self, key: str, source: Path) -> str:
+        if not self._linking:
+            return copy_durably(source, self._path(key))
+        link_or_copy(source, self._path(key))
+        return ""
 
     def put_bytes(self, key: str, data: bytes) -> None:
         write_atomically(self._path(key), data)

@@ -89,9 +89,10 @@ class ObjectBlobs:
     def place(self, key: str) -> str:
         return f"{self._url}/{key}"
 
-    def put_file(self, key: str, source: Path) -> None:
+    def put_file(self, key: str, source: Path) -> str:
         with self._errors(key, "storing"):
             obstore.put(self._bucket, key, source, chunk_size=CHUNK_BYTES, max_concurrency=CHUNKS_AT_ONCE)
+        return ""
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._errors(key, "storing"):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -90,23 +90,34 @@ class BaseStore:
         except BlobsRefused as error:
             raise ConfigurationError(error.code, error.message) from error
 
-    def put(self, name: str, source: Path, *, progress: Progress | None = None) -> int:
+    def put(
+        self,
+        name: str,
+        source: Path,
+        *,
+        progress: Progress | None = None,
+        hashes: Mapping[str, str] | None = None,
+    ) -> int:
         """Store the files of the directory `source` as the base `name`. Returns the bytes that were new.
 
         Nobody changes the files meanwhile. On Unavailable there is no such base; a later try goes on where this ended.
+        `hashes` are those that the files should have, by name: then each is read once, and not to hash it and to carry
+        it. Raises CorruptSnapshot for one that has another.
         """
         deadline = monotonic() + PUT_S_MAX
         found = self._reusable()
         paths = sorted(source.iterdir())
-        hashes = [self._hash(path) for path in paths]
-        new = {hash: path for path, hash in zip(paths, hashes, strict=True) if hash not in found}
+        listed_hashes = [self._hash(path) if hashes is None else hashes[path.name] for path in paths]
+        new = {hash: path for path, hash in zip(paths, listed_hashes, strict=True) if hash not in found}
         suffix = secrets.token_hex(4)
 
         def carry(hash: str) -> int:
             path = new[hash]
             _check_time(name, deadline)
             file = StoredFile(path.name, hash, path.stat().st_size, f"{hash}-{suffix}")
-            self._blobs.put_file(file.key, path)
+            carried = self._blobs.put_file(file.key, path)
+            if hashes is not None:
+                self._check_hash(name, file, carried or hash_file(path))
             fault("base.half")
             self._unlisted[hash] = file, monotonic()
             found[hash] = file
@@ -114,10 +125,10 @@ class BaseStore:
 
         self._carry(carry, list(new), sum(path.stat().st_size for path in new.values()), progress)
         self._blobs.sync()
-        listed = [_renamed(found[hash], path.name) for path, hash in zip(paths, hashes, strict=True)]
+        listed = [_renamed(found[hash], path.name) for path, hash in zip(paths, listed_hashes, strict=True)]
         _check_time(name, deadline)
         self._blobs.put_bytes(f"bases/{name}", checked(msgspec.msgpack.encode(listed)))
-        for path, hash in zip(paths, hashes, strict=True):
+        for path, hash in zip(paths, listed_hashes, strict=True):
             self._unlisted.pop(hash, None)
             if self._cache is not None:
                 self._cache.add(hash, path)

@@ -279,9 +279,13 @@ class Assembly:
 
     async def highest_attempt(self) -> int:
         """The highest attempt that a marker names; 0 when there is none."""
-        tasks = range(self._config.parallelism)
-        markers = [await sink.read_marker(task) for sink in self._sinks.values() for task in tasks]
+        markers = [marker for of_tasks in (await self.markers()).values() for marker in of_tasks]
         return max((attempt for marker in markers for attempt in marker), default=0)
+
+    async def markers(self) -> dict[str, list[dict[int, int]]]:
+        """By egress, the marker of each task."""
+        tasks = range(self._config.parallelism)
+        return {name: [await sink.read_marker(task) for task in tasks] for name, sink in self._sinks.items()}
 
     def add(
         self,

@@ -105,8 +105,8 @@ def diff(
 
     if where.remote:
         raise click.UsageError("Reads files: run it where the directory is, with --dir.")
-    with where.opened() as directory:
-        found, counts = differences(directory, before, after, typename=typename, limit=limit)
+    with where.reading(before, after) as checkpoints:
+        found, counts = differences(checkpoints, before, after, typename=typename, limit=limit)
     rows = [{"change": each.change, "function": each.address.typename, "id": each.address.id} for each in found]
     if as_json:
         print_json({"differences": rows, "counts": counts})

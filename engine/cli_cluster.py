@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -35,7 +36,13 @@ from penstock.router.kafka_topics import ensure
 
 
 def run_on_kafka(
-    loaded: Loaded, settings: Settings, flags: Mapping[str, Any], *, until_done: bool, from_: int | str | None
+    loaded: Loaded,
+    settings: Settings,
+    flags: Mapping[str, Any],
+    *,
+    until_done: bool,
+    from_: int | str | None,
+    from_savepoint: str | None = None,
 ) -> None:
     """Run until told to stop, or until the work is done. `from_` is a checkpoint, or "none"."""
     _silence_client()
@@ -49,6 +56,8 @@ def run_on_kafka(
             "all of them reach: --store.",
             cluster.store,
         )
+    if from_savepoint is not None:
+        asyncio.run(_restore_savepoint(loaded, config, cluster, from_savepoint))
     serving = _supervise if settings["workers"] else _work
     run_bounded(serving(loaded, settings, config, cluster, flags), config.stop_timeout_ms / 1000)
 
@@ -88,6 +97,27 @@ async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> N
         await refuse_alive(cluster.kafka, app.name)
     if config.from_checkpoint is not None:
         (await read_history(cluster.kafka, app.name)).chosen(config.from_checkpoint)
+
+
+async def _restore_savepoint(loaded: Loaded, config: Config, cluster: ClusterOptions, place: str) -> None:
+    """Make the savepoint what this start continues."""
+    from penstock.checkpoint.savepoint import SavepointReader
+    from penstock.checkpoint.stores import open_place
+    from penstock.engine.cli_savepoint import progress_bar
+    from penstock.engine.cluster.saved import restore_savepoint
+
+    reader = SavepointReader(open_place(place, config.bucket))
+    await _prepare(loaded, config, cluster)
+    with progress_bar("Restoring the savepoint") as progress:
+        await restore_savepoint(
+            loaded.app,
+            reader,
+            config,
+            cluster.kafka,
+            open_store(cluster.store, cluster.store_options),
+            now_ms=int(time.time() * 1000),
+            progress=progress,
+        )
 
 
 # One worker.

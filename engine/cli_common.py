@@ -21,7 +21,7 @@ from penstock.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from penstock.engine.client import Client
-    from penstock.engine.offline import Directory, StoppedApplication
+    from penstock.engine.offline import Checkpoints, Directory, StoppedApplication
     from penstock.engine.settings import Settings
     from penstock.functions.app import App
 
@@ -87,6 +87,35 @@ class Where:
         return Directory(self.directory)
 
     @contextmanager
+    def reading(self, *numbers: int, waiting: bool = False) -> Iterator[Checkpoints]:
+        """These checkpoints, or the newest, as they lie in the directory or, if the settings say so, on Kafka.
+
+        Also of a running application. `waiting`: with what they had not admitted.
+        """
+        if not self.settings["kafka"]:
+            with self.opened() as directory:
+                yield directory
+            return
+        import asyncio
+
+        from penstock.checkpoint.stores import open_store
+        from penstock.engine.cluster.options import cluster_options
+        from penstock.engine.cluster.saved import KafkaCheckpoints
+
+        _silence_kafka_client()
+        cluster = cluster_options(self.settings, self.directory)
+        store = open_store(cluster.store, cluster.store_options)
+        found = KafkaCheckpoints(cluster.kafka, self.app().name, store, self.directory)
+        asyncio.run(found.load(numbers, waiting=waiting))
+        yield found
+
+    def app(self) -> App:
+        """The application that the settings name."""
+        from penstock.engine.loading import load_app
+
+        return load_app(self.settings["app"], Path.cwd(), name=self.settings["name"]).app
+
+    @contextmanager
     def checkpoints(self) -> Iterator[Client | Directory]:
         """Whoever can tell of checkpoints: the running application, or its directory."""
         client = self.running()
@@ -103,11 +132,12 @@ class Where:
         if client is not None:
             yield client
             return
-        from penstock.engine.loading import load_app
         from penstock.engine.offline import open_stopped
 
-        app = load_app(self.settings["app"], Path.cwd()).app
-        with self.opened() as directory, open_stopped(app, directory, checkpoint=at, note=note) as stopped:
+        with (
+            self.reading(*(() if at is None else (at,))) as checkpoints,
+            open_stopped(self.app(), checkpoints, checkpoint=at, note=note) as stopped,
+        ):
             yield stopped
 
 

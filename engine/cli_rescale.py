@@ -40,6 +40,11 @@ def rescale(
     flags = {"app": target, "dir": directory, "memory": memory, "parallelism": tasks}
     given = {name: value for name, value in flags.items() if value is not None}
     settings = load_settings(Path.cwd(), os.environ, given)
+    if settings["kafka"]:
+        raise click.UsageError(
+            "This is for one machine. On Kafka: penstock savepoint create --to PLACE, then penstock run --name NEW "
+            f"--parallelism {tasks} --from-savepoint PLACE."
+        )
     config = settings.to_config()
     app = load_app(settings["app"], Path.cwd(), name=settings["name"]).app
     owner = read_owner(config.directory)

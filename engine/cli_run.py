@@ -118,12 +118,14 @@ def run(
     if settings["kafka"]:
         from penstock.engine.cli_cluster import run_on_kafka
 
-        if from_savepoint is not None:
-            raise click.UsageError("--from-savepoint and --kafka exclude one another: restore it on this machine.")
+        if replacing:
+            raise click.UsageError("--replace and --kafka exclude one another: begin under another --name.")
 
         if ephemeral:
             raise click.UsageError("--ephemeral and --kafka exclude one another: topics stay. See penstock destroy.")
-        run_on_kafka(loaded, settings, _given(flags, target), until_done=until_done, from_=from_)
+        run_on_kafka(
+            loaded, settings, _given(flags, target), until_done=until_done, from_=from_, from_savepoint=from_savepoint
+        )
         return
     config = settings.to_config(
         until_done=until_done,

@@ -23,11 +23,13 @@ from penstock.engine.cli_common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from penstock.checkpoint.blobs import Blobs
     from penstock.checkpoint.savepoint import SavepointReader
     from penstock.engine.client import Client
+    from penstock.engine.config import Config
+    from penstock.engine.offline import Checkpoints, Markers
 
 POLL_S: Final = 0.1
 
@@ -165,12 +167,30 @@ def _take_stopped(where: Where, to: str | None) -> dict[str, Any]:
     from penstock.engine.savepoints import default_place, open_place_of, summarize, take_stopped
 
     now_ms, config = int(time.time() * 1000), where.settings.to_config()
-    with where.opened() as directory, progress_bar("Taking the savepoint") as progress:
-        newest = directory.newest()
-        name = directory.journal.manifest(newest).application if newest is not None else ""
+    with where.reading(waiting=True) as checkpoints, progress_bar("Taking the savepoint") as progress:
+        newest = checkpoints.newest()
+        name = checkpoints.manifest(newest).application if newest is not None else ""
         place = to or default_place(where.directory, name, now_ms)
         blobs = open_place_of(place, config)
-        return summarize(place, take_stopped(directory, blobs, now_ms=now_ms, progress=progress))
+        markers, left_out = _markers_on_kafka(where, config, checkpoints)
+        taken = take_stopped(
+            checkpoints, blobs, now_ms=now_ms, progress=progress, markers=markers, left_out=frozenset(left_out)
+        )
+        return summarize(place, taken)
+
+
+def _markers_on_kafka(where: Where, config: Config, checkpoints: Checkpoints) -> tuple[Markers, Sequence[str]]:
+    """What the egresses of an application on Kafka have, and which of its own need not be asked: a checkpoint is taken
+    before its last rows are written. On one machine, the last checkpoint of a stop knows."""
+    if not where.settings["kafka"]:
+        return {}, ()
+    import asyncio
+
+    from penstock.engine.cluster.replies import REPLIES
+    from penstock.engine.cluster.saved import KafkaCheckpoints, markers_of
+
+    assert isinstance(checkpoints, KafkaCheckpoints)
+    return asyncio.run(markers_of(where.app(), config, where.settings.kafka(), checkpoints)), [REPLIES]
 
 
 def _summary(reader: SavepointReader) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class DataDirectory:
             fault("restore.begun")
             return restore_all(manifest.parts)
 
-        found = restore_newest(self.journal, self._candidates(), restore_checkpoint, self._pass_over)
+        found = restore_newest(self.journal.manifest, self._candidates(), restore_checkpoint, self._pass_over)
         if found is not None:
             return found
         if not self._config.fresh and (self._passed_over or self.journal.incomplete):
@@ -254,7 +254,7 @@ def _empty_part(task: int) -> Part:
 
 
 def restore_newest(
-    journal: Journal,
+    manifest_of: Callable[[Retained], Manifest],
     candidates: Iterable[Retained],
     restore: Callable[[Manifest], list[Restored]],
     pass_over: Callable[[Retained, CorruptSnapshot], None],
@@ -265,7 +265,7 @@ def restore_newest(
     """
     for candidate in candidates:
         try:
-            manifest = journal.manifest(candidate)
+            manifest = manifest_of(candidate)
             return manifest, restore(manifest)
         except CorruptSnapshot as error:
             pass_over(candidate, error)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from penstock.engine.offline import Directory, restored_checkpoint
+from penstock.engine.offline import Checkpoints, restored_checkpoint
 from penstock.engine.regroup import fold_all
 from penstock.ids import KEY_GROUPS_MAX, Address
 from penstock.state import keys
@@ -38,7 +38,7 @@ class Differences(NamedTuple):
     counts: dict[Change, int]
 
 
-def differences(directory: Directory, before: int, after: int, *, typename: str | None, limit: int) -> Differences:
+def differences(directory: Checkpoints, before: int, after: int, *, typename: str | None, limit: int) -> Differences:
     """What became of the states of `before` by `after`, of one function if it is named.
 
     Raises InvalidInput for a checkpoint that is not there, and CorruptSnapshot for one that is damaged.

@@ -7,21 +7,23 @@ happened after it is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from penstock.checkpoint.blobs import DirectoryBlobs
 from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import Source, sent_before
-from penstock.checkpoint.store import DirectoryStore
+from penstock.checkpoint.sinks import Staged
+from penstock.checkpoint.store import BaseStore
 from penstock.engine.data import close_stores, open_base, restore_newest, restore_parts
 from penstock.engine.feeds import READ_BYTES, RequestFeed
 from penstock.engine.journal import Journal
-from penstock.engine.restore import Restored, restore_task, rows_of
+from penstock.engine.restore import DeltaSource, Restored, restore_task, rows_of
 from penstock.engine.views import (
     View,
     count_letters,
@@ -49,8 +51,39 @@ CACHE_BYTES: Final = 16 << 20
 READ_RECORDS: Final = 10_000
 
 
+class Checkpoints(Protocol):
+    """The checkpoints of an application, read by somebody who takes no part in it."""
+
+    path: Path
+    """Where scratch files may lie."""
+    place: str
+    """For people."""
+    history: History
+    store: BaseStore
+
+    def retained(self, number: int) -> Retained:
+        """Raises InvalidInput when there is no such checkpoint."""
+        ...
+
+    def newest(self) -> Retained | None:
+        """What the next start would restore."""
+        ...
+
+    def manifest(self, retained: Retained) -> Manifest:
+        """Raises CorruptSnapshot when it can't be read."""
+        ...
+
+    def deltas(self, part: Part) -> DeltaSource:
+        """The deltas of a task of one of them."""
+        ...
+
+    def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
+        """What a savepoint copies of a task. Frames and requests are those that are durable now."""
+        ...
+
+
 class Directory:
-    """The data directory of an application: what its log says. Use it as a context manager."""
+    """The data directory of an application: what its log says, as `Checkpoints`. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         """Raises InvalidInput when no application has ever run there."""
@@ -66,6 +99,8 @@ class Directory:
                 f"{path} is no directory of an application. Give one with --dir, or start it: penstock run.",
             )
         self.path = path
+        self.place = str(path)
+        self.store = BaseStore(DirectoryBlobs(path / "store"))
         self._log = EmbeddedLog(path / "log", read_only=True)
         self.journal = Journal(self._log, path / "index")
         self.history: History = self.journal.read_history()
@@ -94,10 +129,15 @@ class Directory:
 
     def checkpoint(self, number: int) -> dict[str, Any]:
         retained = self.retained(number)
-        return show_checkpoint(retained, self.journal.manifest(retained))
+        return show_checkpoint(retained, self.manifest(retained))
+
+    def manifest(self, retained: Retained) -> Manifest:
+        return self.journal.manifest(retained)
+
+    def deltas(self, part: Part) -> DeltaSource:
+        return self.journal
 
     def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
-        """What a savepoint copies of a task. Frames and requests are those that are durable now."""
         chain = self.journal.chain(part.head, part.first)
         return Source(
             ((offset, record) for offset in chain for record in self.journal.records_of_delta(offset)),
@@ -129,12 +169,11 @@ class Directory:
     def verify(self, numbers: list[int], progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         """Read everything the checkpoints need and compare checksums. One row for each, oldest first."""
         wanted = [self.retained(number) for number in sorted(numbers or self.history.checkpoints)]
-        store = DirectoryStore(self.path / "store")
-        sound = _Sound(self.journal, store)
+        sound = _Sound(self.journal, self.store)
         rows = []
         for done, retained in enumerate(wanted, 1):
             try:
-                sound.check(self.journal.manifest(retained))
+                sound.check(self.manifest(retained))
                 problem = ""
             except CorruptSnapshot as error:
                 problem = str(error)
@@ -146,7 +185,7 @@ class Directory:
 class _Sound:
     """Remembers what was found sound: checkpoints share most of what they need."""
 
-    def __init__(self, journal: Journal, store: DirectoryStore) -> None:
+    def __init__(self, journal: Journal, store: BaseStore) -> None:
         self._journal = journal
         self._store = store
         self._bases: set[str] = set()
@@ -197,7 +236,7 @@ class StoppedApplication:
 
 @contextmanager
 def open_stopped(
-    app: App, directory: Directory, *, checkpoint: int | None = None, note: Callable[[str], None]
+    app: App, directory: Checkpoints, *, checkpoint: int | None = None, note: Callable[[str], None]
 ) -> Iterator[StoppedApplication]:
     """Restore a checkpoint (the newest that is sound, unless one is named) to look at it. `note` gets warnings."""
     app.check()
@@ -212,7 +251,7 @@ def open_stopped(
 
 
 def _restore_first(
-    directory: Directory, candidates: list[Retained], scratch: Path, note: Callable[[str], None]
+    directory: Checkpoints, candidates: list[Retained], scratch: Path, note: Callable[[str], None]
 ) -> tuple[list[Restored], int]:
     def pass_over(damaged: Retained, error: CorruptSnapshot) -> None:
         note(f"Checkpoint {damaged.checkpoint} can't be read. {error}")
@@ -222,21 +261,21 @@ def _restore_first(
     def restore(manifest: Manifest) -> list[Restored]:
         return _restore(directory, manifest, scratch / str(manifest.checkpoint))
 
-    found = restore_newest(directory.journal, candidates, restore, pass_over)
+    found = restore_newest(directory.manifest, candidates, restore, pass_over)
     if found is None:
         return [Restored(Overlay(MemoryBackend()))], 0
     manifest, restored = found
     return restored, manifest.checkpoint
 
 
-def _restore(directory: Directory, manifest: Manifest, scratch: Path) -> list[Restored]:
-    memory, store = RocksMemory(MEMORY_BYTES), DirectoryStore(directory.path / "store")
+def _restore(directory: Checkpoints, manifest: Manifest, scratch: Path) -> list[Restored]:
+    memory = RocksMemory(MEMORY_BYTES)
 
     def open_store(base: str) -> Backend:
-        return open_base(store, base, scratch / base, memory) if base else MemoryBackend()
+        return open_base(directory.store, base, scratch / base, memory) if base else MemoryBackend()
 
     def restore(part: Part) -> Restored:
-        return restore_task(part, directory.journal, open_store, cache_bytes_max=CACHE_BYTES, progress=_no_bar)
+        return restore_task(part, directory.deltas(part), open_store, cache_bytes_max=CACHE_BYTES, progress=_no_bar)
 
     return restore_parts(manifest.parts, restore)
 
@@ -246,9 +285,9 @@ def _no_bar(done: int, total: int) -> None:
 
 
 @contextmanager
-def restored_checkpoint(directory: Directory, number: int) -> Iterator[list[Restored]]:
+def restored_checkpoint(directory: Checkpoints, number: int) -> Iterator[list[Restored]]:
     """The tasks of a checkpoint, in stores that nobody else has. Raises InvalidInput, and CorruptSnapshot."""
-    manifest = directory.journal.manifest(directory.retained(number))
+    manifest = directory.manifest(directory.retained(number))
     with scratch_directory(directory.path) as scratch:
         restored = _restore(directory, manifest, scratch)
         try:
@@ -257,10 +296,22 @@ def restored_checkpoint(directory: Directory, number: int) -> Iterator[list[Rest
             close_stores(restored)
 
 
-def waiting_rows(directory: Directory, manifest: Manifest) -> dict[str, int]:
-    """Rows of a checkpoint of which it does not know whether they are visible, by egress."""
+Markers = Mapping[str, Sequence[Mapping[int, int]]]
+"""By egress, the marker of each task."""
+
+
+def waiting_rows(directory: Checkpoints, manifest: Manifest, markers: Markers) -> dict[str, int]:
+    """Rows of a checkpoint, by egress, of which neither it nor a marker knows that they are visible."""
+
+    def missing(task: int, egress: str, batches: Sequence[Staged]) -> list[Staged]:
+        marker = markers[egress][task] if egress in markers else {}
+        return [batch for batch in batches if marker.get(batch.attempt, -1) < batch.checkpoint]
+
     with restored_checkpoint(directory, manifest.checkpoint) as restored:
-        return rows_of(each.staged for each in restored)
+        return rows_of(
+            {egress: missing(task, egress, batches) for egress, batches in each.staged.items()}
+            for task, each in enumerate(restored)
+        )
 
 
 @contextmanager

@@ -15,20 +15,21 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import penstock
 from penstock.checkpoint.blobs import Blobs
 from penstock.checkpoint.control import FORMAT, Complete, Manifest, Part
 from penstock.checkpoint.coordinator import RESERVED_IDS
+from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import Savepoint, SavepointReader, SavepointWriter, not_admitted
-from penstock.checkpoint.store import BaseStore, DirectoryStore
+from penstock.checkpoint.store import BaseStore
 from penstock.checkpoint.stores import open_place
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory
 from penstock.engine.migrate import check_shapes
-from penstock.engine.offline import Directory, scratch_directory, waiting_rows
+from penstock.engine.offline import Checkpoints, Markers, scratch_directory, waiting_rows
 from penstock.engine.regroup import NewTask, OldTask, fill, fold_all
 from penstock.engine.restore import restore_task, rows_of, undecided
 from penstock.engine.views import timestamp
@@ -101,24 +102,34 @@ def open_place_of(place: str, config: Config) -> Blobs:
     return open_place(place, config.bucket, linking=inside)
 
 
-def take_stopped(directory: Directory, blobs: Blobs, *, now_ms: int, progress: Progress) -> Savepoint:
-    """A savepoint of what the next start would restore.
+def take_stopped(
+    directory: Checkpoints,
+    blobs: Blobs,
+    *,
+    now_ms: int,
+    progress: Progress,
+    markers: Markers | None = None,
+    left_out: frozenset[str] = frozenset(),
+) -> Savepoint:
+    """A savepoint of what the next start would restore. `markers` are those at the egresses, if they were asked, and
+    rows of egresses that are `left_out` are of no use later.
 
     Raises Refused when nothing was ever complete, or when only the egresses know which rows are visible.
     """
     newest = directory.newest()
     if newest is None:
         raise Refused(
-            "PEN0437", f"There is nothing to save: no checkpoint of {directory.path} is complete. Run it first."
+            "PEN0437", f"There is nothing to save: no checkpoint of {directory.place} is complete. Run it first."
         )
-    waiting = waiting_rows(directory, directory.journal.manifest(newest))
-    if waiting:
-        raise _undecided(f"Checkpoint {newest.checkpoint} of {directory.path}", waiting)
-    return take(directory, newest, blobs, committed={}, now_ms=now_ms, progress=progress)
+    waiting = waiting_rows(directory, directory.manifest(newest), markers or {})
+    if waiting.keys() - left_out:
+        raise _undecided(f"Checkpoint {newest.checkpoint} of {directory.place}", waiting)
+    committed = dict.fromkeys([*(markers or ()), *left_out], newest.checkpoint)
+    return take(directory, newest, blobs, committed=committed, now_ms=now_ms, progress=progress)
 
 
 def take(
-    directory: Directory,
+    directory: Checkpoints,
     retained: Retained,
     blobs: Blobs,
     *,
@@ -128,8 +139,7 @@ def take(
 ) -> Savepoint:
     """A savepoint of this checkpoint, whose rows for egresses are visible: those that it does not know of itself are
     in `committed`. It must stay retained meanwhile."""
-    manifest = directory.journal.manifest(retained)
-    store = DirectoryStore(directory.path / "store")
+    manifest, store = directory.manifest(retained), directory.store
     writer = SavepointWriter(blobs)
     total = sum(store.size(part.base) for part in manifest.parts if part.base)
     done = 0
@@ -166,18 +176,29 @@ def restore_savepoint(
     started = datetime.fromtimestamp(now_ms / 1000, UTC).astimezone()
     data = DataDirectory(config, command=command, started=started)
     try:
-        if data.history.attempt is not None and not replacing:
-            raise Refused(
-                "PEN0433",
-                f"{data.path} has checkpoints of its own, which a savepoint would be put in place of. Name an empty "
-                "directory with --dir, leave out --from-savepoint to continue what is there, or add --replace: older "
-                "checkpoints stay, and can be replayed.",
-            )
-        manifest = _Restore(app, reader, config, data).run(reason, now_ms, progress)
+        refuse_checkpoints(data.history, str(data.path), replacing=replacing)
+        ends = {
+            task: (int(data.log.end(f"inbox-{task}")), int(data.log.end(f"requests-{task}")))
+            for task in range(config.parallelism)
+        }
+        target = Target(data.path, data.history, data.store, ends)
+        manifest = restore_tasks(app, reader, config, target, reason=reason, now_ms=now_ms, progress=progress)
+        _decide(data, manifest)
         shutil.rmtree(data.path / "tasks", ignore_errors=True)
         return manifest
     finally:
         data.close()
+
+
+def refuse_checkpoints(history: History, place: str, *, replacing: bool) -> None:
+    """Raise Refused when a savepoint would be put in place of something unasked."""
+    if history.attempt is not None and not replacing:
+        raise Refused(
+            "PEN0433",
+            f"{place} has checkpoints of its own, which a savepoint would be put in place of. Name an empty directory "
+            "with --dir (on Kafka, a new --name), leave out --from-savepoint to continue what is there, or add "
+            "--replace: older checkpoints stay, and can be replayed.",
+        )
 
 
 def check_fits(app: App, reader: SavepointReader) -> None:
@@ -195,26 +216,46 @@ def check_fits(app: App, reader: SavepointReader) -> None:
     check_shapes(app, manifest)
 
 
-class _Restore:
-    """One restore of a savepoint into a data directory."""
+class Target(NamedTuple):
+    """Where a savepoint is restored."""
 
-    def __init__(self, app: App, reader: SavepointReader, config: Config, data: DataDirectory) -> None:
+    path: Path
+    """For scratch files: on the disk of the store, if it has one."""
+    history: History
+    store: BaseStore
+    ends: Mapping[int, tuple[int, int]]
+    """Where the inbox and the requests of each new task end, whose messages the old ones have nothing to do with."""
+
+
+def restore_tasks(
+    app: App, reader: SavepointReader, config: Config, target: Target, *, reason: str, now_ms: int, progress: Progress
+) -> Manifest:
+    """Store a base of every new task. Returns the manifest of all of them, which whoever calls this makes durable: only
+    then has anything changed."""
+    check_fits(app, reader)
+    return _Restore(app, reader, config, target).run(reason, now_ms, progress)
+
+
+class _Restore:
+    """One restore of a savepoint."""
+
+    def __init__(self, app: App, reader: SavepointReader, config: Config, target: Target) -> None:
         self._app = app
         self._reader = reader
         self._before = reader.savepoint.manifest
         self._tasks = config.parallelism
-        self._data = data
+        self._target = target
         self._memory = RocksMemory(config.store_bytes)
         self._cache_bytes = config.cache_bytes // max(config.parallelism, self._before.parallelism)
 
     def run(self, reason: str, now_ms: int, progress: Progress) -> Manifest:
-        before, history = self._before, self._data.history
+        before, history = self._before, self._target.history
         history.pass_attempt(before.lineage.attempt)
         history.high = max(history.high, before.checkpoint)
         attempt = history.next_attempt(before.lineage, before.checkpoint, now_ms, reason)
         checkpoint = attempt.high - RESERVED_IDS + 1
         mark = (attempt.lineage.attempt, checkpoint)
-        with scratch_directory(self._data.path) as scratch, ExitStack() as opened:
+        with scratch_directory(self._target.path) as scratch, ExitStack() as opened:
             olds = []
             for part in before.parts:
                 old = self._old_task(part, scratch)
@@ -225,7 +266,7 @@ class _Restore:
             for task in range(self._tasks):
                 parts.append(self._new_part(task, olds, mark, scratch))
                 progress(before.parallelism + len(parts), before.parallelism + self._tasks)
-        manifest = Manifest(
+        return Manifest(
             format=FORMAT,
             application=self._app.name,
             checkpoint=checkpoint,
@@ -238,8 +279,6 @@ class _Restore:
             parts=tuple(parts),
             reason=reason,
         )
-        _decide(self._data, manifest)
-        return manifest
 
     def _old_task(self, part: Part, scratch: Path) -> OldTask:
         """A task as the savepoint has it, all of it in its store."""
@@ -270,8 +309,8 @@ class _Restore:
     def _new_part(self, task: int, olds: list[OldTask], mark: tuple[int, int], scratch: Path) -> Part:
         """Make a base for a new task, and store it."""
         attempt, checkpoint = mark
-        log, path, base = self._data.log, scratch / f"new-{task}", scratch / f"new-{task}.base"
-        inbox, requests = int(log.end(f"inbox-{task}")), int(log.end(f"requests-{task}"))
+        path, base = scratch / f"new-{task}", scratch / f"new-{task}.base"
+        inbox, requests = self._target.ends[task]
         restore_base(_content(scratch, task % len(olds)), path)
         store = RocksBackend.open(path, self._memory)
         try:
@@ -281,7 +320,7 @@ class _Restore:
         finally:
             store.close()
         name = f"{checkpoint:012d}-{attempt}-{task}"
-        self._data.store.put(name, base)
+        self._target.store.put(name, base)
         shutil.rmtree(path)
         shutil.rmtree(base)
         return Part(task, name, checkpoint, -1, 0, -1, inbox, inbox, meta.ingress_positions)

@@ -11,6 +11,8 @@ from penstock.errors import ProtocolError
 from penstock.router.kafka_records import Fetched
 from penstock.router.kafka_topics import is_incarnation, topic_name
 
+DEAD = "penstock/dead"
+"""The egress of copies of dead letters, which every application of several workers has."""
 DECISIONS, HINTS = 0, 1
 """Partitions of the control topic: one is written in transactions of the leader only, the other plainly."""
 

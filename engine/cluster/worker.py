@@ -57,7 +57,7 @@ from penstock.engine.cluster.options import ClusterOptions, instance_of, new_nam
 from penstock.engine.cluster.replies import REPLIES, Replies
 from penstock.engine.cluster.snapshots import Snapshots
 from penstock.engine.cluster.tasks import Placed, Tasks
-from penstock.engine.cluster.topics import DECISIONS, Topics
+from penstock.engine.cluster.topics import DEAD, DECISIONS, Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
@@ -82,8 +82,6 @@ from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_topics import Ensured, ensure
 from penstock.router.kafka_writer import KafkaWriter
 
-DEAD = "penstock/dead"
-"""The egress of copies of dead letters, which every application of several workers has."""
 BASE_BYTES = 48 << 20
 """Deltas of all tasks here behind their newest bases: a restart reads them from Kafka, at about 100 MB a second."""
 
@@ -620,8 +618,8 @@ class ClusterWorker:
     async def take_savepoint(self, place: str) -> Savepoint:
         raise Refused(
             "PEN0442",
-            f"{self.app.name} shares its tasks with other workers, on Kafka; a savepoint is taken of an application "
-            "that one process runs. Its checkpoints are kept as retention_all and retention_spaced say.",
+            f"{self.app.name} runs on Kafka: a savepoint of it is taken while it stands still. Stop all its workers, "
+            "then: penstock savepoint create.",
         )
 
     async def look(self, task: int, question: Question) -> Any:

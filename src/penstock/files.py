@@ -108,29 +108,34 @@ def link_or_copy(source: Path, target: Path, *, durable: bool = True) -> None:
             _copy(source, target)
 
 
+_COPIED_BYTES = 1 << 20
 _NO_LINK_HERE = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 """Another file system, one that refuses hard links, or a file that has as many as it can."""
 
 
-def copy_durably(source: Path, target: Path) -> None:
+def copy_durably(source: Path, target: Path) -> str:
     """Make `target` a file of its own with the content of `source`, which is durable on return, and its name not yet.
 
-    Raises FileExistsError when `target` exists.
+    Returns the hash of what was copied. Raises FileExistsError when `target` exists.
     """
     with storage_errors(target, "copying"):
-        _copy(source, target)
+        return _copy(source, target)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> str:
+    hash = hashlib.sha256()
     if target.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with source.open("rb") as reader, temporary.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
+            while piece := reader.read(_COPIED_BYTES):
+                hash.update(piece)
+                writer.write(piece)
             writer.flush()
             sync_file(writer.fileno())
         temporary.replace(target)
+        return hash.hexdigest()
     finally:
         temporary.unlink(missing_ok=True)
 

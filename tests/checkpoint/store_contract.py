@@ -53,10 +53,11 @@ class WatchedBlobs:
     def place(self, key: str) -> str:
         return self._blobs.place(key)
 
-    def put_file(self, key: str, source: Path) -> None:
+    def put_file(self, key: str, source: Path) -> str:
         self._note("put_file", key)
-        self._blobs.put_file(key, source)
+        hash = self._blobs.put_file(key, source)
         self._stored_s[key] = self.now_s
+        return hash
 
     def put_bytes(self, key: str, data: bytes) -> None:
         self._note("put_bytes", key)

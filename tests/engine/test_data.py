@@ -12,7 +12,6 @@ from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.retention import Retained
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, restore_newest, restore_parts
-from penstock.engine.journal import Journal
 from penstock.engine.restore import Restored
 from penstock.errors import CorruptSnapshot, Fenced
 from penstock.functions.app import App
@@ -116,7 +115,7 @@ def search(journal: Manifests, damaged_parts: tuple[int, ...] = ()) -> tuple[obj
         passed.append(f"{candidate.checkpoint}: {error.message}")
 
     candidates = [retained(number) for number in (3, 2, 1)]
-    found = restore_newest(cast(Journal, journal), candidates, restore, pass_over)
+    found = restore_newest(journal.manifest, candidates, restore, pass_over)
     return (found[0] if found is not None else None), passed
 
 
