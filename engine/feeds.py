@@ -252,9 +252,14 @@ class InboxFeed:
         return self._log.end(self.partition) - self._position
 
     def take(self, count_max: int) -> list[Input]:
-        if self._log.end(self.partition) == self._position:
-            return []
+        """Frames that count. What a rolled-back attempt has left is passed over in the same call: a turn that took
+        nothing would be taken for the last one, with frames behind those still waiting."""
         inputs: list[Input] = []
+        while not inputs and self.behind:
+            self._take_some(count_max, inputs)
+        return inputs
+
+    def _take_some(self, count_max: int, inputs: list[Input]) -> None:
         for offset, record in self._log.read(self.partition, self._position, count_max, READ_BYTES):
             for frame in decode_frames(record, place=f"Record {offset} of {self.partition}"):
                 admission = self._snapshot.admit(frame)
@@ -263,7 +268,6 @@ class InboxFeed:
                 if admission is Admission.PROCESS:
                     inputs.append(FrameInput(offset + 1, frame))
             self._position = Offset(offset + 1)
-        return inputs
 
 
 class Completions:

@@ -72,6 +72,11 @@ MODULES: Final = (
     ("Running an application from a program", "penstock.engine.run", ("run",)),
     ("Its configuration", "penstock.engine.config", ("Config",)),
     ("Testing", "penstock.testing", ("Harness", "Trial", "DelayedMessage")),
+    (
+        "Faults for tests",
+        "penstock.testing",
+        ("Crash", "SlowSink", "FailingSink", "Repeats", "ClockJumps"),
+    ),
     ("What a harness tells of dead letters", "penstock.engine.effects", ("DeadLetter",)),
     ("The fixture of the pytest plugin", "penstock.pytest_plugin", ("penstock_harness",)),
 )

@@ -13,7 +13,16 @@ from penstock.engine.explain import catalogue, entry_of, page_of, reference
 from penstock.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDERS = ("engine", "engine/cluster", "functions", "router", "state", "checkpoint", "src/penstock")
+FOLDERS = (
+    "engine",
+    "engine/cluster",
+    "functions",
+    "router",
+    "state",
+    "checkpoint",
+    "src/penstock",
+    "src/penstock/testing",
+)
 CODE = re.compile(r"(PEN\d{4})(?: |$)")
 
 

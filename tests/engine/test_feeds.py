@@ -197,6 +197,21 @@ def test_frames_of_a_rolled_back_attempt_are_left_out() -> None:
     assert (snapshot.dropped, feed.behind) == (1, 0)
 
 
+def test_frames_that_count_are_found_behind_any_number_of_others() -> None:
+    """Whoever takes nothing waits until something arrives."""
+    log = MemoryLog()
+    message = Envelope("t/seen", "a", b"x", 7, None, None)
+    for attempt in (2, 2, 2, 2, 3):
+        log.append("inbox-0", encode_frames([EpochFrame(attempt, 5, 1, 1, [message])]))
+    feed = InboxFeed(log, 0, SnapshotTask(0, Lineage(3), 5, base=BaseRef(), head=-1, checksum=0))
+    feed.seek(0)
+
+    (taken,) = feed.take(1)
+
+    assert isinstance(taken, FrameInput)
+    assert taken.position == 5
+
+
 def test_frames_that_are_no_longer_stored_are_not_passed_over() -> None:
     log = MemoryLog()
     for _ in range(5):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,56 @@ def test_loading_the_plugin_loads_nothing_of_the_runtime() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "[]"
+
+
+SUITE = """
+import pytest
+from penstock import App, Context, State
+from penstock.testing import Crash
+
+app = App("suite")
+runs = []
+
+
+class Count(State):
+    count: int = 0
+
+
+@app.function("s/count")
+def count(ctx: Context[Count], message: int) -> None:
+    runs.append(message)
+    ctx.state.count += 1
+    ctx.state.count = max(ctx.state.count, len(runs) if WRONG else 0)
+
+
+@pytest.mark.penstock(seeds=4, parallelism=2)
+def test_count(penstock_harness, penstock_seed):
+    runs.clear()
+    h = penstock_harness(app).faults(Crash(every=2))
+    for number in range(10):
+        h.send(count, "a", number)
+    assert h.state(count, "a").count == 10
+"""
+
+
+def run_suite(directory: Path, text: str, *options: str) -> str:
+    suite = directory / "test_suite.py"
+    suite.write_text(text)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *options, suite.name]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    return result.stdout
+
+
+def test_a_test_runs_under_as_many_seeds_as_its_marker_says(tmp_path: Path) -> None:
+    right = SUITE.replace("WRONG", "False")
+
+    assert "4 passed" in run_suite(tmp_path, right)
+    assert "2 passed" in run_suite(tmp_path, right, "--penstock-seeds=2")
+
+
+def test_one_that_fails_says_how_to_see_it_again(tmp_path: Path) -> None:
+    output = run_suite(tmp_path, SUITE.replace("WRONG", "True"), "-x")
+
+    again = re.search(r"Seed (\d+)\. Again: python -m pytest '(\S+)'", output)
+    assert again is not None
+    assert again[2] == f"test_suite.py::test_count[seed{again[1]}]"

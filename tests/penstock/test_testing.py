@@ -214,10 +214,10 @@ def test_a_call_nobody_will_answer_is_told() -> None:
 
 
 def test_a_function_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from penstock import testing
+    from penstock.testing import running
 
-    monkeypatch.setattr(testing, "INVOCATIONS_RUN_MAX", 5_000)
-    monkeypatch.setattr(testing, "JUMPS_MAX", 50)
+    monkeypatch.setattr(running, "INVOCATIONS_RUN_MAX", 5_000)
+    monkeypatch.setattr(running, "JUMPS_MAX", 50)
     app = App("endless")
 
     @app.function("t/loop")

@@ -1,21 +1,17 @@
-"""Runs an application inside a test: the real task core and the real codecs, in virtual time, without files or network.
-
-    with Harness(app) as h:
-        h.send(airport, "JFK", Departure("AA", 12.5))
-        h.advance(hours=1)
-        assert h.state(airport, "JFK").departures == 1
-        assert h.egress("flights/alerts") == [Alert("AA")]
+"""The harness: the real task core and the real codecs, in virtual time, without files or network.
 
 What always holds: nothing runs between two calls of the harness; every message, state, frame and row is encoded and
 decoded; time moves only by `advance`, by `run_until_idle` and while `call` waits for its answer. Asking for a state, a
 row or a dead letter first runs whatever can run now. `restart` is a planned one: a checkpoint, and everything built
-anew from its bytes; it loses nothing, and tests that nothing lives outside the state.
+anew from its bytes; it loses nothing, and tests that nothing lives outside the state. With `faults` the application
+also ends without one, anywhere; what makes the trouble is in `penstock.testing.faults`.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +42,7 @@ from penstock.functions.codecs import MsgspecCodec
 from penstock.functions.context import Outlet
 from penstock.functions.function import Function
 from penstock.functions.io import EgressSpec, FileEgress, FileIngress, GeneratorIngress, MemoryEgress, MemoryIngress
-from penstock.functions.trial import START, DelayedMessage, Trial
+from penstock.functions.trial import START
 from penstock.functions.types import codec_for
 from penstock.functions.virtual_loop import VirtualLoop
 from penstock.ids import KEY_GROUPS_MAX, Address, cause_of, key_group
@@ -57,8 +53,8 @@ from penstock.router.memory import MemoryLog
 from penstock.router.requests import encode_request
 from penstock.state.backend import Backend
 from penstock.state.memory import MemoryBackend
-
-__all__ = ["START", "DelayedMessage", "Harness", "Trial", "harness"]
+from penstock.testing.comparing import Outcome, Row, first_difference
+from penstock.testing.faults import Crashed, Fault, Trouble
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -78,7 +74,8 @@ class Harness:
 
     With `parallelism` tasks, a power of two, messages between them travel as frames. With `restart_every=3` the
     application is restarted after every third message, which must make no difference to any result. Egresses are kept
-    in memory, whatever they are; ingresses are fed by hand.
+    in memory, whatever they are; ingresses are fed by hand. With a `seed`, tasks take turns in another order for each
+    seed, and `faults` are possible.
 
     Raises ConfigurationError when the application can't run.
     """
@@ -91,9 +88,19 @@ class Harness:
         restart_every: int = 0,
         start: datetime = START,
         message_bytes_max: int = 1 << 20,
+        seed: int | None = None,
     ) -> None:
         app.check()
-        self.app = app
+        self.app = self._first_app = app
+        self._options: dict[str, Any] = {
+            "parallelism": parallelism,
+            "start": start,
+            "message_bytes_max": message_bytes_max,
+        }
+        self._given: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        """What was called so far: name, arguments, and those with names."""
+        self._answers: list[tuple[str, Any]] = []
+        self._trouble = Trouble(seed)
         self._config = Config(parallelism=parallelism, message_bytes_max=message_bytes_max, check_state=True)
         self._restart_every = restart_every
         self._start_ms = int(start.timestamp() * 1000)
@@ -113,8 +120,23 @@ class Harness:
         """Handler runs since the last restart."""
         self._run_invocations = 0
         self._failure: BaseException | None = None
-        parts = tuple(Part(task, "", 0, -1, 0, -1, 0, 0) for task in range(parallelism))
-        self._loop.run(self._build(parts))
+        self._exposed = False
+        """Whether what runs now may be killed."""
+        self._loop.run(self._build(self._parts))
+
+    def faults(self, *faults: Fault) -> Self:
+        """Let these faults happen from now on, where the seed says: `Harness(app, seed=3).faults(Crash(every=5))`.
+
+        They must not be seen in any result; `assert_exactly_once` makes sure of it.
+        """
+        self._trouble = Trouble(self._trouble.seed or 0, faults)
+        self._loop.run(self._restart(self.app))
+        return self
+
+    @property
+    def crashes(self) -> int:
+        """How often the application was killed so far."""
+        return self._trouble.crashes
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +165,7 @@ class Harness:
 
         Raises InvalidInput for a message the function does not take, an empty id, or a message that is too large.
         """
+        self._note("send", to, id, message, headers=headers, idempotency_key=idempotency_key)
         self._request(self._envelope(to, id, message, "", headers, idempotency_key))
 
     def call(
@@ -159,12 +182,19 @@ class Harness:
         Raises FunctionError with the code and text a caller would get when the message became a dead letter, or when
         nothing is under way any more and there is no answer.
         """
+        self._note("call", to, id, message, headers=headers, idempotency_key=idempotency_key)
         self._requests += 1
         request_id = f"call {self._requests}"
         envelope = self._envelope(to, id, message, request_id, headers, idempotency_key)
+        address = Address(envelope.typename, envelope.id)
         self._request(envelope)
-        reply = self._wait_reply(request_id, Address(envelope.typename, envelope.id))
+        try:
+            reply = self._wait_reply(request_id, address)
+        except FunctionError as error:
+            self._answers.append((f"The call of {address}", str(error)))
+            raise
         value: R = decode_answer(reply.value, self._function(to).reply_codec)
+        self._answers.append((f"The call of {address}", value))
         return value
 
     def feed(self, ingress: Ingress | str, records: Iterable[Any]) -> None:
@@ -178,7 +208,9 @@ class Harness:
             raise ConfigurationError(
                 "PEN0123", f"{name} is no ingress of {self.app.name}. Declared: {_names(self.app.ingresses)}."
             )
-        self._fed[name].feed(*(self._raw_record(declared, record) for record in records))
+        given = list(records)
+        self._note("feed", name, given)
+        self._fed[name].feed(*(self._raw_record(declared, record) for record in given))
 
     # Time.
 
@@ -194,13 +226,14 @@ class Harness:
 
         Without a duration it runs what can run now.
         """
+        self._note("advance", duration, days=days, hours=hours, minutes=minutes)
         named = timedelta(days=days, hours=hours, minutes=minutes)
-        target_ms = self._loop.now_ms + parse_duration(duration) + parse_duration(named)
+        target_ms = self._clock_ms + parse_duration(duration) + parse_duration(named)
         self._run_due()
-        while (next_ms := self._next_ms()) is not None and next_ms <= target_ms:
+        while (next_ms := self._next_ms()) is not None and self._start_ms + next_ms <= target_ms:
             self._loop.jump(next_ms)
             self._run_due()
-        self._loop.jump(target_ms)
+        self._loop.jump(target_ms - self._start_ms)
         self._run_due()
 
     def run_until_idle(self) -> None:
@@ -209,6 +242,7 @@ class Harness:
         What lies in the future stays there: delayed messages and expirations wait for `advance`. A handler that waits
         for something besides time is left waiting.
         """
+        self._note("run_until_idle")
         self._run_due()
         for _ in range(JUMPS_MAX):
             if not self._jump():
@@ -225,6 +259,7 @@ class Harness:
 
         Suspended handlers begin again. Raises Refused when state does not fit `app` and no migration is declared.
         """
+        self._note("restart", app)
         self._run_due()
         if app is not None:
             app.check()
@@ -240,12 +275,12 @@ class Harness:
 
         For a function with `storage`, its values. It is a copy: changing it changes nothing.
         """
-        self._run_due()
+        self._run_now()
         return self._read_state(self._function(function), id)
 
     def states(self, function: Function[Any, Any] | str) -> dict[str, Any]:
         """The states of all addresses of a function that have one, by id."""
-        self._run_due()
+        self._run_now()
         declared = self._function(function)
         ids = [id for unit in self._units for id in unit.overlay.ids(declared.typename)]
         return {id: self._read_state(declared, id) for id in sorted(ids)}
@@ -259,7 +294,7 @@ class Harness:
 
     def egress_rows(self, egress: Egress | str) -> list[EgressRow]:
         """The same as rows: the bytes that are written, with key, topic and headers."""
-        self._run_due()
+        self._run_now()
         name = egress if isinstance(egress, str) else egress.name
         if name not in self._sunk:
             raise ConfigurationError(
@@ -269,19 +304,71 @@ class Harness:
 
     def dead_letters(self) -> list[DeadLetter]:
         """What was given up, oldest first for each task."""
-        self._run_due()
+        self._run_now()
         letters = [letter for unit in self._units for letter in unit.core.letters.all()]
         return sorted(letters, key=lambda letter: letter.number)
 
     def redrive(self, *numbers: int) -> int:
         """Send dead letters again: these, or all. Returns how many there were."""
+        self._note("redrive", *numbers)
         return self._operate(Redrive, numbers)
 
     def drop(self, *numbers: int) -> int:
         """Delete dead letters: these, or all. Returns how many there were."""
+        self._note("drop", *numbers)
         return self._operate(Drop, numbers)
 
+    # Comparing with a run without faults.
+
+    def assert_exactly_once(self) -> None:
+        """Give the same inputs to a second harness, without faults, and compare states, rows, answers and dead letters.
+
+        Inputs that are given with nothing run between them may arrive in any order, unless they are of one ingress.
+        Raises AssertionError, which says what is different first, and how to see it again.
+        """
+        self._run_now()
+        with Harness(self._first_app, **self._options) as undisturbed:
+            for name, arguments, named in self._given:
+                with suppress(FunctionError):  # A call that failed: what it was answered is compared.
+                    getattr(undisturbed, name)(*arguments, **named)
+            difference = first_difference(self._outcome(), undisturbed._outcome())
+        if difference:
+            raise AssertionError(
+                f"{difference} Seed {self._trouble.seed}, {self.crashes} crashes. A handler runs again when its first "
+                "run was rolled back, so what it keeps outside its state (a global variable, a cache, an iterator) or "
+                "takes from chance counts twice or differs. Keep it in the state, or emit it. What depends on the "
+                "order in which messages of different senders come may differ, too: nobody promises that order."
+            )
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            self._answers,
+            {
+                name: self.states(name)
+                for name, function in self.app.functions.items()
+                if function.state is not None or function.storage
+            },
+            {name: self._rows(name) for name in self.app.egresses},
+            frozenset(name for name, egress in self.app.egresses.items() if egress.spec.delivery != "exactly-once"),
+            self.dead_letters(),
+        )
+
+    def _rows(self, egress: str) -> list[Row]:
+        rows = self.egress_rows(egress)
+        contents = ((row.value, row.key, row.topic, row.headers) for row in rows)
+        return [Row(content, value) for content, value in zip(contents, self.egress(egress), strict=True)]
+
+    def _note(self, name: str, *arguments: Any, **named: Any) -> None:
+        self._given.append((name, arguments, named))
+
     # Building, and building anew.
+
+    @property
+    def _parts(self) -> Sequence[Part]:
+        """Where each task goes on from: from nothing before the first checkpoint."""
+        if self._manifest is not None:
+            return self._manifest.parts
+        return [Part(task, "", 0, -1, 0, -1, 0, 0) for task in range(self._config.parallelism)]
 
     async def _build(self, parts: Iterable[Part]) -> None:
         app, config = self.app, self._config
@@ -327,8 +414,9 @@ class Harness:
             {},
             LogChannels(self._log),
             lambda: 0.0,
-            invocations_max=self._restart_every or INVOCATIONS_MAX,
+            invocations_max=self._trouble.batch_max(self._restart_every or INVOCATIONS_MAX),
         )
+        unit.adopt(restored)
         self._attach_sinks(unit, restored)
         return unit
 
@@ -353,7 +441,8 @@ class Harness:
 
     def _attach_sinks(self, unit: TaskUnit, restored: Restored) -> None:
         for name, egress in self.app.egresses.items():
-            sink = MemorySink(self._sunk.setdefault(name, MemoryEgress(delivery=egress.spec.delivery)))
+            memory = MemorySink(self._sunk.setdefault(name, MemoryEgress(delivery=egress.spec.delivery)))
+            sink = self._trouble.around(memory)
             if egress.spec.delivery == "eager":
                 unit.sinks[name] = EagerDriver(name, unit.task, sink, failed=self._fail)
                 continue
@@ -371,8 +460,6 @@ class Harness:
 
     async def _restart(self, app: App) -> None:
         """The next attempt: from a checkpoint of now."""
-        if self._manifest is not None and any(unit.counters.deltas >= BASE_DELTAS for unit in self._units):
-            self._make_bases()
         manifest = await self._checkpoint()
         held = sum(unit.core.statistics().pending for unit in self._units)
         await self._tear_down()
@@ -382,11 +469,24 @@ class Harness:
         # What was under way begins again and is counted again, which shall not be a reason for the next restart.
         self._unrestarted = -held
 
+    async def _recover(self) -> None:
+        """The next attempt: from the last checkpoint. Of what the log was not sure of yet, something may be left."""
+        await self._tear_down()
+        self._log.crash({partition: self._trouble.survivors() for partition in self._log.partitions()})
+        attempt, manifest = self._lineage.attempt + 1, self._manifest
+        self._lineage = Lineage(attempt) if manifest is None else manifest.lineage.descend(attempt, manifest.checkpoint)
+        await self._build(self._parts)
+        # As of a restart: what begins again is not a reason for the next crash, or nothing would ever be done.
+        self._trouble.ran(-sum(unit.core.statistics().pending for unit in self._units))
+
     async def _checkpoint(self) -> Manifest:
-        """All tasks at once, as in one process; complete at once, as nothing here can fail."""
+        """All tasks at once, as in one process; complete as soon as it is durable."""
+        if self._manifest is not None and any(unit.counters.deltas >= BASE_DELTAS for unit in self._units):
+            self._make_bases()
         self._checkpoint_id += 1
         number, parts = self._checkpoint_id, []
         for unit in self._units:
+            self._strike()
             writing = unit.cut(number, self.app.name, 1)
             while not writing.encoder.done:
                 record = writing.encoder.step()
@@ -394,6 +494,11 @@ class Harness:
                     offset = self._journal.append_delta(record)
                     writing.offset = offset if writing.offset < 0 else writing.offset
             parts.append(unit.written(writing))
+            for driver in unit.sinks.values():
+                if isinstance(driver, EagerDriver):
+                    await driver.wait_quiet()  # No snapshot holds these rows.
+        self._strike()
+        self._log.flush_nowait()
         self._manifest = Manifest(
             FORMAT,
             self.app.name,
@@ -406,11 +511,20 @@ class Harness:
             self.app.fingerprints(),
             tuple(parts),
         )
+        self._trouble.checkpointed()
         for unit in self._units:
             self._replies.update((reply.request_id, reply) for reply in unit.completed(self._manifest))
-            for driver in unit.sinks.values():
-                await driver.wait_quiet()
+        self._strike()
+        if not self._trouble:
+            await self._wait_quiet()
         return self._manifest
+
+    async def _wait_quiet(self) -> None:
+        """Until all rows that are decided are visible."""
+        for unit in self._units:
+            for driver in unit.sinks.values():
+                self._strike()
+                await driver.wait_quiet()
 
     def _make_bases(self) -> None:
         """Fold everything settled into the store of each task, and let later deltas build on a copy of it."""
@@ -441,29 +555,67 @@ class Harness:
     def _clock_ms(self) -> int:
         return self._start_ms + self._loop.now_ms
 
+    def _run_now(self) -> None:
+        """Run what can run, because somebody asks for what has become of it."""
+        self._note("advance")
+        self._run_due()
+
     def _run_due(self) -> None:
         """Run what can run at the present time, then checkpoint, which makes rows and answers visible."""
         self._run_invocations = 0
         self._loop.run_ready()
-        while self._loop.run(self._turn_all()):
-            pass
-        if any(unit.core.changed for unit in self._units):
-            self._loop.run(self._checkpoint())
+        began_ms = self._loop.now_ms
+        self._exposed = True
+        while True:
+            try:
+                self._settle()
+                break
+            except Crashed:
+                self._exposed = False
+                self._loop.run(self._recover())
+                self._exposed = True
+        self._exposed = False
+        # Sinks that fail cost time, which would not have passed without them.
+        self._start_ms -= self._loop.now_ms - began_ms
         if self._failure is not None:
             raise self._failure
+
+    def _settle(self) -> None:
+        """Run until there is nothing to do. Raises Crashed."""
+        waited = True
+        while waited:
+            while self._loop.run(self._turn_all()):
+                pass
+            if any(unit.core.changed for unit in self._units):
+                self._loop.run(self._checkpoint())
+            began_ms = self._loop.now_ms
+            self._loop.run(self._wait_quiet())
+            waited = self._loop.now_ms > began_ms  # Handlers that slept meanwhile may go on.
 
     async def _turn_all(self) -> bool:
         """One turn of every task. Whether there was anything to do."""
         worked = False
-        for unit in self._units:
-            effects = unit.turn(self._clock_ms, paused=False)
+        for unit in self._trouble.shuffled(self._units):
+            self._strike()
+            behind_ms = self._trouble.clock_behind_ms()
+            effects = unit.turn(self._clock_ms - behind_ms, paused=False)
+            worked = worked or behind_ms > 0  # Something may be due by the true time.
             if effects is not None:
                 worked = True
                 self._count(effects.invocations)
                 if self._restart_every and self._unrestarted >= self._restart_every:
                     await self._restart(self.app)
                     return True
+                self._trouble.ran(effects.invocations)
+                self._strike()
+                if self._trouble.wants_checkpoint():
+                    await self._checkpoint()
         return worked
+
+    def _strike(self) -> None:
+        """Here the application may be killed."""
+        if self._exposed:
+            self._trouble.strike()
 
     def _count(self, invocations: int) -> None:
         self._unrestarted += invocations
@@ -540,6 +692,10 @@ class Harness:
     def _request(self, envelope: Envelope) -> None:
         owner = key_group(envelope.id) % self._config.parallelism
         self._log.append(f"requests-{owner}", encode_request(envelope))
+        if envelope.meta is not None and envelope.meta.idempotency_key and self._trouble.repeats_request():
+            again = msgspec.structs.replace(envelope.meta, request_id=f"{envelope.meta.request_id}, again")
+            self._log.append(f"requests-{owner}", encode_request(envelope._replace(meta=again)))
+        self._log.flush_nowait()
 
     def _wait_reply(self, request_id: str, address: Address) -> Reply:
         self._run_due()
