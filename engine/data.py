@@ -287,13 +287,18 @@ def restore_parts(parts: Iterable[Part], restore: Callable[[Part], Restored]) ->
 def open_base(store: BaseStore, name: str, path: Path, memory: RocksMemory) -> Backend:
     """A store of its own at `path` with the content of the base `name`; empty for the name ""."""
     if name:
-        files = path.with_name(f"{path.name}.base")
+        files = base_on_its_way(path)
         shutil.rmtree(files, ignore_errors=True)
         store.fetch(name, files)
         fault("restore.half")
         restore_base(files, path)
         shutil.rmtree(files)
     return RocksBackend.open(path, memory)
+
+
+def base_on_its_way(path: Path) -> Path:
+    """Where the files of a base are before they become the store at `path`."""
+    return path.with_name(f"{path.name}.base")
 
 
 def close_stores(restored: Iterable[Restored]) -> None:

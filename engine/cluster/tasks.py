@@ -3,8 +3,9 @@
     part of a manifest -> base fetched -> deltas read -> store opened -> unit, which takes turns from then on
 
 What always holds: changes are made one after the other, in the order they were asked for; `halt` drops those that are
-not made yet; the store of a task lies in a directory of its own for each time it comes here, where nothing is left of
-an earlier time, or of a process that was killed. Reports what can't be restored.
+not made yet, and the one that is being made goes no further than the next delta; the deltas of a few tasks at a time
+are in memory; the store of a task lies in a directory of its own for each time it comes here, where nothing is left of
+an earlier time, or of a process that was killed, and which goes when that time ends. Reports what can't be restored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.config import Config
-from penstock.engine.data import Progress, close_stores, open_base
+from penstock.engine.data import Progress, base_on_its_way, close_stores, open_base
 from penstock.engine.feeds import FOREIGN, Feed, RequestFeed
 from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
@@ -44,6 +45,12 @@ from penstock.state.rocksdb import RocksMemory
 
 DRAIN_S = 10.0
 RETRY_S = 1.0
+RESTORES_MAX = 2
+"""Tasks that are restored at a time: the deltas of one are read while those of the other are applied."""
+
+
+class _Superseded(Exception):
+    """What is being restored is of an attempt that is over."""
 
 
 class TopicWiring:
@@ -204,27 +211,27 @@ class Tasks:
 
     async def _change_patiently(self, asked: Restore | Adopt | Drop) -> None:
         """Through outages, until there is something newer to do."""
+        halts = self._halts
         while True:
             try:
-                return await self._change(asked)
+                return await self._change(asked, halts)
+            except _Superseded:
+                return None
             except Unavailable as error:
                 logger.warning("%s", error)
                 await asyncio.sleep(RETRY_S)
-                if any(isinstance(newer, Restore) for newer in self._asked):
-                    return None
 
-    async def _change(self, asked: Restore | Adopt | Drop) -> None:
+    async def _change(self, asked: Restore | Adopt | Drop, halts: int) -> None:
         match asked:
             case Restore(attempt, tasks, manifest):
-                halts = self._halts
                 await self._remove(list(self.units))
                 self._frames.begin_attempt()
                 self.halted = halts != self._halts  # A newer attempt may have begun meanwhile.
-                await self._place(tasks, origin_of_attempt(attempt, manifest))
+                await self._place(tasks, origin_of_attempt(attempt, manifest), halts)
             case Adopt(attempt, tasks, manifest):
                 epoch = manifest.checkpoint if manifest is not None else 0
                 fault("handoff.adopting")
-                await self._place(tasks, Origin(attempt, manifest, epoch, attempt_starts=False))
+                await self._place(tasks, Origin(attempt, manifest, epoch, attempt_starts=False), halts)
                 fault("handoff.adopted")
             case Drop(tasks, orphaned):
                 leaving = [unit for unit in self.units if unit.task in tasks]
@@ -232,7 +239,7 @@ class Tasks:
                 await self._drain(unit for unit in leaving if unit.task in orphaned)
                 await self._remove(leaving, orphaned)
 
-    async def _place(self, tasks: Sequence[int], origin: Origin) -> None:
+    async def _place(self, tasks: Sequence[int], origin: Origin, halts: int) -> None:
         began = asyncio.get_running_loop().time()
         manifest = origin.manifest
         if manifest is not None:
@@ -240,11 +247,8 @@ class Tasks:
         parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
         wanted = [parts.get(task) or _empty_part(task) for task in tasks]
         fault("restore.begun")
-        starts = await self._find_starts(wanted)
         try:
-            restored = await _restore_all(
-                self._restore(part, starts[self._topics.deltas, part.task]) for part in wanted
-            )
+            restored = await self._restore_parts(wanted, halts)
         except CorruptSnapshot as error:
             logger.error("%s", error)
             checkpoint = manifest.checkpoint if manifest is not None else 0
@@ -263,21 +267,52 @@ class Tasks:
         checkpoint = manifest.checkpoint if manifest is not None else 0
         self._placed(units, Placed(number, checkpoint, len(units), deltas, took_s))
 
-    async def _restore(self, part: Part, start: int) -> Restored:
+    async def _restore_parts(self, parts: Sequence[Part], halts: int) -> list[Restored]:
+        """Restore all, or none: then nothing is left of what was begun."""
+        restored: list[Restored] = []
+        try:
+            self._go_on(halts)
+            starts = await self._find_starts(parts)
+            for first in range(0, len(parts), RESTORES_MAX):
+                some = parts[first : first + RESTORES_MAX]
+                restored += await _restore_all(
+                    self._restore(part, starts[self._topics.deltas, part.task], halts) for part in some
+                )
+            self._go_on(halts)
+        except BaseException:
+            close_stores(restored)
+            for part in parts:
+                await self._clear(part.task)
+            raise
+        return restored
+
+    def _go_on(self, halts: int) -> None:
+        """Raise _Superseded when the attempt is over for which something is being done."""
+        if halts != self._halts:
+            raise _Superseded
+
+    async def _restore(self, part: Part, start: int, halts: int) -> Restored:
         """`start` is the first delta that is still there."""
+        self._go_on(halts)
         path = self._paths[part.task] = self._new_path(self._stores, part.task)
         deltas = Deltas("", ())
         if part.first >= 0 and part.head >= part.first:
             place = (self._topics.deltas, part.task)
             records = await read_range(self._kafka, *place, max(part.first, start), isolation="read_uncommitted")
+            self._go_on(halts)
             deltas = Deltas(f"{place[0]}-{part.task}", records)
+
+        def progress(done: int, total: int) -> None:
+            self._go_on(halts)
+            self._progress(Progress(part.task, done, total))
+
         return await in_thread(
             lambda: restore_task(
                 part,
                 deltas,
                 lambda base: open_base(self._store, base, path, self._memory),
                 cache_bytes_max=self._config.cache_bytes // self._config.parallelism,
-                progress=lambda done, total: self._progress(Progress(part.task, done, total)),
+                progress=progress,
             )
         )
 
@@ -313,7 +348,14 @@ class Tasks:
             final = unit.task in orphaned and all(driver.quiet for driver in unit.sinks.values())
             await self._assembly.remove(unit, final=final)
             self.leaving.discard(unit.task)
-            await in_thread(shutil.rmtree, self._paths.pop(unit.task), True)
+            await self._clear(unit.task)
+
+    async def _clear(self, task: int) -> None:
+        """Delete the store of a task, if there is one, and what of its base was on the way."""
+        path = self._paths.pop(task, None)
+        if path is not None:
+            for each in (path, base_on_its_way(path)):
+                await in_thread(shutil.rmtree, each, True)
 
 
 def _emptied(directory: Path) -> Path:
