@@ -119,7 +119,7 @@ def write(results: Sequence[Result], commit: str) -> None:
     begin, end = BEGIN.format(where), END.format(where)
     head, _, rest = GUARANTEES.read_text(encoding="utf-8").partition(begin)
     _, _, tail = rest.partition(end)
-    faults = sum(len(result.group.cases) for result in results)
+    faults = sum(outcome.case is not None for result in results for outcome in result.outcomes)
     findings = sum(len(findings_of(result.outcomes)) for result in results)
     minutes = sum(result.took_s for result in results) / 60
     made = f"{TITLES[where]}, on {datetime.now(UTC):%Y-%m-%d} at commit {commit}"

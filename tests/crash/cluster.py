@@ -24,6 +24,8 @@ STRUCK_S = 30
 RECOVERED_S = 15
 FROZEN_S = 5.0
 """Longer than a session: who stood still is taken for dead meanwhile."""
+FENCED_S = 3.0
+"""So long has a worker to find out that it was, and to end; the leader need not."""
 MORE = 20
 TRANSFERS_PER_S = 40
 """There is always something in flight, and the checker, who reads everything after each fault, has little to read."""
@@ -87,8 +89,10 @@ class Cluster:
             await run.work(FROZEN_S)
             began = time.monotonic()
             os.kill(pid, signal.SIGCONT)
-        elif case.who == "supervisor":
+            await run.may_end(pid, within_s=FENCED_S)
+        elif case.ends_all:
             await run.supervisor_ends()
+            began = time.monotonic()
             await run.start()
         run.count(case.who)
         await self._recovers(due, case, began)

@@ -30,6 +30,12 @@ class Case(NamedTuple):
         return self.point.startswith("restore")
 
     @property
+    def ends_all(self) -> bool:
+        """Whether the application ends, and a person has to start it again: a sink that raises what it should not would
+        do so again."""
+        return self.who == "supervisor" or (self.action == "raise" and self.point.startswith("egress"))
+
+    @property
     def name(self) -> str:
         return f"{self.who}{f' and {self.also}' if self.also else ''}: {self.point}, {self.action}"
 

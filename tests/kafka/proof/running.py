@@ -270,6 +270,12 @@ class Run:
             assert time.monotonic() < deadline, f"process {pid} does not end:\n{self.said()[-8000:]}"
             await self.work(0.02)
 
+    async def may_end(self, pid: int, *, within_s: float) -> None:
+        """Wait for so long whether a process ends by itself."""
+        deadline = time.monotonic() + within_s
+        while _is_alive(pid) and time.monotonic() < deadline:
+            await self.work(0.02)
+
     async def progress(self, rows: int = 20, *, within_s: float = 30) -> float:
         """Wait until so many rows more are visible than now. Returns how long it took."""
         began, before = time.monotonic(), self.tail.seen.total()
