@@ -16,7 +16,6 @@ import msgspec
 
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.delta import DeltaHeader
-from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef
 from penstock.errors import CorruptSnapshot
@@ -117,20 +116,6 @@ def _restore(part: Part, deltas: DeltaSource, overlay: Overlay, progress: Callab
     ordered = {egress: [batch for _, batch in sorted(batches.items())] for egress, batches in staged.items()}
     restored.staged = undecided(ordered, restored.meta.committed)
     return restored
-
-
-def may_serve(backend: Backend, lineage: Lineage, checkpoint: int) -> bool:
-    """Whether a store that is left from earlier can be brought to `checkpoint` of `lineage` by deltas alone.
-
-    It can when everything in it is settled on that history, and nothing in it is newer, not even half of a fold: such
-    rows could not be taken back. Otherwise it must be discarded.
-    """
-    settling, settled = backend.get(SETTLING_META), backend.get(SETTLED_META)
-    if settled is None:
-        return settling is None and next(iter(backend.scan(b"", b"\xff\xff")), None) is None
-    assert settling is not None, "a fold begins before it ends"
-    marks = (_decode_mark(settling), _decode_mark(settled))
-    return all(number <= checkpoint and lineage.contains(attempt, number) for attempt, number in marks)
 
 
 def staged_attempts(restored: Iterable[Restored]) -> frozenset[int]:
