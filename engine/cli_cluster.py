@@ -28,7 +28,7 @@ from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.config import Config
 from penstock.engine.ending import end_at_once, run_bounded, say_stopping
 from penstock.engine.loading import Loaded
-from penstock.engine.logs import logger
+from penstock.engine.logs import counted, logger
 from penstock.engine.settings import Settings
 from penstock.engine.signals import stopped_by_signals
 from penstock.files import DirectoryLock
@@ -180,7 +180,7 @@ def _say_started(loaded: Loaded, settings: Settings, config: Config, cluster: Cl
     if settings["log_json"]:
         logger.info("%s starts on %s", loaded.app.name, cluster.kafka.bootstrap)
         return
-    note(f"penstock {penstock.__version__}  {loaded.app.name} ({loaded.name})  {config.parallelism} tasks")
+    note(f"penstock {penstock.__version__}  {loaded.app.name} ({loaded.name})  {counted(config.parallelism, 'task')}")
     note(f"  kafka      {cluster.kafka.bootstrap}")
     note(f"  workers    {workers}")
     note(f"  state      {config.directory}  checkpoints in {cluster.store}")

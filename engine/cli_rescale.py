@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from penstock.engine.cli_common import output_options, print_json, would, yes_option
+from penstock.engine.logs import counted
 
 
 @click.command()
@@ -58,7 +59,7 @@ def rescale(
         if as_json:
             print_json({"before": before, "after": tasks, "done": False})
         else:
-            would(f"give {app.name} {tasks} tasks instead of {before}")
+            would(f"give {app.name} {counted(tasks, 'task')} instead of {before}")
         return
     with progress_bar("Rescaling") as progress:
         done = perform(app, config, before, now_ms=int(time.time() * 1000), progress=progress)
@@ -69,5 +70,5 @@ def rescale(
 
 
 def _say(app: str, tasks: int, before: int, done: Any) -> None:
-    click.echo(f"{app} has {tasks} tasks from checkpoint {done.checkpoint:,} on, and had {before}.")
+    click.echo(f"{app} has {counted(tasks, 'task')} from checkpoint {done.checkpoint:,} on, and had {before}.")
     click.echo(f"Start it with --parallelism {tasks}. The savepoint it was made of: {done.savepoint}")

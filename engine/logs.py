@@ -53,3 +53,8 @@ def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something, as one says it."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
