@@ -15,6 +15,7 @@ from penstock.engine.cluster import tasks as tasks_module
 from penstock.errors import Unavailable
 from tests.simulation import cluster_kafka
 from tests.simulation.cluster_mix import EVERYTHING
+from tests.simulation.cluster_stage import STAGE
 from tests.simulation.cluster_worker import SimulatedWorker, staged
 from tests.simulation.cluster_world import ClusterWorld
 
@@ -55,6 +56,7 @@ def restoring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Restoring]:
     with staged():
         world = ClusterWorld(1, mix)
         world.run()
+        STAGE.patient = lambda: True
         yield Restoring(world, monkeypatch)
 
 

@@ -19,6 +19,7 @@ from penstock.checkpoint import recovery as recovery_module
 from penstock.checkpoint.member import GoOn
 from penstock.checkpoint.reports import Acknowledgement, Alive, Report
 from penstock.engine import build as build_module
+from penstock.engine import unit as unit_module
 from penstock.engine.build import Assembly
 from penstock.engine.cluster import link as link_module
 from penstock.engine.cluster import snapshots as snapshots_module
@@ -193,6 +194,7 @@ class SimulatedWorker(ClusterWorker):
     """See the module. The world calls what the loop of a worker would call."""
 
     world: ClusterWorld
+    _fingerprints: Any = WALKS.fingerprints()
 
     def __init__(self, world: ClusterWorld, instance: str, name: str) -> None:
         kafka: Any = world.kafka
@@ -383,6 +385,7 @@ def staged() -> Iterator[None]:
         (link_module, "asyncio", cluster_stage.loop),
         (snapshots_module, "asyncio", cluster_stage.loop),
         (snapshots_module, "time", cluster_stage.clock),
+        (unit_module, "time", cluster_stage.clock),
         (ClusterWorker, "_check", _nothing),  # It is the same for all, and slow.
         (worker_module, "Assembly", _nothing),  # Each has one of its own.
         (tasks_module, "asyncio", cluster_stage.loop),
