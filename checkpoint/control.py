@@ -35,6 +35,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     staged: tuple[int, ...] | None = None
     """The earlier attempts of rows it holds that may be visible, as only the markers of their egresses tell. None:
     nobody has said which those are."""
+    fingerprints: dict[str, dict[str, object]] | None = None
+    """Of the code that ran the task, where they are not those of the manifest: a worker may have another version."""
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
@@ -57,6 +59,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """What this checkpoint added, for people."""
     reason: str = ""
     """Why it was taken: `interval`, `request`, `stop`, or what a person said."""
+
+    def of(self, task: int) -> Manifest:
+        """What it says to somebody who continues this task: the fingerprints are those of the code that ran it."""
+        own = next((part.fingerprints for part in self.parts if part.task == task), None)
+        return self if own is None else msgspec.structs.replace(self, fingerprints=own)
 
     @property
     def first(self) -> int:
@@ -82,6 +89,8 @@ class AttemptBegun(msgspec.Struct, frozen=True, array_like=True, tag="attempt"):
     retained: tuple[int, ...] | None = None
     """What markers of egresses say of other attempts need not be kept: no retained checkpoint descends from them. None:
     of none, because it is not known."""
+    fingerprints: dict[str, dict[str, object]] = {}
+    """Of the code of the leader that began it; those of its manifests, too."""
 
 
 class Complete(msgspec.Struct, frozen=True, array_like=True, tag="complete"):

@@ -237,7 +237,8 @@ class _Round:
 
 class Leader:
     """See the module. `records` are those of the control log with their offsets, all of them or those from a `Recap`
-    on. In that case it is told the others later, and until then forgets nothing, and waits if it needs one of them."""
+    on. In that case it is told the others later, and until then forgets nothing, and waits if it needs one of them.
+    Raises Refused when they are those of another application."""
 
     def __init__(self, options: LeaderOptions, records: Iterable[tuple[int, ControlRecord]], now_ms: float) -> None:
         self._options = options
@@ -250,6 +251,8 @@ class Leader:
         """Whether something is no longer retained since then."""
         for offset, record in records:
             self._learn(offset, record)
+        if self.history.attempt is not None and not options.fresh:
+            refuse_other_functions(options.application, self.history.attempt.fingerprints, options.fingerprints)
         self._members: dict[str, _Member] = {}
         self._gone: dict[str, str] = {}
         self._owners: dict[int, str] = {}
@@ -411,10 +414,11 @@ class Leader:
                 move.target = ""
         if worker not in self._owners.values():
             return []
-        note = Note(f"worker {worker} {reason}")
-        if self._phase is Phase.LEADING:
-            return [note, *self._recover(f"worker {worker} {reason}", now_ms)]
-        return [note]
+        if self._phase is not Phase.LEADING:
+            return [Note(f"worker {worker} {reason}")]
+        actions = self._recover(f"worker {worker} {reason}", now_ms)
+        begun = any(isinstance(action, Note) for action in actions)  # Which says why.
+        return actions if begun else [Note(f"worker {worker} {reason}"), *actions]
 
     def _eligible(self) -> list[str]:
         """The workers that may be given tasks, in the order they came."""
@@ -469,6 +473,7 @@ class Leader:
         to be taken, checkpoints to go back to, and rows that may be visible (PROTOCOL 16, 21)."""
         lineage, checkpoint = (restored.lineage, restored.checkpoint) if restored is not None else (None, 0)
         begun = self.history.next_attempt(lineage, checkpoint, int(now_ms), self._reason)
+        begun = msgspec.structs.replace(begun, fingerprints=self._options.fingerprints)
         if self.history.missing:
             return begun  # Who knows what those ask for that were not read yet.
         kept = list(self.history.checkpoints.values())
@@ -491,7 +496,7 @@ class Leader:
                 return self.manifest(self.history.chosen(options.from_checkpoint).checkpoint)
         newest = self._newest()
         if newest is not None:
-            refuse_other_functions(options.application, newest, options.fingerprints)
+            refuse_other_functions(options.application, newest.fingerprints, options.fingerprints)
             return newest
         if self._passed_over:
             raise CorruptSnapshot(
@@ -557,7 +562,7 @@ class Leader:
             CoordinatorOptions(
                 application=options.application,
                 tasks=options.tasks,
-                fingerprints=options.fingerprints,
+                fingerprints=self._attempt.fingerprints or options.fingerprints,
                 interval_ms=options.interval_ms,
                 timeout_ms=options.timeout_ms,
                 generation=options.generation,
@@ -862,9 +867,10 @@ def _instance(worker: str) -> str:
     return worker.rpartition("#")[0]
 
 
-def refuse_other_functions(application: str, manifest: Manifest, fingerprints: Mapping[str, object]) -> None:
-    """Two applications under one name would take turns in ruining each other's state. Raises Refused."""
-    stored, ours = manifest.fingerprints.keys(), fingerprints.keys()
+def refuse_other_functions(application: str, known: Mapping[str, object], fingerprints: Mapping[str, object]) -> None:
+    """Two applications under one name would take turns in ruining each other's state. `known` are the fingerprints of
+    an attempt or a checkpoint. Raises Refused."""
+    stored, ours = known.keys(), fingerprints.keys()
     if stored and ours and stored.isdisjoint(ours):
         raise Refused(
             "PEN0780",

@@ -10,10 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from penstock.checkpoint.control import ControlRecord, Recap
+from penstock.checkpoint.control import Complete, ControlRecord, Manifest, Recap
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Alive, decode_report
-from penstock.checkpoint.retention import Retained
 from penstock.engine.cluster.options import HEARTBEAT_MS
 from penstock.engine.cluster.topics import DECISIONS, Topics, decision_in
 from penstock.errors import ProtocolError, Refused
@@ -40,13 +39,19 @@ async def read_history(kafka: KafkaOptions, application: str) -> History:
     return history
 
 
-async def read_newest(kafka: KafkaOptions, application: str) -> Retained | None:
-    """The newest checkpoint that can be restored."""
+async def read_newest(kafka: KafkaOptions, application: str) -> tuple[History, Manifest | None]:
+    """What the newest decisions say, and the newest checkpoint that can be restored."""
     place = (Topics.of(application).control, DECISIONS)
     history = History(deltas_apart=True)
+    manifests: dict[int, Manifest] = {}
     for offset, decision in (await read_tail(kafka, place[0], (await offsets(kafka, [place]))[place]))[1]:
         history.apply(offset, decision)
-    return next(history.candidates(), None)
+        if isinstance(decision, Complete):
+            manifests[decision.manifest.checkpoint] = decision.manifest
+        elif isinstance(decision, Recap) and decision.newest is not None:
+            manifests[decision.newest[1].checkpoint] = decision.newest[1]
+    best = next(history.candidates(), None)
+    return history, manifests.get(best.checkpoint) if best is not None else None
 
 
 async def read_tail(kafka: KafkaOptions, topic: str, bounds: Bounds) -> tuple[int, list[tuple[int, ControlRecord]]]:

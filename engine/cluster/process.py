@@ -68,9 +68,13 @@ def main() -> None:
 async def _work(app: App, settings: Settings, order: Order, watched: Watched) -> bool:
     """Returns whether all work is done, rather than that somebody wanted it to stop."""
     directory = Path(order.directory)
-    config = replace(
-        settings.to_config(directory=directory / order.label, until_done=order.until_done), port=order.port
+    config = settings.to_config(
+        directory=directory / order.label,
+        until_done=order.until_done,
+        from_checkpoint=order.from_checkpoint,
+        fresh=order.fresh,
     )
+    config = replace(config, port=order.port)
     worker = ClusterWorker(app, config, cluster_options(settings, directory, name=order.name, candidate=False))
     asked = False
 

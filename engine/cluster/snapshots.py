@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.reports import Acknowledgement, Report, Unable
 from penstock.engine.checkpoints import DURATIONS_MAX
@@ -27,7 +29,8 @@ from penstock.router.kafka_writer import KafkaWriter
 
 
 class Snapshots:
-    """See the module. `report` tells the leader; `done` says whether a unit has nothing left to do, ever."""
+    """See the module. `fingerprints` gives those of the code here, where they are not those of the attempt; `report`
+    tells the leader; `done` says whether a unit has nothing left to do, ever."""
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Snapshots:
         writer: KafkaWriter,
         frames: FrameWriter,
         *,
+        fingerprints: Callable[[], dict[str, dict[str, object]] | None],
         report: Callable[[Report], None],
         done: Callable[[TaskUnit], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
@@ -47,6 +51,7 @@ class Snapshots:
         self._writer = writer
         self._frames = frames
         self._topic = Topics.of(application).deltas
+        self._fingerprints = fingerprints
         self._report = report
         self._done = done
         self._spawn = spawn
@@ -117,7 +122,8 @@ class Snapshots:
             self._give_up(attempt, checkpoint, units)
             return
         fault("cut.durable")
-        parts: tuple[Part, ...] = tuple(unit.written(writing) for unit, writing in zip(units, writings, strict=True))
+        written = [unit.written(writing) for unit, writing in zip(units, writings, strict=True)]
+        parts: tuple[Part, ...] = tuple(replace(part, fingerprints=self._fingerprints()) for part in written)
         for unit in units:
             self._writing.pop(unit.task, None)
         size = sum(writing.encoder.bytes for writing in writings)

@@ -276,8 +276,8 @@ class Supervisor:
             port=place.port,
             until_done=plan.until_done,
             # Once: a later leader goes on with what was done since.
-            from_checkpoint=plan.from_checkpoint if place.leads and not self._worked else None,
-            fresh=plan.fresh and place.leads and not self._worked,
+            from_checkpoint=plan.from_checkpoint if not self._worked else None,
+            fresh=plan.fresh and not self._worked,
         )
 
     def _tell_leader(self, gone: Gone, place: Place) -> None:

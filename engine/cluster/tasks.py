@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.checkpoint.control import Manifest, Part
+from penstock.checkpoint.control import AttemptBegun, Manifest, Part
 from penstock.checkpoint.member import Adopt, Drop, Fetch, Restore
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.checkpoint.store import BaseStore
@@ -93,9 +93,10 @@ class Placed(NamedTuple):
 
 
 class Tasks:
-    """See the module. `check` refuses a checkpoint whose state this application can't read; `placed` learns of each
-    unit that is there, and `damaged` of a checkpoint that can't be restored; `forget` gives up the snapshots of units
-    that go, and `leave` what else is under way for one; `failed` gets everything else that goes wrong."""
+    """See the module. `check` refuses an attempt or tasks of a checkpoint that this application can't go on with;
+    `placed` learns of each unit that is there, and `damaged` of a checkpoint that can't be restored; `forget` gives up
+    the snapshots of units that go, and `leave` what else is under way for one; `failed` gets everything else that goes
+    wrong."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Tasks:
         frames: FrameWriter,
         *,
         directory: Path,
-        check: Callable[[Manifest], None],
+        check: Callable[[AttemptBegun | None, Manifest | None, Collection[int]], None],
         bury: Bury,
         placed: Callable[[Sequence[TaskUnit], Placed], None],
         damaged: Callable[[int, int, str], None],
@@ -179,8 +180,7 @@ class Tasks:
 
     async def fetch(self, asked: Fetch, prepared: Callable[[tuple[int, ...]], None]) -> None:
         """Bring the bases of tasks here that will come. Raises Refused when they can't be taken over."""
-        if asked.manifest is not None:
-            self._check(asked.manifest)
+        self._check(None, asked.manifest, asked.tasks)
         parts = asked.manifest.parts if asked.manifest is not None else ()
         for part in parts:
             if part.task in asked.tasks and part.base:
@@ -242,8 +242,7 @@ class Tasks:
     async def _place(self, tasks: Sequence[int], origin: Origin, halts: int) -> None:
         began = asyncio.get_running_loop().time()
         manifest = origin.manifest
-        if manifest is not None:
-            self._check(manifest)
+        self._check(origin.attempt, manifest, tasks)
         parts = {part.task: part for part in manifest.parts} if manifest is not None else {}
         wanted = [parts.get(task) or _empty_part(task) for task in tasks]
         fault("restore.begun")
@@ -258,7 +257,8 @@ class Tasks:
         retained = None if named is None else frozenset(named)
         units = []
         for part, each in zip(wanted, restored, strict=True):
-            unit = self._assembly.add(part.task, each, origin, self._wiring, retained=retained, bury=self._bury)
+            own = origin._replace(manifest=manifest.of(part.task)) if manifest is not None else origin
+            unit = self._assembly.add(part.task, each, own, self._wiring, retained=retained, bury=self._bury)
             self._assembly.resume(unit, each)
             units.append(unit)
         fault("restore.done")

@@ -17,15 +17,16 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.checkpoint.control import Complete, Manifest, decode_control
+from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, decode_control
 from penstock.checkpoint.leader import LeaderOptions, refuse_other_functions
 from penstock.checkpoint.member import (
     Action,
@@ -62,7 +63,7 @@ from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
 from penstock.engine.interpreter import prepare_interpreter, release_interpreter
-from penstock.engine.logs import logger
+from penstock.engine.logs import counted, logger
 from penstock.engine.looks import Looks, Question, id_of_task
 from penstock.engine.migrate import check_shapes
 from penstock.engine.operations import Look
@@ -171,6 +172,7 @@ class ClusterWorker:
         self._opened.push_async_callback(self._reader.close)
         self._opened.push_async_callback(lambda: self._assembly.close(final=self._final))
         await self._open_parts(ensured.incarnations[self._topics.control])
+        await self._refuse_misfit()
         if started is not None:
             await started()
         self._opened.push_async_callback(lambda: self.link.close(self._ended))
@@ -228,6 +230,7 @@ class ClusterWorker:
             GENERATION,
             self._writer,
             self._frames,
+            fingerprints=self._other_fingerprints,
             report=self.link.report,
             done=lambda unit: unit.idle and self._assembly.done,
             spawn=self._background.spawn,
@@ -260,10 +263,37 @@ class ClusterWorker:
             base_bytes=BASE_BYTES,
         )
 
-    def _check(self, manifest: Manifest) -> None:
-        """Raise Refused when the tasks of a checkpoint can't be continued here."""
-        refuse_other_functions(self.app.name, manifest, self.app.fingerprints())
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, object]]:
+        return self.app.fingerprints()
+
+    def _other_fingerprints(self) -> dict[str, dict[str, object]] | None:
+        """Those of the code here, where the leader began the attempt with others: another version runs there."""
+        attempt = self.link.member.attempt
+        same = attempt is None or attempt.fingerprints in ({}, self._fingerprints)
+        return None if same else self._fingerprints
+
+    def _check(self, attempt: AttemptBegun | None, manifest: Manifest | None, tasks: Collection[int]) -> None:
+        """Raise Refused when these tasks of a checkpoint can't be continued here, or the attempt is not of this
+        application. What counts is the code that ran each task last, whatever the leader has."""
+        if attempt is not None:
+            refuse_other_functions(self.app.name, attempt.fingerprints, self._fingerprints)
+        if manifest is None:
+            return
+        refuse_other_functions(self.app.name, manifest.fingerprints, self._fingerprints)
         check_shapes(self.app, manifest)
+        for part in manifest.parts:
+            if part.fingerprints is not None and part.task in tasks:
+                check_shapes(self.app, manifest.of(part.task))
+
+    async def _refuse_misfit(self) -> None:
+        """Raise Refused when the application can't be continued here, before anybody counts on this worker: otherwise
+        each of its starts would cost the others an attempt."""
+        if self.config.fresh or self.config.from_checkpoint is not None:
+            return  # Then it begins anew, or is asked for by somebody who has looked.
+        history, newest = await read_newest(self.cluster.kafka, self.app.name)
+        if history.attempt is not None:
+            self._check(history.attempt, newest, range(self.config.parallelism))
 
     def stop(self) -> None:
         """Give all tasks back after a last checkpoint, and return from `run`."""
@@ -461,11 +491,11 @@ class ClusterWorker:
                 feed.cut_due = 0
         self._join_round(units)
         logger.info(
-            "attempt %d: %d tasks continue checkpoint %d, after %d deltas, in %.2f s",
+            "attempt %d: %s continued from checkpoint %d, after %s, in %.2f s",
             placed.attempt,
-            placed.tasks,
+            counted(placed.tasks, "task"),
             placed.checkpoint,
-            placed.deltas,
+            counted(placed.deltas, "delta"),
             placed.took_s,
         )
 
@@ -611,7 +641,7 @@ class ClusterWorker:
     async def take_checkpoint(self) -> int:
         """Every task answers something, which it can't before a checkpoint holds all that was asked of it before."""
         await Looks(self.config.parallelism, self.look).settle()
-        newest = await read_newest(self.cluster.kafka, self.app.name)
+        newest = (await read_newest(self.cluster.kafka, self.app.name))[1]
         assert newest is not None, "an answer was given before a checkpoint was complete"
         return newest.checkpoint
 

@@ -660,6 +660,39 @@ def test_markers_keep_what_they_say_of_a_branch_that_a_person_may_go_back_to() -
     assert older < newer
 
 
+# The code that an attempt runs.
+
+
+def coded(records: list[tuple[int, ControlRecord]], code: str, *functions: str, **options: Any) -> Slow:
+    slow = Slow.__new__(Slow)
+    fingerprints: dict[str, dict[str, object]] = {function: {"code": code, "state": None} for function in functions}
+    slow.now_ms, slow.log, slow.to_write, slow.hints, slow.staged = 0.0, list(records), [], [], ()
+    slow.options = LeaderOptions("leader#1", "shop", 2, fingerprints, **options)
+    slow.leader = Leader(slow.options, records, 0.0)
+    return slow
+
+
+def test_another_application_is_refused_before_there_is_a_checkpoint() -> None:
+    slow = coded([], "1", "shop/cart")
+    begin_attempt(slow, "a#1")
+
+    with pytest.raises(Refused, match=r"PEN0780 .* functions shop/cart, and this application has bank/account"):
+        coded(slow.log, "1", "bank/account")
+    coded(slow.log, "1", "bank/account", fresh=True)
+    coded(slow.log, "2", "shop/cart", "shop/new")
+
+
+def test_manifests_name_the_code_that_the_attempt_began_with_whoever_leads() -> None:
+    slow = coded([], "1", "shop/cart")
+    begin_attempt(slow, "a#1")
+    next_one = coded(slow.log, "2", "shop/cart")
+    next_one.hear(Alive("a#1", "a"))
+
+    checkpoint = complete(next_one)
+
+    assert next_one.leader.manifest(checkpoint).fingerprints == slow.options.fingerprints
+
+
 # Faults, and people.
 
 
