@@ -116,8 +116,13 @@ _decode_requests = msgspec.msgpack.Decoder(list[Envelope]).decode
 def sent_before(manifest: Manifest, frames: Iterable[EpochFrame]) -> Iterator[EpochFrame]:
     """Those of `frames` that belong to the history of the checkpoint: sent before its cut, by no zombie, and on no
     branch that was rolled back."""
-    lineage = manifest.lineage.descend(manifest.lineage.attempt + 1, manifest.checkpoint)
-    return (frame for frame in frames if lineage.accepts(frame.attempt, frame.epoch))
+    lineage = manifest.lineage
+    for frame in frames:
+        if frame.attempt == lineage.attempt:
+            if frame.epoch < manifest.checkpoint:
+                yield frame
+        elif lineage.accepts(frame.attempt, frame.epoch):
+            yield frame
 
 
 def not_admitted(marks: Mapping[int, tuple[int, int]], frames: Iterable[EpochFrame]) -> Iterator[EpochFrame]:

@@ -17,7 +17,7 @@ from penstock.checkpoint.savepoint import SavepointReader
 from penstock.engine.config import Config
 from penstock.engine.offline import Directory
 from penstock.engine.run import loop_factory
-from penstock.engine.savepoints import Progress, default_place, open_place_of, restore_savepoint, take_stopped
+from penstock.engine.savepoints import Progress, default_place, open_place_of, restore_savepoint, take
 from penstock.engine.worker import Worker
 from penstock.errors import Refused
 from penstock.functions.app import App
@@ -53,7 +53,10 @@ def rescale(app: App, config: Config, before: int, *, now_ms: int, progress: Pro
     place = default_place(config.directory, app.name, now_ms)
     blobs = open_place_of(place, config)
     with Directory(config.directory) as directory:
-        take_stopped(directory, blobs, now_ms=now_ms, progress=lambda done, total: None)
+        newest = directory.newest()
+        assert newest is not None, "it was there before the start"
+        # Whether it knows that its rows are visible is looked at once, by the restore.
+        take(directory, newest, blobs, committed={}, now_ms=now_ms)
     manifest = restore_savepoint(
         app,
         SavepointReader(blobs),
