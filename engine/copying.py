@@ -49,9 +49,11 @@ async def copy_aside(config: Config, checkpoint: int, place: str, committed: Map
     )
     try:
         answer, _ = await process.communicate(msgspec.json.encode(order))
-    finally:
+    except BaseException:
         with suppress(ProcessLookupError):
             process.kill()
+        await process.wait()
+        raise
     if process.returncode != 0:
         raise Unavailable(
             "PEN0440",

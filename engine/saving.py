@@ -40,6 +40,7 @@ class Saving:
         self._place = place or default_place(self._directory, self._application, int(time.time() * 1000))
         self._number += 1
         self._running = asyncio.get_running_loop().create_task(self._taken(self._place))
+        self._running.add_done_callback(_looked_at)
         return self._number
 
     async def _taken(self, place: str) -> Savepoint:
@@ -60,6 +61,12 @@ class Saving:
         if error is None:
             return state | {"savepoint": summarize(self._place, self._running.result())}
         return state | {"error": _described(error)}
+
+
+def _looked_at(ended: asyncio.Task[Savepoint]) -> None:
+    """Nobody need ask how it ended."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _described(error: BaseException) -> dict[str, str]:

@@ -56,6 +56,16 @@ def test_rows_wait_for_their_checkpoint() -> None:
     assert sink.statistics().rows_undecided == 1
 
 
+def test_it_tells_since_which_checkpoint_rows_wait() -> None:
+    sink, _ = after(Staged(1, 5, [A]), Staged(1, 7, [A]), Completed(1, 5), MarkerRead({}))
+    assert sink.oldest == 5
+
+    sink.handle(Committed())
+
+    assert sink.oldest == 7
+    assert after()[0].oldest is None
+
+
 def test_the_first_rows_are_preceded_by_the_marker() -> None:
     _, actions = after(Staged(1, 5, [A]), Completed(1, 5))
 
