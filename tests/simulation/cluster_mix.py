@@ -131,6 +131,8 @@ class ClusterMix:
     slow_sink: float = 0.15
     patient: float = 0.6
     """In how many worlds no checkpoint is ever given up because of the time it takes: nothing may hang there."""
+    fresh: float = 0.15
+    """How often a person who goes back goes back to nothing."""
     farewell: float = 0.2
     """In how many worlds all workers leave in the end, and one comes back."""
     warm: float = 0.7
@@ -227,3 +229,9 @@ PEOPLE = EVERYTHING.more(
     {**_NONE, Step.JOIN: 3.0, Step.REPLAY: 4.0, Step.CRASH: 3.0, Step.AGE: 0.0}, tasks=(1, 2), swarm=False
 )
 DAMAGES = EVERYTHING.more({**_NONE, Step.DAMAGE: 3.0, Step.ABDICATE: 2.0, Step.JOIN: 2.0}, tasks=(1, 2), swarm=False)
+FRESH = EVERYTHING.more(
+    {**_NONE, Step.JOIN: 3.0, Step.REPLAY: 1.5, Step.AGE: 8.0, Step.SLOW: 4.0},
+    retentions=(LITTLE_KEPT,),
+    swarm=False,
+    fresh=0.7,
+)

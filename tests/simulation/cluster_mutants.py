@@ -31,7 +31,7 @@ from penstock.engine.unit import TaskUnit
 from penstock.errors import PenstockError
 from penstock.records import Frozen
 from tests.simulation import cluster_mix as mixes
-from tests.simulation.cluster_kafka import SimulatedKafka, SimulatedWriter
+from tests.simulation.cluster_kafka import Overtaken, SimulatedKafka, SimulatedWriter
 from tests.simulation.cluster_leader import SimulatedLeader
 from tests.simulation.cluster_mix import ClusterMix
 from tests.simulation.cluster_stage import pause
@@ -71,7 +71,12 @@ class ClusterMutant:
             for seed in range(SEEDS_MAX):
                 try:
                     ClusterWorld(seed, self.mix).run()
-                except (AssertionError, PenstockError, KeyError) as error:  # Some rules are guarded by a core itself.
+                except (
+                    AssertionError,
+                    PenstockError,
+                    KeyError,
+                    Overtaken,
+                ) as error:  # Some rules are guarded by a core itself.
                     return seed + 1, f"{type(error).__name__}: {error}"
         return SEEDS_MAX + 1, "nothing"
 
@@ -252,10 +257,18 @@ MUTANTS = [
     ClusterMutant("ids above the highest reserved", History, "next_attempt", _ids_from_the_restored),
     ClusterMutant("recover the attempt's own base", History, "candidates", _latest_overall, mixes.PEOPLE),
     ClusterMutant("repeat what is durable only", Leader, "_age", _age_at_any_time, mixes.REPEATS),
+    ClusterMutant(
+        "an attempt from nothing reads from the start",
+        leader_module,
+        "tells_what_is_read",
+        lambda *_, **__: True,
+        mixes.FRESH,
+    ),
     ClusterMutant("a fault is said again", LeaderLink, "give_up", LeaderLink.report, mixes.DAMAGES),
     # What workers write and read.
     ClusterMutant("Rule F", SnapshotTask, "admit", _admit_at_once, mixes.MESSAGES),
     ClusterMutant("flush before acknowledge", SimulatedWriter, "flush", _flush_deltas, mixes.LOSSES),
+    ClusterMutant("frames are sealed before the flush", FrameWriter, "seal", lambda self: None, mixes.LOSSES),
     ClusterMutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, mixes.ZOMBIES),
     ClusterMutant("lineage: epoch", Lineage, "accepts", _accept_any_epoch, mixes.ZOMBIES),
     ClusterMutant("lineage: all ancestors", Lineage, "accepts", _accept_only_the_predecessor, mixes.BACKLOG),

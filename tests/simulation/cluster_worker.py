@@ -259,8 +259,14 @@ class SimulatedWorker(ClusterWorker):
                 self.world.count("returned")
             self._obey(action)
         self._take_turns(int(STAGE.clock_ms))
-        self._frames.seal()
+        if self.world.kafka.calm or self.world.dice.chance(0.6):
+            self._seal_frames()
         self._report_changes()
+
+    def _seal_frames(self) -> None:
+        """As when frames have waited long enough for others."""
+        for destination in list(self._frames._open):
+            self._frames._close(destination)
 
     def step_work(self, times: int) -> None:
         """What runs beside the turns goes on, by so many pauses."""
@@ -318,7 +324,8 @@ class SimulatedWorker(ClusterWorker):
 
     @property
     def busy(self) -> bool:
-        return bool(self.works) or not self.writer.idle or self.reader.behind or self.control.behind
+        unsent = bool(self._frames._open) or not self.writer.idle
+        return bool(self.works) or unsent or self.reader.behind or self.control.behind
 
     # What a live worker must never see, and a zombie may.
 

@@ -20,6 +20,7 @@ from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.sinks import Action, Staged, TwoPhaseSink, _Decided
 from penstock.checkpoint.snapshot import Admission, Snapshot, SnapshotTask
 from penstock.engine.delays import Delays
+from penstock.engine.effects import Batch
 from penstock.engine.journal import Journal
 from penstock.engine.task import TaskCore
 from penstock.engine.unit import TaskUnit
@@ -40,6 +41,7 @@ MESSAGES = EVERYTHING.more({Move.TURN: 60.0, Move.PUMP: 30.0, Move.BEGIN: 8.0})
 BACKLOG = EVERYTHING.more({Move.CRASH: 0.4, Move.PUMP: 20.0}, lazy=1.0)
 UPKEEP = EVERYTHING.more({Move.FOLD: 20.0, Move.BASE: 10.0, Move.RETAIN: 4.0, Move.CRASH: 0.5}, steps=250)
 PEOPLE = EVERYTHING.more({Move.REPLAY: 0.4})
+JUMPS = EVERYTHING.more({Move.CLOCK: 4.0, Move.CRASH: 0.0, Move.TAKE_OVER: 0.0})
 DISKS = EVERYTHING.more(
     {
         Move.DISK_FULL: 3.0,
@@ -108,6 +110,8 @@ _pop_due = Delays.pop_due
 _turn = World._turn
 _commit = Database.commit
 _write_index = Journal.write_index
+_stamp = SnapshotTask.stamp
+_run = TaskCore.run
 
 
 def _admit_at_once(self: SnapshotTask, frame: EpochFrame) -> Admission:
@@ -205,7 +209,30 @@ def _index_to_the_end(self: Journal, history: History) -> None:
     _write_index(self, history)
 
 
+def _stamp_as_before_the_cut(self: SnapshotTask, sequence: int, messages: Any) -> EpochFrame:
+    frame = _stamp(self, sequence, messages)
+    return frame._replace(epoch=frame.epoch - 1)
+
+
+def _fire_and_keep(self: Delays, clock_ms: int, count_max: int) -> Iterator[Any]:
+    """Leave the row of a timer that fired where it is: after a restore it fires again."""
+    rows = {key: self._overlay.get(key) for key in self._index._near}
+    yield from _pop_due(self, clock_ms, count_max)
+    for key, row in rows.items():
+        if row is not None and self._overlay.get(key) is None:
+            self._overlay.put(key, row)
+
+
+def _believe_the_clock(self: TaskCore, batch: Batch, expired: Callable[[], bool] = lambda: False) -> Any:
+    self._meta.clock_ms = batch.clock_ms
+    return _run(self, batch, expired)
+
+
 MUTANTS = [
+    Mutant("each address has one task", TaskCore, "_foreign", lambda self, ids: set(), MESSAGES),
+    Mutant("frames are of the epoch they leave in", SnapshotTask, "stamp", _stamp_as_before_the_cut, ZOMBIES),
+    Mutant("the clock of handlers never goes back", TaskCore, "run", _believe_the_clock, JUMPS),
+    Mutant("inputs of every retained attempt", world, "oldest_of_attempts", lambda kept: kept[-1:], UPKEEP),
     Mutant("Rule F", SnapshotTask, "admit", _admit_at_once, MESSAGES),
     Mutant("flush before acknowledge", Node, "flush_next", lambda self: False, MESSAGES),
     Mutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, ZOMBIES),
@@ -228,6 +255,7 @@ MUTANTS = [
     Mutant("previous delta", SnapshotTask, "cut", _extend_the_base),
     Mutant("acknowledgements of this checkpoint", Coordinator, "_acknowledge", _acknowledge_anything, DISKS),
     Mutant("a checkpoint given up is made up for", Coordinator, "owing", False, QUIET_ENDS),
+    Mutant("a timer that fired is gone", Delays, "pop_due", _fire_and_keep),
     Mutant("timers are not early", Delays, "pop_due", lambda self, now, count: _pop_due(self, now + 9, count)),
     Mutant("restored rows are folded", TaskUnit, "adopt", lambda self, restored: None, UPKEEP),
     Mutant("index behind what is durable", Journal, "write_index", _index_to_the_end, DECISIONS),
