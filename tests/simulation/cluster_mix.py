@@ -96,7 +96,7 @@ FAULTS = {
     Step.DUEL: 0.8,
     Step.DOUBT: 0.6,
     Step.POWER: 0.25,
-    Step.REPLAY: 0.4,
+    Step.REPLAY: 0.6,
     Step.DAMAGE: 0.3,
     Step.UNABLE: 1.0,
     Step.CLOCK: 0.4,

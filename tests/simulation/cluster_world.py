@@ -50,7 +50,7 @@ from tests.simulation.database import Database
 from tests.simulation.dice import Dice
 from tests.simulation.invariants import Invariant, Violation
 from tests.simulation.node import DAY_MS
-from tests.simulation.walks import FUNCTIONS, IDS, NATURE, WALKS, encode_step
+from tests.simulation.walks import FUNCTIONS, IDS, NATURE, POISON, WALKS, encode_step
 from tests.simulation.walks import Step as Hop
 from tests.simulation.world import Base, Client
 
@@ -172,6 +172,9 @@ class ClusterWorld:
                 self.clients.append(Client(walk, Address(typename, id)))
             else:
                 self.inputs[dice.below(self.tasks)].append((typename, id, encode_step(Hop(walk, 0))))
+        self.poison = dice.below(3)
+        for _ in range(self.poison):
+            self.inputs[dice.below(self.tasks)].append((dice.choose(FUNCTIONS), dice.choose(IDS), POISON))
 
     # The life of a cluster.
 

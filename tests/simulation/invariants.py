@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
-from penstock.engine.effects import Effects
+from penstock.engine.effects import DeadLetter, Effects
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.journal import PARTITION
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
 from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
 from penstock.state import keys
-from tests.simulation.walks import IDS, LAST_HOP, NATURE, WALKS, Step, Visits
+from tests.simulation.walks import IDS, LAST_HOP, NATURE, POISON, WALKS, Step, Visits
 
 if TYPE_CHECKING:
     from tests.simulation.node import Node
@@ -100,6 +100,9 @@ class EachHopOnce(Invariant):
                 raise self.fail(f"walk {walk} was at {hops}, and has dead letters {stuck}")
             if walk not in asked and len(stuck) > 1:
                 raise self.fail(f"walk {walk} has several dead letters {stuck}")
+        buried = sum(letter.payload == POISON for letter in letters(world))
+        if buried != world.poison:
+            raise self.fail(f"{world.poison} inputs can't be read, and {buried} are dead letters")
 
 
 class RowsOnce(Invariant):
@@ -413,8 +416,12 @@ def states(world: World) -> dict[str, Visits]:
 
 def dead_letters(world: World) -> list[tuple[int, int]]:
     """Walk and hop of the messages that were given up."""
-    letters = (letter for node in world.current.nodes for letter in node.core.letters.all())
-    return [(step.walk, step.hop) for step in (_decode_step(letter.payload) for letter in letters)]
+    readable = (letter.payload for letter in letters(world) if letter.payload != POISON)
+    return [(step.walk, step.hop) for step in map(_decode_step, readable)]
+
+
+def letters(world: World) -> list[DeadLetter]:
+    return [letter for node in world.current.nodes for letter in node.core.letters.all()]
 
 
 _decode_visits: Callable[[bytes], Visits] = msgspec.msgpack.Decoder(Visits).decode

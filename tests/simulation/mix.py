@@ -95,6 +95,8 @@ class Mix:
     """How often a step is one of a zombie, while there are some."""
     lazy: float = 0.2
     """In how many worlds one task falls behind."""
+    slow_disk: float = 0.15
+    """In how many worlds snapshots take long to be written."""
     resend: float = 0.05
     sink_fails: float = 0.1
     slow_sink: float = 0.2

@@ -22,6 +22,10 @@ IDS = ("ada", "bob", "cyd", "dan", "eve", "fay")
 EGRESS = "walks/rows"
 
 
+POISON = b"\xc1"
+"""No message: whoever gets it can only bury it."""
+
+
 class Step(msgspec.Struct, array_like=True):
     """A walk arrives at its hop number `hop`."""
 

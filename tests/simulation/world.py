@@ -52,7 +52,7 @@ from tests.simulation.invariants import Invariant, Violation, all_invariants
 from tests.simulation.log import Producer, SimulatedLog
 from tests.simulation.mix import Mix, Move
 from tests.simulation.node import GENERATION, Handlers, Node, sources_of
-from tests.simulation.walks import EGRESS, FUNCTIONS, IDS, NATURE, OUT, WALKS, Step, encode_step
+from tests.simulation.walks import EGRESS, FUNCTIONS, IDS, NATURE, OUT, POISON, WALKS, Step, encode_step
 
 IDS_RESERVED = 3
 """Few, so that ids are used up and reserved again within a schedule."""
@@ -139,6 +139,7 @@ class World:
         self.database = Database(self._committed)
         self.buffered = dice.chance(0.5)
         self.standby = dice.chance(0.25)
+        self.slow_disk = dice.chance(mix.slow_disk)
         self.lazy = dice.below(self.tasks) if dice.chance(mix.lazy) else -1
         """A task that rarely has a turn, so that its inbox holds messages of several checkpoints."""
         self.sink_fails = 0.95 if dice.chance(mix.slow_sink) else mix.sink_fails
@@ -169,6 +170,9 @@ class World:
             else:
                 source = self.inputs[dice.below(self.tasks)]
                 source.append((typename, id, encode_step(Step(walk, 0))))
+        self.poison = dice.below(3)
+        for _ in range(self.poison):
+            self.inputs[dice.below(self.tasks)].append((dice.choose(FUNCTIONS), dice.choose(IDS), POISON))
 
     # The life of a world.
 
@@ -363,10 +367,13 @@ class World:
             if node.snapshot.wants(checkpoint):
                 self._cut(node, checkpoint)
 
-    def _write_some(self, run: Run, node: Node) -> None:
+    def _write_some(self, run: Run, node: Node) -> bool:
+        if self.slow_disk and self.dice.chance(0.9):
+            return False
         for _ in range(1 + self.dice.below(8)):
             if node.writing:
                 self._write(run, node, disk_full=False)
+        return True
 
     def _fill_disk(self, run: Run, node: Node) -> None:
         while node.writing:
