@@ -34,6 +34,7 @@ from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.effects import Effects
 from penstock.engine.feeds import Completions
 from penstock.engine.logs import logger
+from penstock.engine.rota import Rota
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.unit import TaskUnit, Writing
 from penstock.errors import Fenced, PenstockError, ProtocolError
@@ -207,6 +208,7 @@ class SimulatedWorker(ClusterWorker):
         self.reader: SimulatedReader = self._reader
         self.works: list[Work] = []
         self._clock: Any = _WorkerClock(world)
+        self._rota = Rota(self._pass_clock)
         self._background: Any = SimpleNamespace(spawn=self.spawn)
         self.requests: Any = SimpleNamespace(burying=False, bury=None, in_flight=0)
         self._assembly = self.assembly = SimulatedAssembly(world, self)
@@ -262,6 +264,11 @@ class SimulatedWorker(ClusterWorker):
         if self.world.kafka.calm or self.world.dice.chance(0.6):
             self._seal_frames()
         self._report_changes()
+
+    def _pass_clock(self) -> float:
+        """Some passes over the tasks are broken off, as if they took long."""
+        world = self.world
+        return 0.0 if world.kafka.calm else float(world.dice.chance(0.2))
 
     def _seal_frames(self) -> None:
         """As when frames have waited long enough for others."""
