@@ -1,6 +1,7 @@
 """What the features for bad days cost: `python -m benchmarks.faults [NAME ...]`.
 
-    savepoint   of 1 GB of state while messages are processed, against writing as many bytes to the same disk
+    savepoint   of 1 GB of state while messages are processed, against writing as many bytes to the same disk, and
+                against copying files there
     rescale     1 GB of state from 4 to 8 tasks, and back, against hashing its bytes once
 
 Every scenario runs in a process of its own and prints one JSON object. Its floor is measured in the same run, so that
@@ -13,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -110,6 +112,19 @@ def disk_bytes_per_s(directory: Path, size: int) -> float:
     return size / took_s
 
 
+def copy_bytes_per_s(source: Path, target: Path) -> float:
+    """What the disk does when the files of `source` are copied and synced, one after the other."""
+    target.mkdir()
+    size = 0
+    began = time.perf_counter()
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+        with (target / path.name).open("rb") as file:
+            os.fdatasync(file.fileno())
+        size += path.stat().st_size
+    return size / (time.perf_counter() - began)
+
+
 def hash_all(directory: Path) -> None:
     """Read and hash every base and every delta once."""
     for path in directory.rglob("*"):
@@ -134,12 +149,15 @@ def savepoint() -> Result:
         fill(directory)
         size, took_s, quiet_ms, busy_ms = asyncio.run(_save_while_running(directory, Path(folder) / "savepoint"))
         floor = disk_bytes_per_s(Path(folder), size)
+        copying = copy_bytes_per_s(directory / "store" / "files", Path(folder) / "copy")
     rate = size / took_s
     return {
         "savepoint_mb": round(size / 1e6),
         "savepoint_mb_per_s": round(rate / 1e6),
         "disk_mb_per_s": round(floor / 1e6),
+        "copy_mb_per_s": round(copying / 1e6),
         "ratio_to_disk": round(rate / floor, 2),
+        "ratio_to_copy": round(rate / copying, 2),
         "longest_pause_ms": round(busy_ms, 1),
         "longest_pause_without_ms": round(quiet_ms, 1),
     }
