@@ -113,13 +113,14 @@ def build_core(
     internal: Container[str] = (),
     dead_egress: str = "",
     attempt_starts: bool = True,
+    kind: type[TaskCore] = TaskCore,
 ) -> TaskCore:
     """The core of one task, migrated to `app` and as `restored` left it. Rows for egresses that are neither declared
     nor `internal` become dead letters, of which `dead_egress` gets copies.
 
     Raises FunctionError for a migration that fails.
     """
-    core = TaskCore(
+    core = kind(
         app.functions.values(),
         outlets,
         restored.overlay,
@@ -203,7 +204,7 @@ class Assembly:
         self._failed = failed
         self._contested = contested
         self._eager = eager_egresses(app)
-        self._outlets = _outlets(app, config.message_bytes_max)
+        self._outlets = outlets_of(app, config.message_bytes_max)
         self._work_clock = WorkClock()
         self._sinks: dict[str, Sink] = {}
         self._internal: set[str] = set()
@@ -486,7 +487,7 @@ def missing_client(error: ImportError) -> ConfigurationError:
     )
 
 
-def _outlets(app: App, bytes_max: int) -> dict[Any, Outlet]:
+def outlets_of(app: App, bytes_max: int) -> dict[Any, Outlet]:
     """How values become rows, by egress and by its name."""
     outlets: dict[Any, Outlet] = {}
     for egress in app.egresses.values():

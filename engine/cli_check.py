@@ -10,14 +10,12 @@ import click
 
 from penstock.checkpoint.control import Manifest
 from penstock.engine.build import compile_router, missing_client, resolve_function
-from penstock.engine.cli_common import Where, output_options, print_json, print_table, where_options
+from penstock.engine.cli_common import DIFFERENCES, Where, output_options, print_json, print_table, where_options
 from penstock.engine.loading import load_app
 from penstock.engine.migrate import check_shapes
 from penstock.engine.offline import Directory
 from penstock.functions.app import App, Ingress
 from penstock.functions.kafka import KafkaIngress
-
-DIFFERENCES = 5
 
 
 @click.command()

@@ -7,6 +7,7 @@ import sys
 import click
 
 from penstock.engine.cli_common import (
+    DIFFERENCES,
     Where,
     output_options,
     print_fields,
@@ -14,8 +15,6 @@ from penstock.engine.cli_common import (
     print_table,
     where_options,
 )
-
-DIFFERENCES = 5
 
 
 @click.group()

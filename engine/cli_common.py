@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from penstock.functions.app import App
 
 
+DIFFERENCES = 5
+"""The exit code of verbs that compare, when they found some."""
 URL_VARIABLE = "PENSTOCK_URL"
 """Stands for --url, unless a verb is given a directory."""
 

@@ -21,7 +21,7 @@ import click
 
 import penstock
 from penstock.durations import format_duration
-from penstock.engine.cli_common import debug_option, note, yes_option
+from penstock.engine.cli_common import DIFFERENCES, debug_option, note, yes_option
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.ending import end_at_once, run_bounded, say_stopping
@@ -165,16 +165,51 @@ def _restore_savepoint(loaded: Loaded, config: Config, place: str, *, replacing:
 
 @click.command()
 @click.option("--from", "number", type=int, required=True, metavar="N", help="The checkpoint to continue from.")
+@click.option("--code", metavar="APP", help="Other code: a module and a variable, or a file.")
+@click.option("--diff", is_flag=True, help="Change nothing: run aside from production, and list what differs.")
+@click.option("--until", metavar="N|TIME", help="With --diff: up to this checkpoint, or the last one before a time.")
+@click.option("--only", metavar="FUNCTION/ID", help="With --diff: look at this address alone.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 100_000), help="With --diff: of a list."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --diff: print JSON, for programs.")
 @yes_option
 @_run_options
-def replay(number: int, yes: bool, quiet: bool, until_done: bool, **flags: Any) -> None:
+def replay(
+    number: int,
+    code: str | None,
+    diff: bool,
+    until: str | None,
+    only: str | None,
+    limit: int,
+    as_json: bool,
+    yes: bool,
+    quiet: bool,
+    until_done: bool,
+    **flags: Any,
+) -> None:
     """Run a stopped application again from an earlier checkpoint.
 
     State and positions become those of checkpoint N, and what followed it is processed once more, with the present
     code. Later checkpoints stay retained, so that this can be undone in the same way. What egresses have already made
     visible stays there: rows written after checkpoint N are written again.
+
+    With --diff nothing of that happens. Each task gets the inputs it got then, aside from production and also while
+    the application runs, and what comes out differently is listed: states, rows, replies, messages between tasks, and
+    the first message that made a difference. Exit code 5 when there is any.
     """
-    settings, loaded = _prepare(flags, None)
+    if not diff and (until is not None or only is not None or as_json):
+        raise click.UsageError("--until, --only and --json are of use with --diff.")
+    settings, loaded = _prepare(flags, code)
+    if diff:
+        from penstock.engine.cli_replay import print_differences
+
+        if settings["kafka"]:
+            raise click.UsageError("--diff reads a directory: it is not for applications on Kafka.")
+        config = settings.to_config(until_done=True)
+        if print_differences(loaded.app, config, number, until=until, only=only, limit=limit, as_json=as_json):
+            click.get_current_context().exit(DIFFERENCES)
+        return
     if settings["kafka"]:
         from penstock.engine.cli_cluster import replay_on_kafka
 

@@ -6,12 +6,12 @@ without running a handler: recovery, standby and audit need nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from penstock.records import EgressRow, Envelope, EpochFrame, QueueCut, Reply
+from penstock.records import COMPLETED, FRAMES, EgressRow, Envelope, EpochFrame, QueueCut, Reply, Turn
 
 
 class Rejected(NamedTuple):
@@ -76,6 +76,23 @@ class Batch(NamedTuple):
     """Upper bound of handler runs in this turn, so that a barrier never waits long (PROTOCOL 8)."""
 
 
+def taken(inputs: Iterable[Input]) -> list[tuple[str, Any]]:
+    """What was taken by whoever took these inputs, as `Turn` says it."""
+    found: list[tuple[str, Any]] = []
+    frames = 0
+    for item in inputs:
+        if isinstance(item, FrameInput):
+            frames += item.frame is not None
+            continue
+        if frames:
+            found.append((FRAMES, frames))
+            frames = 0
+        found.append((COMPLETED, item.number) if isinstance(item, Completed) else (item.source, item.position))
+    if frames:
+        found.append((FRAMES, frames))
+    return found
+
+
 _T = TypeVar("_T")
 
 
@@ -108,8 +125,7 @@ class Effects(msgspec.Struct, array_like=True):
     """All that one batch changed and sent. `n` is consecutive within an attempt."""
 
     n: int
-    clock_ms: int
-    invocations: int
+    turn: Turn
     values: dict[str, dict[str, bytes]]
     """Typename -> id -> state bytes; empty bytes delete."""
     rows: dict[bytes, bytes | None]
@@ -122,6 +138,15 @@ class Effects(msgspec.Struct, array_like=True):
     frames: list[OutFrame]
     egress: dict[str, list[EgressRow]]
     replies: list[Reply]
+
+    @property
+    def clock_ms(self) -> int:
+        return self.turn.clock_ms
+
+    @property
+    def invocations(self) -> int:
+        """How many handlers ran."""
+        return self.turn.invocations
 
 
 class DeadLetter(msgspec.Struct, array_like=True):

@@ -141,24 +141,25 @@ class Directory:
         chain = self.journal.chain(part.head, part.first)
         return Source(
             ((offset, record) for offset in chain for record in self.journal.records_of_delta(offset)),
-            sent_before(manifest, self._frames(part)),
-            self._requests(part),
+            sent_before(manifest, self.frames(part.task, part.inbox_position, part.inbox_end)),
+            (envelope for _, envelope in self.requests(part.task, part.ingress_positions.get(RequestFeed.SOURCE))),
             committed,
         )
 
-    def _frames(self, part: Part) -> Iterator[EpochFrame]:
-        partition = f"inbox-{part.task}"
-        for offset, record in self._records(partition, part.inbox_position):
-            if offset >= part.inbox_end:
+    def frames(self, task: int, start: int, end: int | None = None) -> Iterator[EpochFrame]:
+        """What stands in the inbox of a task from `start` on, before `end` if it is given."""
+        partition = f"inbox-{task}"
+        for offset, record in self._records(partition, start):
+            if end is not None and offset >= end:
                 return
             yield from decode_frames(record, place=f"Record {offset} of {partition}")
 
-    def _requests(self, part: Part) -> Iterator[Envelope]:
-        partition = f"requests-{part.task}"
-        position = part.ingress_positions.get(RequestFeed.SOURCE)
-        start = position if isinstance(position, int) else self._log.start(partition)
-        for offset, record in self._records(partition, start):
-            yield decode_request(record, place=f"Record {offset} of {partition}")
+    def requests(self, task: int, start: object) -> Iterator[tuple[int, Envelope]]:
+        """Requests for a task behind the position `start`, or all that are there, with the offset of each."""
+        partition = f"requests-{task}"
+        first = start if isinstance(start, int) else self._log.start(partition)
+        for offset, record in self._records(partition, first):
+            yield offset, decode_request(record, place=f"Record {offset} of {partition}")
 
     def _records(self, partition: str, start: int) -> Iterator[tuple[int, bytes]]:
         offset = Offset(start)

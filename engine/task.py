@@ -37,6 +37,7 @@ from penstock.engine.effects import (
     Rejected,
     TaskStatistics,
     bounded,
+    taken,
 )
 from penstock.engine.entry import EMPTY_STATE, Entry, Opened
 from penstock.engine.letters import DeadLetters, copy_of, describe
@@ -50,7 +51,7 @@ from penstock.functions.answers import encode_answer
 from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied
 from penstock.functions.function import Function
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group
-from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta
+from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta, Turn
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Cells, Overlay
 
@@ -148,7 +149,7 @@ class TaskCore:
         """Function -> head and tail of its queue at the last cut."""
         self._egress: dict[str, list[EgressRow]] = {}
         self._replies: list[Reply] = []
-        self._schedule: list[tuple[int, int, dict[str, Any]]] = []
+        self._schedule: list[Turn] = []
         self._changed = False
         self._commits_untold = False
 
@@ -191,7 +192,7 @@ class TaskCore:
             self._admit(item, positions)
         self._wake_due(batch.invocations_max)
         self._drain()
-        return self._finish(positions, ends)
+        return self._finish(batch, positions, ends)
 
     def _admit(self, item: Column | Deliveries | FrameInput | Completed, positions: dict[str, Any]) -> None:
         match item:
@@ -710,7 +711,7 @@ class TaskCore:
 
     # The end of a turn, and the same without handlers.
 
-    def _finish(self, positions: dict[str, Any], ends: Mapping[str, tuple[int, int]]) -> Effects:
+    def _finish(self, batch: Batch, positions: dict[str, Any], ends: Mapping[str, tuple[int, int]]) -> Effects:
         """Close the batch: merge its rows, number its frames, and say all of it as one value. `ends` are head and tail
         of the queues before it."""
         meta = self._meta
@@ -719,8 +720,7 @@ class TaskCore:
         frames = [frame for task, messages in self._out.items() for frame in self._number_frames(task, messages)]
         effects = Effects(
             n=self._n + 1,
-            clock_ms=meta.clock_ms,
-            invocations=self._invocations,
+            turn=Turn(meta.clock_ms, batch.invocations_max, self._invocations, taken(batch.inputs)),
             values=values,
             rows=rows,
             positions=positions,
@@ -758,9 +758,9 @@ class TaskCore:
         """What running and redoing a batch have in common: the parts of the snapshot that are not rows."""
         self._n = effects.n
         self._total += effects.invocations
-        if effects.invocations or effects.values or effects.rows or effects.positions or effects.queues:
+        if effects.turn.taken or effects.invocations or effects.values or effects.rows or effects.queues:
             self._changed = True
-            self._schedule.append((effects.clock_ms, effects.invocations, effects.positions))
+            self._schedule.append(effects.turn)
         for frame in effects.frames:
             self._meta.sequences[frame.destination] = frame.sequence
         self._stage(effects.egress)
@@ -918,6 +918,11 @@ class TaskCore:
     def queued(self) -> int:
         """Messages that could run at once."""
         return sum(len(entry.queue) for entry in self._entries.values()) + len(self._ready)
+
+    @property
+    def invocations(self) -> int:
+        """Handlers that ran in the present turn, or in the last one."""
+        return self._invocations
 
     @property
     def suspended(self) -> int:

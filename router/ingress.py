@@ -39,6 +39,14 @@ Position = int | str | list[Any] | dict[str, Any]
 """Where to continue reading: whatever the reader chooses, as long as msgpack can hold it."""
 
 
+def record_of(position: Position | None) -> int:
+    """The number of the record at a position that a reader of this module gave."""
+    if isinstance(position, dict):
+        position = position["record"]
+    assert position is None or isinstance(position, int), position
+    return position or 0
+
+
 class Chunk(NamedTuple):
     """Some consecutive records."""
 

@@ -92,6 +92,23 @@ class QueueCut(NamedTuple):
         return QueueCut(newer.head, newer.tail, first, self.rows[first - self.first :] + newer.rows)
 
 
+class Turn(NamedTuple):
+    """What a task took in one turn, in this order: with its inputs at hand, enough to take that turn again."""
+
+    clock_ms: int
+    invocations_max: int
+    """How many handlers it might run."""
+    invocations: int
+    """How many it did run."""
+    taken: list[tuple[str, Any]]
+    """Inputs, as the name of each source and its position behind what was taken; `FRAMES` and how many; `COMPLETED`
+    and the number of a suspended handler that ended."""
+
+
+FRAMES = ""
+COMPLETED = "!"
+
+
 class TaskMeta(msgspec.Struct, array_like=True):
     """What a snapshot holds whole each time: small, and needed before the first message after a restore."""
 
@@ -111,8 +128,8 @@ class TaskMeta(msgspec.Struct, array_like=True):
     """Counters whose values name rows: timers, pending messages, dead letters."""
     committed: dict[str, int] = {}
     """Egress -> newest checkpoint of this task whose rows are known to be committed."""
-    schedule: list[tuple[int, int, dict[str, Any]]] = []
-    """How the interval ran, one entry a batch: clock, invocations, positions reached (PROTOCOL 10)."""
+    schedule: list[Turn] = []
+    """How the interval ran, turn by turn (PROTOCOL 10)."""
 
 
 class Frozen(NamedTuple):

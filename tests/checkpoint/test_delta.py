@@ -23,7 +23,7 @@ from penstock.checkpoint.delta import (
 )
 from penstock.errors import CorruptSnapshot, Refused
 from penstock.ids import Address
-from penstock.records import EgressRow, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta
+from penstock.records import EgressRow, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta, Turn
 
 IDENTITY = DeltaIdentity("shop", 2, 1, 17)
 QUEUED: QueuedRow = ("7", b"payload", 5, Address("shop/cart", "1"), Meta(request_id="r"))
@@ -44,7 +44,7 @@ FULL = frozen(
         queues={"shop/cart": (5, 6)},
         numbers={"timer": 7},
         committed={"shop/out": 8},
-        schedule=[(1, 2, {"ingress-1": 3})],
+        schedule=[Turn(1, 9, 2, [("ingress-1", 3)])],
     ),
     values={"shop/cart": {"1": b"state", "2": b""}},
     rows={b"\x01key": b"row", b"\x02gone": None},
@@ -204,17 +204,17 @@ def test_the_newer_change_of_a_row_wins_and_nothing_of_the_older_is_lost() -> No
 def test_rows_replies_and_schedule_follow_one_another() -> None:
     first, second = EgressRow(b"1", 1), EgressRow(b"2", 2)
     older = frozen(
-        5, egress={"out": [first]}, replies=[Reply("a", b"")], meta=TaskMeta(clock_ms=5, schedule=[(1, 1, {})])
+        5, egress={"out": [first]}, replies=[Reply("a", b"")], meta=TaskMeta(clock_ms=5, schedule=[Turn(1, 9, 1, [])])
     )
     newer = frozen(
-        6, egress={"out": [second]}, replies=[Reply("b", b"")], meta=TaskMeta(clock_ms=6, schedule=[(2, 2, {})])
+        6, egress={"out": [second]}, replies=[Reply("b", b"")], meta=TaskMeta(clock_ms=6, schedule=[Turn(2, 9, 2, [])])
     )
 
     merged = merge_frozen(older, newer)
 
     assert merged.egress == {"out": [first, second]}
     assert [reply.request_id for reply in merged.replies] == ["a", "b"]
-    assert merged.meta == TaskMeta(clock_ms=6, schedule=[(1, 1, {}), (2, 2, {})])
+    assert merged.meta == TaskMeta(clock_ms=6, schedule=[Turn(1, 9, 1, []), Turn(2, 9, 2, [])])
 
 
 @given(lists(booleans(), max_size=30))

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.ids import Address
-from penstock.records import EgressRow, Envelope, EpochFrame, Meta, QueueCut, QueuedRow, Reply, StagedRow, TaskMeta
+from penstock.records import (
+    EgressRow,
+    Envelope,
+    EpochFrame,
+    Meta,
+    QueueCut,
+    QueuedRow,
+    Reply,
+    StagedRow,
+    TaskMeta,
+    Turn,
+)
 
 ENVELOPE = Envelope("t/f", "a", b"x", 2**64 - 1, Address("t/g", "b"), Meta(headers={"h": "1"}, request_id="r"))
 
@@ -28,7 +39,7 @@ ENVELOPE = Envelope("t/f", "a", b"x", 2**64 - 1, Address("t/g", "b"), Meta(heade
         Reply("r", b"", "PEN0210 Because."),
         QueueCut(1, 2, 1, [("a", b"x", 7, None, None)]),
         EpochFrame(1, 2, 3, 4, [ENVELOPE]),
-        TaskMeta(clock_ms=5, marks={1: (2, 3)}, sequences={1: 2}, schedule=[(1, 2, {"i": 3})]),
+        TaskMeta(clock_ms=5, marks={1: (2, 3)}, sequences={1: 2}, schedule=[Turn(1, 9, 2, [("i", 3)])]),
         Meta(),
     ],
     ids=lambda record: type(record).__name__,

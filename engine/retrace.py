@@ -1,0 +1,500 @@
+"""Runs an application again from a checkpoint, aside from production, and says what comes out differently.
+
+    checkpoint ─> core of each task ─ the turns it took then, with the inputs it got then ─> rows, replies, messages,
+                                                                                             states: compared
+
+What always holds: nothing is written, sent or asked outside the scratch stores; each task gets what it got then, so a
+message that is sent differently is reported, and does not reach its receiver (PROTOCOL 26); code that did not change
+gives no difference. Outputs are matched by their cause, which is that of the input and the number of the output. What a
+handler awaited is not recorded: where one waited for something outside, what became of it is not known, and it is said
+how often that was so. Rows of eager egresses are in no checkpoint, and not compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from penstock.checkpoint.control import Manifest
+from penstock.engine.build import build_core, outlets_of
+from penstock.engine.config import Config
+from penstock.engine.differences import Change, compare
+from penstock.engine.effects import Batch, Completed, Input
+from penstock.engine.entry import Entry
+from penstock.engine.offline import Directory, restored_checkpoint
+from penstock.engine.recording import Interval, Recording
+from penstock.engine.regroup import fold_all
+from penstock.engine.restore import Restored
+from penstock.engine.task import Outcome, TaskCore
+from penstock.engine.views import View, builtins_of, task_view
+from penstock.functions.app import App
+from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address
+from penstock.records import COMPLETED, EgressRow, Envelope, EpochFrame, QueuedRow, Reply, Turn
+
+FOLD_ROWS = 100_000
+"""Settled rows kept in memory before they go into the scratch store."""
+
+OUTPUTS_SEARCHED = 64
+"""Of an invocation, when it is sought which one an output came of."""
+
+Kind = Literal["row", "reply", "message"]
+
+
+class Output(NamedTuple):
+    """Something that left a task: a row of an egress, a reply to a request, a message to a function of another task."""
+
+    kind: Kind
+    to: str
+    """The egress, the request, or the address."""
+    cause: int
+    """Names it, together with the kind: the same input gives outputs of the same causes."""
+    value: tuple[Any, ...]
+    """All that a receiver sees of it."""
+
+
+class Changed(NamedTuple):
+    """An output that is not what it was; None where there is none."""
+
+    checkpoint: int
+    task: int
+    recorded: Output | None
+    replayed: Output | None
+
+
+class StateChanged(NamedTuple):
+    """An address whose state is not what it was."""
+
+    address: Address
+    change: Change
+    recorded: Mapping[str, Any] | None = None
+    """As `View.state` shows it, of the first of them."""
+    replayed: Mapping[str, Any] | None = None
+
+
+class Step(NamedTuple):
+    """One message that a function processed."""
+
+    address: Address
+    message: Any
+    caller: Address | None
+    origin: str
+    """Where it entered, if that is known."""
+
+
+class First(NamedTuple):
+    """Where the ways part: the first message of the first task after which something is different."""
+
+    checkpoint: int
+    """The first that is different."""
+    task: int
+    step: Step | None
+    """None when it could not be found out."""
+
+
+class Outcomes(NamedTuple):
+    """What a replay came to."""
+
+    first: Manifest
+    last: Manifest
+    turns: int
+    invocations: int
+    took_s: float
+    states: list[StateChanged]
+    outputs: list[Changed]
+    diverged: First | None
+    awaited: Counter[str]
+    """Functions whose handlers waited for something outside, and how often."""
+
+    @property
+    def same(self) -> bool:
+        return not self.states and not self.outputs
+
+
+async def retrace(
+    app: App,
+    directory: Directory,
+    config: Config,
+    first: int,
+    last: int,
+    *,
+    only: Address | None = None,
+    limit: int = 100,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcomes:
+    """Run `app` from checkpoint `first` to checkpoint `last`, and look at what differs: of one address if `only` names
+    it, with the states of the first `limit`.
+
+    Raises Refused where that is impossible, FunctionError for a migration that fails or a handler whose failure halts,
+    and what reading an input raises.
+    """
+    recording = Recording(directory, first, last)
+    began = time.monotonic()
+    outputs: list[Changed] = []
+    runs: list[_Run] = []
+    with restored_checkpoint(directory, first) as restored, restored_checkpoint(directory, last) as expected:
+        for task, each in enumerate(restored):
+            run = _Run(app, config, recording, task, each, only)
+            runs.append(run)
+            try:
+                await run.take_all()
+            finally:
+                await run.close()
+            outputs += run.changed
+            progress(task + 1, len(restored))
+        for each in (*restored, *expected):
+            fold_all(each)
+        found = compare(*([each.overlay.backend for each in side] for side in (expected, restored)))
+        differing = [each for each in found if only is None or each.address == only]
+        before, after = _view(app, expected), _view(app, restored)
+        states = [
+            StateChanged(each.address, each.change, before.state(each.address), after.state(each.address))
+            if number < limit and each.address.typename in app.functions
+            else StateChanged(each.address, each.change)
+            for number, each in enumerate(differing)
+        ]
+    diverged = await _first(app, config, recording, directory, runs, only)
+    return Outcomes(
+        recording.first,
+        recording.last,
+        sum(run.turns for run in runs),
+        sum(run.invocations for run in runs),
+        time.monotonic() - began,
+        states,
+        sorted(outputs, key=lambda each: (each.checkpoint, each.task)),
+        diverged,
+        sum((run.awaited for run in runs), Counter()),
+    )
+
+
+def _view(app: App, tasks: Sequence[Restored]) -> View:
+    views = [task_view(app, each.overlay, task=task, tasks=len(tasks)) for task, each in enumerate(tasks)]
+    return View(views, max(each.meta.clock_ms for each in tasks))
+
+
+class _Run:
+    """One task on its way through the recording. `restored` is its own, and holds its state at the end afterwards."""
+
+    def __init__(
+        self, app: App, config: Config, recording: Recording, task: int, restored: Restored, only: Address | None
+    ) -> None:
+        self._only = only
+        self._app = app
+        self._config = config
+        self._recording = recording
+        self._task = task
+        self._overlay = restored.overlay
+        self._ended: dict[int, Outcome] = {}
+        self._inputs = recording.inputs(app, task, message_bytes_max=config.message_bytes_max)
+        self._sent = {
+            other: _Pushback(recording.sent(task, other))
+            for other in range(recording.first.parallelism)
+            if other != task
+        }
+        self._attempt = recording.first.lineage.attempt
+        self._meta = restored.meta
+        """As of the last cut."""
+        self.turns = 0
+        self.invocations = 0
+        self.awaited: Counter[str] = Counter()
+        self.changed: list[Changed] = []
+        self.state_changed_at: int | None = None
+        """The first checkpoint whose delta has other values."""
+        self._states_changed: set[Address] = set()
+        """The addresses of these."""
+        self._core = self._core_of(restored, recording.first)
+        self._core.resume()
+
+    @property
+    def parted_at(self) -> int | None:
+        """The first checkpoint at which something is different."""
+        found = [each.checkpoint for each in self.changed[:1]]
+        if self.state_changed_at is not None:
+            found.append(self.state_changed_at)
+        return min(found, default=None)
+
+    async def take_all(self) -> None:
+        for interval in self._recording.intervals(self._task):
+            await self.take(interval)
+
+    async def take_until(self, checkpoint: int) -> First:
+        """Take the turns up to the delta of `checkpoint`, in which something is different. Returns what it began
+        with."""
+        for interval in self._recording.intervals(self._task):
+            await self.take(interval)
+            if interval.checkpoint == checkpoint:
+                break
+        return First(checkpoint, self._task, self._first_step())
+
+    async def close(self) -> None:
+        await self._inputs.close()
+
+    def _first_step(self) -> Step | None:
+        """The first message of the last interval whose outputs, or whose address's state, are different there."""
+        outputs = (output for each in self.changed for output in (each.recorded, each.replayed) if output is not None)
+        causes = {output.cause for output in outputs if output.cause}
+        for entry, message in self._core.steps:
+            id, payload, cause, caller, meta = message
+            address = Address(entry.typename, id)
+            answered = meta is not None and any(o.to == meta.request_id for o in self._different("reply"))
+            if address in self._states_changed or answered or not causes.isdisjoint(_causes_of(cause)):
+                origin = meta.origin if meta is not None else ""
+                return Step(
+                    address,
+                    builtins_of(payload, entry.codec),
+                    None if caller is None else Address(*caller),
+                    origin or self._inputs.origin_of(cause),
+                )
+        return None
+
+    def _different(self, kind: Kind) -> Iterator[Output]:
+        for each in self.changed:
+            output = each.recorded or each.replayed
+            if output is not None and output.kind == kind:
+                yield output
+
+    async def take(self, interval: Interval) -> None:
+        """Take the turns of one delta, and compare what they gave with what it says."""
+        if interval.attempt != self._attempt:
+            self._begin_attempt(interval.attempt)
+        self._core.steps.clear()
+        sent: list[Envelope] = []
+        for turn in interval.frozen.meta.schedule:
+            sent += await self._turn(turn)
+        frozen = self._core.freeze(interval.checkpoint)
+        self._core.settle(interval.checkpoint)
+        self._meta = frozen.meta
+        recorded = [
+            *_rows(interval.frozen.egress),
+            *_replies(interval.frozen.replies),
+            *_messages(self._recorded_messages(interval)),
+        ]
+        replayed = [*_rows(frozen.egress), *_replies(frozen.replies), *_messages(sent)]
+        changed = [Changed(interval.checkpoint, self._task, *pair) for pair in _unequal(recorded, replayed)]
+        self.changed += changed if self._only is None else filter(self._concerns_only(), changed)
+        states = set(_addresses_changed(interval.frozen.values, frozen.values))
+        if self._only is not None:
+            states &= {self._only}
+        if states and self.state_changed_at is None:
+            self.state_changed_at, self._states_changed = interval.checkpoint, states
+        self._tidy()
+
+    def _concerns_only(self) -> Callable[[Changed], bool]:
+        """Whether an output came of the one address that is asked for, as far as its messages just taken tell."""
+        causes: set[int] = set()
+        requests: set[str] = set()
+        for entry, (id, _, cause, _, meta) in self._core.steps:
+            if (entry.typename, id) == self._only:
+                causes.update(_causes_of(cause))
+                requests.update({meta.request_id} if meta is not None else ())
+
+        def concerns(changed: Changed) -> bool:
+            output = changed.recorded or changed.replayed
+            assert output is not None
+            return output.to in requests if output.kind == "reply" else output.cause in causes
+
+        return concerns
+
+    async def _turn(self, turn: Turn) -> list[Envelope]:
+        """Take one turn. Returns the messages that go to other tasks."""
+        inputs: list[Input] = []
+        for source, reached in turn.taken:
+            if source == COMPLETED:
+                inputs += self._completed(reached)
+            else:
+                inputs += await self._inputs.take(source, reached)
+        core = self._core
+        batch = Batch(turn.clock_ms, inputs, turn.invocations_max)
+        effects = core.run(batch, lambda: core.invocations >= turn.invocations)
+        self.turns += 1
+        self.invocations += effects.invocations
+        return [envelope for frame in effects.frames for envelope in frame.messages]
+
+    def _completed(self, number: int) -> list[Input]:
+        outcome = self._ended.pop(number, None)
+        return [] if outcome is None else [Completed(number, outcome.value, outcome.error)]
+
+    def start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
+        """Run a handler up to where it waits for something outside, if it does; the turn that it ended in is known."""
+        try:
+            handler.send(None)
+        except StopIteration as stopped:
+            self._ended[number] = Outcome(stopped.value, None)
+        except BaseException as error:  # noqa: BLE001  # As any failure of a handler.
+            self._ended[number] = Outcome(None, error)
+        else:
+            self.awaited[getattr(handler, "__qualname__", repr(handler))] += 1
+            handler.close()
+        return None
+
+    def _begin_attempt(self, attempt: int) -> None:
+        """The process ended after the last cut, and another went on: handlers that waited began anew."""
+        self._attempt = attempt
+        self._ended.clear()
+        core = self._core
+        queues = {
+            name: (entry.queue_head, entry.queue_head + len(entry.queue), list(entry.queue))
+            for name, entry in core.entries.items()
+        }
+        self._core = self._core_of(Restored(self._overlay, self._meta, queues), None)
+
+    def _core_of(self, restored: Restored, manifest: Manifest | None) -> _WatchedCore:
+        config = self._config
+        outlets = outlets_of(self._app, config.message_bytes_max)
+        # Rows that were decided before are with those who write them.
+        restored = Restored(restored.overlay, restored.meta, restored.queues)
+        core = build_core(
+            self._app,
+            config,
+            self._task,
+            restored,
+            outlets,
+            self.start,
+            manifest=manifest,
+            attempt_starts=False,
+            kind=_WatchedCore,
+        )
+        assert isinstance(core, _WatchedCore)
+        core.origin_of = self._inputs.origin_of
+        return core
+
+    def _recorded_messages(self, interval: Interval) -> Iterator[Envelope]:
+        """What the task sent to others before this cut, and behind the one before."""
+        for frames in self._sent.values():
+            for frame in frames:
+                if frame.attempt != interval.attempt or frame.epoch >= interval.checkpoint:
+                    frames.put_back(frame)
+                    break
+                yield from frame.messages
+
+    def _tidy(self) -> None:
+        overlay = self._overlay
+        overlay.tidy()
+        if overlay.settled_rows > FOLD_ROWS:
+            fold_all(Restored(overlay))
+
+
+class _WatchedCore(TaskCore):
+    """A core that remembers what it ran."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.steps: list[tuple[Entry, QueuedRow]] = []
+
+    def resume(self) -> None:
+        """Begin again what was under way at the first checkpoint: it had begun before, and no turn says so."""
+        waiting = [each for each in self._ready if each[0].function.is_async]
+        self._ready = deque(each for each in self._ready if not each[0].function.is_async)
+        for entry, number in waiting:
+            self._run_held(entry, number)
+
+    def _run_plain(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
+        super()._run_plain(entry, self._watched(entry, messages))
+
+    def _run_stateless(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
+        super()._run_stateless(entry, self._watched(entry, messages))
+
+    def _attempt(self, entry: Entry, message: QueuedRow, attempt: int, number: int | None) -> None:
+        self.steps.append((entry, message))
+        super()._attempt(entry, message, attempt, number)
+
+    def _watched(self, entry: Entry, messages: Iterable[QueuedRow]) -> Iterator[QueuedRow]:
+        for message in messages:
+            self.steps.append((entry, message))
+            yield message
+
+
+class _Pushback:
+    """Frames, of which one can be put back."""
+
+    def __init__(self, frames: Iterator[EpochFrame]) -> None:
+        self._frames = frames
+        self._waiting: list[EpochFrame] = []
+
+    def __iter__(self) -> Iterator[EpochFrame]:
+        return self
+
+    def __next__(self) -> EpochFrame:
+        return self._waiting.pop() if self._waiting else next(self._frames)
+
+    def put_back(self, frame: EpochFrame) -> None:
+        self._waiting.append(frame)
+
+
+# Outputs.
+
+
+def _rows(egress: Mapping[str, Sequence[EgressRow]]) -> Iterator[Output]:
+    for name, rows in egress.items():
+        for value, cause, *placed in rows:
+            yield Output("row", name, cause, (value, *placed))
+
+
+def _replies(replies: Iterable[Reply]) -> Iterator[Output]:
+    for request_id, value, error in replies:
+        yield Output("reply", request_id, 0, (value, error))
+
+
+def _messages(envelopes: Iterable[Envelope]) -> Iterator[Output]:
+    for typename, id, payload, cause, _, _ in envelopes:
+        yield Output("message", f"{typename}/{id}", cause, (payload,))
+
+
+_Named = tuple[Kind, str, int]
+
+
+def _unequal(recorded: Sequence[Output], replayed: Sequence[Output]) -> Iterator[tuple[Output | None, Output | None]]:
+    """Pairs of what is not the same, in the order in which it was recorded."""
+    if recorded == replayed:
+        return
+    found: defaultdict[_Named, list[Output]] = defaultdict(list)
+    for output in replayed:
+        found[_named(output)].append(output)
+    for output in recorded:
+        others = found[_named(output)]
+        other = others.pop(0) if others else None
+        if other != output:
+            yield output, other
+    for others in found.values():
+        for other in others:
+            yield None, other
+
+
+def _named(output: Output) -> _Named:
+    """What the two of a pair have in common. A request has one reply, and a reply no cause."""
+    return (output.kind, output.to if output.kind == "reply" else "", output.cause)
+
+
+# The first message.
+
+
+def _addresses_changed(
+    recorded: Mapping[str, Mapping[str, bytes]], replayed: Mapping[str, Mapping[str, bytes]]
+) -> Iterator[Address]:
+    for typename in recorded.keys() | replayed.keys():
+        before, after = recorded.get(typename, {}), replayed.get(typename, {})
+        for id in before.keys() | after.keys():
+            if before.get(id) != after.get(id):
+                yield Address(typename, id)
+
+
+def _causes_of(cause: int) -> list[int]:
+    """What outputs of an invocation have as theirs (PROTOCOL 6)."""
+    return [(cause ^ GOLDEN_64 * number) * ODD_64 & MASK_64 for number in range(1, OUTPUTS_SEARCHED + 1)]
+
+
+async def _first(
+    app: App, config: Config, recording: Recording, directory: Directory, runs: Sequence[_Run], only: Address | None
+) -> First | None:
+    """Run the task that was the first to part once more, and see which message it was."""
+    parted = [(run.parted_at, task) for task, run in enumerate(runs) if run.parted_at is not None]
+    if not parted:
+        return None
+    checkpoint, task = min(parted)
+    with restored_checkpoint(directory, recording.first.checkpoint) as restored:
+        run = _Run(app, config, recording, task, restored[task], only)
+        try:
+            return await run.take_until(checkpoint)
+        finally:
+            await run.close()
