@@ -242,7 +242,7 @@ def test_a_signal_stops_all_in_order_and_the_next_run_continues(start: Start, fo
     following = start("run", "--workers", "2", "--until-done", count=4_000)
     following.wait_end()
     check_rows(folder, 4_000)
-    assert re.search("continue checkpoint [1-9]", following.log)
+    assert re.search("continued from checkpoint [1-9]", following.log)
 
 
 def test_processes_end_by_themselves_when_their_supervisor_is_killed(start: Start) -> None:
@@ -304,7 +304,7 @@ def test_it_goes_back_to_a_checkpoint_while_nobody_runs(start: Start, folder: Pa
     assert f"would continue from checkpoint {int(checkpoint):,} (" in preview.log
     replay = start("replay", "--from", checkpoint, "--yes", "--workers", "2", "--until-done", count=2_000)
     replay.wait_end()
-    assert f"continue checkpoint {checkpoint}," in replay.log
+    assert f"continued from checkpoint {checkpoint}," in replay.log
 
 
 def test_workers_of_their_own_share_the_work_and_one_of_them_leads(start: Start, folder: Path) -> None:

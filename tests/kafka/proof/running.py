@@ -140,7 +140,7 @@ class Run:
     async def _wait_ready(self) -> None:
         """Wait until it answers."""
         deadline = time.monotonic() + START_S
-        while not self.url() or ("tasks continue checkpoint" if self._lone else "have their tasks") not in self.said():
+        while not self.url() or ("continued from checkpoint" if self._lone else "have their tasks") not in self.said():
             assert self._process.returncode is None, f"it did not start:\n{self.said()}"
             assert time.monotonic() < deadline, f"it is not ready after {START_S} s:\n{self.said()}"
             await asyncio.sleep(0.05)
@@ -247,10 +247,14 @@ class Run:
         """Where what the processes say goes on."""
         return self.log.stat().st_size
 
+    def says(self, text: str, *, since: int) -> bool:
+        """Whether a process has said it."""
+        return text in self._said_since(since)
+
     async def hears(self, text: str, *, since: int, within_s: float) -> bool:
         """Wait until a process says it. Returns whether one did."""
         deadline = time.monotonic() + within_s
-        while text not in self._said_since(since):
+        while not self.says(text, since=since):
             if time.monotonic() > deadline:
                 return False
             await self.work(0.005)
