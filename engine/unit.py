@@ -320,6 +320,12 @@ class TaskUnit:
         self.overlay.begin_fold(first, [(META, _encode(self._folded_meta)), (SETTLED_META, marker)])
         return True
 
+    @property
+    def rows_due(self) -> bool:
+        """Whether settled cuts have rows that are not visible yet: a fold must put them into the store."""
+        settled = self.overlay.settled_checkpoint
+        return any(cut.egress for cut in self._cuts if cut.checkpoint <= settled)
+
     def _egress_rows(self, cut: Cut) -> list[tuple[bytes, bytes | None]]:
         """Rows of a cut that may not be visible yet: a base must hold them."""
         committed = self.core.meta.committed

@@ -44,6 +44,9 @@ IDLE_FOLD_S = 1.0
 BASE_BYTES = 128 << 20
 """Deltas of all units behind their newest bases. It bounds what a restart replays: about 0.3 s."""
 BASE_DELTAS = 2_000
+BASE_INTERVAL_S = 5.0
+"""A base costs what all rows that changed since the last one do: under full load, deltas of so long may have to be
+replayed instead, however large."""
 BASE_RETRY_S = 5.0
 """After a store has not taken a base it is left alone for so long, and folds of all units go on meanwhile."""
 
@@ -77,6 +80,8 @@ class Upkeep:
         self._look_at_s = 0.0
         self._bases_from_s = 0.0
         """When the store is asked again to take a base."""
+        self._based_s: dict[int, float] = {}
+        """When each task had its last base."""
 
     # When.
 
@@ -111,10 +116,7 @@ class Upkeep:
             return
         taking = time.monotonic() >= self._bases_from_s
         for unit in self._units:
-            counters = unit.counters
-            wants_base = taking and (
-                counters.delta_bytes * len(self._units) > self._base_bytes or counters.deltas > BASE_DELTAS
-            )
+            wants_base = taking and self._wants_base(unit)
             settled = unit.overlay.settled_rows
             full = settled * ROW_BYTES_ASSUMED * FOLD_SHARE * len(self._units) > self._config.pending_bytes
             idle = settled > 0 and idle_s > IDLE_FOLD_S
@@ -122,6 +124,14 @@ class Upkeep:
                 self._unit = unit
                 self._running = self._spawn(self._fold(unit, with_base=wants_base))
                 return
+
+    def _wants_base(self, unit: TaskUnit) -> bool:
+        counters = unit.counters
+        rested = time.monotonic() - self._based_s.get(unit.task, -BASE_INTERVAL_S) >= BASE_INTERVAL_S
+        by_size = counters.delta_bytes * len(self._units) / self._base_bytes if rested else 0.0
+        fullness = max(by_size, counters.deltas / BASE_DELTAS)
+        # Rows that are not visible yet would have to be in it. They are in a moment, unless their sink is down.
+        return fullness > (2 if unit.rows_due else 1)
 
     async def leave(self, unit: TaskUnit) -> None:
         """The unit goes away: what is under way for it is given up, and has ended when this returns."""
@@ -146,6 +156,8 @@ class Upkeep:
             await _sliced(partial(_fold_slice, overlay))
             fault("fold.done")
             await _sliced(overlay.merge_slice)
+            if unit.rows_due:
+                break  # Of what was settled meanwhile, which may wait as this did.
         if with_base and await self._make_base(unit):
             await self._rebased()
 
@@ -173,6 +185,7 @@ class Upkeep:
         finally:  # Also when the unit leaves meanwhile: its links would keep the disk full.
             shutil.rmtree(path, ignore_errors=True)
         unit.rebase(name, checkpoint)
+        self._based_s[unit.task] = time.monotonic()
         fault("base.named")
         return True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from aiokafka import errors as kafka
 
@@ -34,6 +34,11 @@ class Record(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
     timestamp_ms: int | None = None
     """When it happened; None means now. A topic that keeps the time of appending ignores it."""
+
+
+Fields: TypeAlias = tuple[str, int | None, bytes | None, bytes | None, Sequence[tuple[str, bytes]], int | None]
+"""A `Record`, or a bare tuple of what one holds: many of those are made by one call, and cost the garbage collector
+nothing."""
 
 
 class RecordsRefused(InvalidInput):
@@ -73,7 +78,7 @@ def hash_of(key: bytes) -> int:
     return murmur2(key) & 0x7FFFFFFF
 
 
-def fill(builder: Any, records: Iterable[Record], bytes_max: int) -> int:
+def fill(builder: Any, records: Iterable[Fields], bytes_max: int) -> int:
     """Append the first of `records` to an empty batch, until it is full. Returns how many: at least one.
 
     `builder` is what `create_batch` of a producer returns; it takes its first record whatever the size, and none that

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +25,7 @@ from penstock.errors import ConfigurationError, Fenced, InvalidInput, PenstockEr
 from penstock.functions.kafka_egress import KafkaEgress
 from penstock.records import EgressRow
 from penstock.router.formats import Encoder
-from penstock.router.kafka_batches import Record, RecordsRefused
+from penstock.router.kafka_batches import Fields, Record, RecordsRefused
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
@@ -42,8 +43,6 @@ PATIENCE_S = 5.0
 """How long rows may be on their way before an outage is reported. They stay on their way."""
 
 Marker = Mapping[int, int]
-_new = tuple.__new__
-"""Makes a named tuple of a tuple, in a third of the time that its class takes."""
 
 
 class _Marks(msgspec.Struct, array_like=True):
@@ -138,15 +137,19 @@ class _RecordMaker:
     async def prepare(self) -> None:
         await self._encoder.prepare()
 
-    def records(self, rows: Sequence[EgressRow]) -> list[Record]:
+    def records(self, rows: Sequence[EgressRow]) -> Sequence[Fields]:
         """The record of each row. Raises RowsRefused for rows that have no form in the format of the egress."""
+        spec = self._spec
+        if rows and self._encoder.as_is and not self._with_cause and not spec.tombstones:
+            values, _, keys, topics, headers, partitions, timestamps = zip(*rows, strict=True)
+            own = [topic or spec.topic for topic in topics] if any(topics) else repeat(spec.topic, len(rows))
+            encoded = map(_encoded, headers) if any(headers) else headers
+            return list(zip(own, partitions, values, keys, encoded, timestamps, strict=True))
+        return self.made(rows)
+
+    def made(self, rows: Sequence[EgressRow]) -> list[Record]:
+        """The same, one by one."""
         spec, encode, with_cause = self._spec, self._encoder.encode, self._with_cause
-        if self._encoder.as_is and not with_cause and not spec.tombstones:
-            topic = spec.topic
-            return [
-                _new(Record, (own or topic, partition, value, key, _encoded(headers), timestamp_ms))
-                for value, _, key, own, headers, partition, timestamp_ms in rows
-            ]
         records: list[Record] = []
         refused: list[tuple[int, str]] = []
         for index, row in enumerate(rows):
@@ -202,7 +205,7 @@ class _Commit(NamedTuple):
     """What one egress wants to become visible."""
 
     egress: str
-    records: list[Record]
+    records: Sequence[Fields]
     marker: dict[int, int]
     done: asyncio.Future[None]
 
@@ -233,7 +236,7 @@ class _Task:
             self._told[egress] = marker = marks.get(egress, {})
             return dict(marker)
 
-    async def commit(self, egress: str, records: list[Record], marker: dict[int, int]) -> None:
+    async def commit(self, egress: str, records: Sequence[Fields], marker: dict[int, int]) -> None:
         commit = _Commit(egress, records, marker, asyncio.get_running_loop().create_future())
         self._waiting.append(commit)
         try:
@@ -398,7 +401,7 @@ class KafkaDirectSink:
         if [row for row, _ in sent] != list(rows[: len(sent)]):
             sent = []  # Other rows: those were given up, or restored and emitted anew.
         fresh = rows[len(sent) :]
-        sent += zip(fresh, map(writer.append, self._records.records(fresh)), strict=True)
+        sent += zip(fresh, map(writer.append, self._records.made(fresh)), strict=True)
         if not await _settled([future for _, future in sent], PATIENCE_S):
             self._under_way[task] = sent
             raise Unavailable("PEN0706", writer.unavailable or "Writing: Kafka is slow. It is waited for.")

@@ -23,7 +23,7 @@ from penstock.errors import Unavailable
 from penstock.faults import fault
 from penstock.router.kafka_batches import (
     BATCH_BYTES,
-    Record,
+    Fields,
     RecordsRefused,
     Spread,
     coded,
@@ -48,7 +48,7 @@ RECORDS_MAX = 8_192
 """Of a batch: it bounds how long the event loop stands still while one is filled, to some 4 ms."""
 
 _Place: TypeAlias = tuple[str, int]
-_topic_of: Callable[[Record], str] = itemgetter(0)
+_topic_of: Callable[[Fields], str] = itemgetter(0)
 
 
 class _Failure(NamedTuple):
@@ -101,7 +101,7 @@ class KafkaTransactions:
         fault("transaction.fenced")
         return renewing
 
-    async def commit(self, records: Sequence[Record]) -> list[int]:
+    async def commit(self, records: Sequence[Fields]) -> list[int]:
         """Write `records` in one transaction, those of a partition in this order. Returns the offset of each.
 
         Raises RecordsRefused when Kafka will never take some of them: nothing is visible then. Raises Unavailable when
@@ -142,7 +142,7 @@ class KafkaTransactions:
 
     # One transaction.
 
-    async def _commit(self, records: Sequence[Record]) -> list[int]:
+    async def _commit(self, records: Sequence[Fields]) -> list[int]:
         places = self._place(records, await self._partitions(records))
         limits = dict(self._limits)
         while True:
@@ -163,7 +163,7 @@ class KafkaTransactions:
             if not await self.fence():
                 raise Unavailable("PEN0710", f"Batches for {self._id} were too large, and are tried smaller.")
 
-    async def _partitions(self, records: Sequence[Record]) -> dict[str, int]:
+    async def _partitions(self, records: Sequence[Fields]) -> dict[str, int]:
         """How many partitions each topic has. Raises RecordsRefused for topics that nobody can write to."""
         counts: dict[str, int] = {}
         reasons: dict[str, str] = {}
@@ -177,11 +177,11 @@ class KafkaTransactions:
                 reasons[topic] = f"topic {topic}: {reason}"
         if reasons:
             raise _refused_error(
-                {index: reasons[record.topic] for index, record in enumerate(records) if record.topic in reasons}
+                {index: reasons[topic] for index, topic in enumerate(map(_topic_of, records)) if topic in reasons}
             )
         return counts
 
-    def _place(self, records: Sequence[Record], counts: Mapping[str, int]) -> dict[_Place, list[int]]:
+    def _place(self, records: Sequence[Fields], counts: Mapping[str, int]) -> dict[_Place, list[int]]:
         """The records of each partition, as their indices."""
         for topic in counts:
             self._spreads.setdefault(topic, Spread()).turn()  # Few and full batches now, all partitions in time.
@@ -204,7 +204,7 @@ class KafkaTransactions:
         return {place: indices for place, indices in places.items() if indices}
 
     async def _send_all(
-        self, records: Sequence[Record], places: Mapping[_Place, Sequence[int]], limits: Mapping[str, int]
+        self, records: Sequence[Fields], places: Mapping[_Place, Sequence[int]], limits: Mapping[str, int]
     ) -> tuple[list[int], list[_Failure]]:
         """Send every batch of the transaction and wait for all answers."""
         offsets = [-1] * len(records)

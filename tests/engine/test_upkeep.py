@@ -13,7 +13,7 @@ import pytest
 from penstock.checkpoint.store import BaseStore
 from penstock.engine import upkeep as upkeep_module
 from penstock.engine.config import Config
-from penstock.engine.upkeep import BASE_DELTAS, Upkeep
+from penstock.engine.upkeep import BASE_BYTES, BASE_DELTAS, Upkeep
 from penstock.errors import Unavailable
 
 
@@ -33,12 +33,14 @@ class Unit:
         self.counters = SimpleNamespace(delta_bytes=0, deltas=deltas)
         self.overlay = SimpleNamespace(
             settled_rows=rows,
+            folding=False,
             folded_checkpoint=7,
             backend=Backend(),
             merge_slice=lambda: False,
             fold_slice=lambda: False,
         )
         self.snapshot = SimpleNamespace(base_checkpoint=0, attempt=1)
+        self.rows_due = False
         self.rebased: list[str] = []
 
     def begin_fold(self) -> bool:
@@ -114,6 +116,46 @@ async def _through_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     await place.work()
     assert first.rebased == ["000000000007-1-0"]
     assert place.rebased == 1
+
+
+def test_rows_that_are_soon_visible_are_waited_for_and_those_of_a_sink_that_is_down_are_not(tmp_path: Path) -> None:
+    asyncio.run(_with_rows_due(tmp_path))
+
+
+async def _with_rows_due(tmp_path: Path) -> None:
+    unit = Unit(0, deltas=BASE_DELTAS + 1, rows=5)
+    unit.rows_due = True
+    place = Place(tmp_path, unit)
+    place.store.away = False
+
+    await place.work()
+    assert unit.rebased == []
+
+    unit.counters.deltas = 2 * BASE_DELTAS + 1
+    await place.work()
+    assert unit.rebased != []
+
+
+def test_under_load_there_is_a_time_between_two_bases_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(_under_load(tmp_path, monkeypatch))
+
+
+async def _under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = Unit(0, deltas=1, rows=5)
+    place = Place(tmp_path, unit)
+    place.store.away = False
+    unit.counters.delta_bytes = 10 * BASE_BYTES
+
+    for _ in range(2):
+        unit.overlay.settled_rows = 5
+        await place.work()
+    assert len(unit.rebased) == 1
+
+    monkeypatch.setattr(upkeep_module, "time", SimpleNamespace(monotonic=lambda: 1e12))
+    await place.work()
+    assert len(unit.rebased) == 2
 
 
 def test_a_base_that_is_given_up_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
