@@ -12,15 +12,17 @@ import os
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
 from penstock.errors import ConfigurationError, DecodeError, Unavailable
 from penstock.functions.formats import SchemaRegistry
 from penstock.router.secrets import resolved
+
+if TYPE_CHECKING:
+    import aiohttp
 
 A = TypeVar("A")
 
@@ -208,6 +210,8 @@ class RegistryClient:
 
     async def _ask(self, answer_type: type[A], method: str, path: str, question: Any = None) -> A:
         """The answer to one question. Raises _Missing, _Rejected or Unavailable."""
+        import aiohttp  # A third of what starting a worker takes, most of which talk to no registry.
+
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._spec.timeout_s))
         body = None if question is None else msgspec.json.encode(question)
