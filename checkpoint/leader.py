@@ -272,6 +272,8 @@ class Leader:
         self._reason = "start"
         self._went_back = False
         """Whether the checkpoint that a person chose was restored."""
+        self._replay = False
+        """Whether the next attempt is the one that does it."""
         self._passed_over: list[str] = []
         self._changed = False
         self._urgent = ""
@@ -472,7 +474,8 @@ class Leader:
         """The record that begins it. It names no more of its ancestors than somebody may still ask for: frames that are
         to be taken, checkpoints to go back to, and rows that may be visible (PROTOCOL 16, 21)."""
         lineage, checkpoint = (restored.lineage, restored.checkpoint) if restored is not None else (None, 0)
-        begun = self.history.next_attempt(lineage, checkpoint, int(now_ms), self._reason)
+        begun = self.history.next_attempt(lineage, checkpoint, int(now_ms), self._reason, replay=self._replay)
+        self._replay = False
         begun = msgspec.structs.replace(begun, fingerprints=self._options.fingerprints)
         if self.history.missing:
             return begun  # Who knows what those ask for that were not read yet.
@@ -489,10 +492,10 @@ class Leader:
         if not self._went_back:
             self._went_back = True
             if options.fresh:
-                self._reason = "fresh start"
+                self._reason, self._replay = "fresh start", True
                 return None
             if options.from_checkpoint is not None:
-                self._reason = "replay"
+                self._reason, self._replay = "replay", True
                 return self.manifest(self.history.chosen(options.from_checkpoint).checkpoint)
         newest = self._newest()
         if newest is not None:

@@ -7,6 +7,9 @@
 A frame of attempt 2 counts only if it was sent before cut 12: everything after it was rolled back. A frame of an
 attempt that is not in the lineage belongs to a zombie, or to a branch a person has abandoned. Invariant: attempts and
 cuts in a lineage both grow.
+
+A lineage also knows the attempts that a person began by going back. What leaves the application from then on says which
+of them it comes of, so that whoever gets it can tell it from what came before.
 """
 
 from __future__ import annotations
@@ -19,6 +22,16 @@ class Lineage(msgspec.Struct, frozen=True, array_like=True):
 
     attempt: int
     ancestors: tuple[tuple[int, int], ...] = ()
+    replays: tuple[int, ...] = ()
+    """Attempts up to this one that a person began, by going back to a checkpoint or to nothing, oldest first."""
+
+    def replay_of(self, attempt: int) -> int:
+        """The last replay that what `attempt` did on this history comes of; 0 when nobody had gone back by then.
+
+        It is the number of an attempt, and not a count: of two replays of one checkpoint each knows nothing of the
+        other, and both would be the first.
+        """
+        return max((each for each in self.replays if each <= attempt), default=0)
 
     def accepts(self, attempt: int, epoch: int) -> bool:
         """Whether a frame sent in `epoch` of `attempt` is part of this history (PROTOCOL 9; exactly_once I3)."""
@@ -37,11 +50,18 @@ class Lineage(msgspec.Struct, frozen=True, array_like=True):
         after the cut have been rolled back with it and keep only what lies before."""
         assert attempt > self.attempt
         kept = tuple((ancestor, min(left, cut)) for ancestor, left in self.ancestors)
-        return Lineage(attempt, (*kept, (self.attempt, cut)))
+        return Lineage(attempt, (*kept, (self.attempt, cut)), self.replays)
+
+    def replayed(self) -> Lineage:
+        """The same, of an attempt that a person began by going back."""
+        return self.with_replays((*self.replays, self.attempt))
+
+    def with_replays(self, replays: tuple[int, ...]) -> Lineage:
+        return Lineage(self.attempt, self.ancestors, replays)
 
     def prune(self, attempts: frozenset[int]) -> Lineage:
         """Without the ancestors that no retained checkpoint can still receive frames of."""
-        return Lineage(self.attempt, tuple(a for a in self.ancestors if a[0] in attempts))
+        return Lineage(self.attempt, tuple(a for a in self.ancestors if a[0] in attempts), self.replays)
 
     @property
     def attempts(self) -> frozenset[int]:

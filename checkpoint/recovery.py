@@ -149,13 +149,18 @@ class History:
             )
         return found
 
-    def next_attempt(self, lineage: Lineage | None, restored: int, now_ms: int, reason: str) -> AttemptBegun:
+    def next_attempt(
+        self, lineage: Lineage | None, restored: int, now_ms: int, reason: str, *, replay: bool = False
+    ) -> AttemptBegun:
         """The record that begins an attempt which continues `restored`, a checkpoint of `lineage`
-        (None and 0: nothing).
+        (None and 0: nothing). `replay`: a person goes back to it.
 
         Its ids are above every id that was ever issued, on whichever branch, and its number above every attempt seen.
         """
         known = (self.attempt.lineage.attempt if self.attempt is not None else 0) + self._attempts_skipped
         number = max(known, self._attempt_seen) + 1
         descended = Lineage(number) if lineage is None else lineage.descend(number, restored)
+        if self.attempt is not None:
+            # A replay that ended before its first checkpoint is known of its attempt alone.
+            descended = descended.replayed() if replay else descended.with_replays(self.attempt.lineage.replays)
         return AttemptBegun(descended, restored, self.high + RESERVED_IDS, now_ms, reason)

@@ -11,12 +11,12 @@ any moment; `Restored` brings back what the snapshot holds, and the marker says 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeAlias, assert_never
 
-from penstock.records import EgressRow
+from penstock.records import EgressRow, rows_of_replay
 
 # Events: what happened.
 
@@ -191,10 +191,17 @@ class _Decided(NamedTuple):
     by: int
 
 
-class TwoPhaseSink:
-    """The second phase of the commit, for one task and one egress."""
+def no_replay(attempt: int) -> int:
+    """Of a history on which nobody went back."""
+    return 0
 
-    def __init__(self) -> None:
+
+class TwoPhaseSink:
+    """The second phase of the commit, for one task and one egress. `replay_of` tells which replay rows of an attempt
+    come of."""
+
+    def __init__(self, replay_of: Callable[[int], int] = no_replay) -> None:
+        self._replay_of = replay_of
         self._phase = Phase.UNKNOWN
         self._marker: dict[int, int] = {}
         """As it was last read or written. Meaningful in READY, COMMITTING and BURYING."""
@@ -376,7 +383,10 @@ class TwoPhaseSink:
         return [Discard(attempt, checkpoint) for attempt, checkpoint in visible.items()]
 
     def _commit(self, batches: Sequence[_Decided]) -> Commit:
-        return Commit(_rows(batches), self._next_marker(batches))
+        rows: list[EgressRow] = []
+        for batch, _ in batches:
+            rows += rows_of_replay(batch.rows, self._replay_of(batch.attempt))
+        return Commit(rows, self._next_marker(batches))
 
     def _next_marker(self, batches: Sequence[_Decided]) -> dict[int, int]:
         kept = {

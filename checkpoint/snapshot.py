@@ -49,7 +49,7 @@ class SnapshotTask:
 
     def __init__(self, task: int, lineage: Lineage, epoch: int, *, base: BaseRef, head: int, checksum: int) -> None:
         self._task = task
-        self._lineage = lineage
+        self.lineage = lineage
         self._epoch = epoch
         self._base = base
         self._head = head
@@ -65,7 +65,7 @@ class SnapshotTask:
 
     @property
     def attempt(self) -> int:
-        return self._lineage.attempt
+        return self.lineage.attempt
 
     @property
     def base_name(self) -> str:
@@ -83,16 +83,16 @@ class SnapshotTask:
 
     def admit(self, frame: EpochFrame) -> Admission:
         """Rule F and the lineage filter."""
-        if not self._lineage.accepts(frame.attempt, frame.epoch):
+        if not self.lineage.accepts(frame.attempt, frame.epoch):
             self.dropped += 1
             return Admission.DROP
-        if frame.attempt == self._lineage.attempt and frame.epoch > self._epoch:
+        if frame.attempt == self.lineage.attempt and frame.epoch > self._epoch:
             return Admission.CUT_FIRST
         return Admission.PROCESS
 
     def stamp(self, sequence: int, messages: list[Envelope]) -> EpochFrame:
         """The frame of messages that leave now."""
-        return EpochFrame(self._lineage.attempt, self._epoch, self._task, sequence, messages)
+        return EpochFrame(self.lineage.attempt, self._epoch, self._task, sequence, messages)
 
     def wants(self, checkpoint: int) -> bool:
         """Whether Begin(checkpoint) calls for a cut. It does not when a frame of that epoch came first."""

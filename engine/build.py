@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from penstock.checkpoint.control import AttemptBegun, Manifest
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.sinks import Restored as RowsRestored
+from penstock.checkpoint.sinks import no_replay
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.engine.clock import WorkClock
 from penstock.engine.config import Config
@@ -402,8 +403,11 @@ class Assembly:
         return feeds
 
     def _driver(self, unit: TaskUnit, name: str, sink: Sink, bury: Bury) -> SinkDriver | EagerDriver:
+        lineage = unit.snapshot.lineage
+        # Whoever gets a reply has asked for it, and knows it by the name of the request.
+        replay_of = no_replay if name == self._reply_egress else lineage.replay_of
         if name in self._eager:
-            return EagerDriver(name, unit.task, sink, failed=self._failed)
+            return EagerDriver(name, unit.task, sink, failed=self._failed, attempt=lineage.attempt, replay_of=replay_of)
         return SinkDriver(
             name,
             unit.task,
@@ -412,6 +416,7 @@ class Assembly:
             bury=lambda rows: bury(name, rows),
             failed=self._failed,
             contested=self._contested,
+            replay_of=replay_of,
         )
 
     # At work, and the end.

@@ -136,10 +136,12 @@ class DataDirectory:
     ) -> AttemptBegun:
         """The attempt that continues what was restored. It has not begun yet. `staged` are the attempts of rows whose
         fate only the markers of their egresses tell."""
-        reason = "replay" if self._config.from_checkpoint is not None else "start"
+        config = self._config
+        reason = "replay" if config.from_checkpoint is not None else "start"
+        replay = config.from_checkpoint is not None or config.fresh
         if manifest is None:
-            return self.history.next_attempt(None, 0, now_ms, reason)
-        attempt = self.history.next_attempt(manifest.lineage, manifest.checkpoint, now_ms, reason)
+            return self.history.next_attempt(None, 0, now_ms, reason, replay=replay)
+        attempt = self.history.next_attempt(manifest.lineage, manifest.checkpoint, now_ms, reason, replay=replay)
         try:
             needed = attempts_needed(manifest, [self.journal.manifest(each) for each in self._oldest_retained()])
         except CorruptSnapshot:

@@ -250,9 +250,14 @@ class _Restore:
 
     def run(self, reason: str, now_ms: int, progress: Progress) -> Manifest:
         before, history = self._before, self._target.history
+        newest = next(history.candidates(), None)
+        goes_on = newest is not None and (newest.attempt, newest.checkpoint) == (
+            before.lineage.attempt,
+            before.checkpoint,
+        )
         history.pass_attempt(before.lineage.attempt)
         history.high = max(history.high, before.checkpoint)
-        attempt = history.next_attempt(before.lineage, before.checkpoint, now_ms, reason)
+        attempt = history.next_attempt(before.lineage, before.checkpoint, now_ms, reason, replay=not goes_on)
         checkpoint = attempt.high - RESERVED_IDS + 1
         mark = (attempt.lineage.attempt, checkpoint)
         with scratch_directory(self._target.path) as scratch, ExitStack() as opened:

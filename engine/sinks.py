@@ -25,11 +25,12 @@ from penstock.checkpoint.sinks import (
     Staged,
     Statistics,
     TwoPhaseSink,
+    no_replay,
 )
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, FunctionError, PenstockError, Unavailable
 from penstock.faults import fault
-from penstock.records import EgressRow
+from penstock.records import EgressRow, rows_of_replay
 from penstock.router.sink import RowsRefused, Sink
 
 EAGER_ROWS_MAX = 1_000
@@ -60,7 +61,7 @@ class SinkDriver(_Worked):
     """See the module. `discard` learns which checkpoint's rows are visible; `bury` gets rows the sink refuses, and
     returns when they are durable as dead letters; `failed` gets what must stop the application. `contested`: several
     processes may believe for a while that the task is theirs; a sink that was taken over is asked again then, since it
-    is not for sinks to say whose the task is."""
+    is not for sinks to say whose the task is. `replay_of` tells which replay rows of an attempt come of."""
 
     def __init__(
         self,
@@ -72,13 +73,14 @@ class SinkDriver(_Worked):
         bury: Callable[[Sequence[tuple[EgressRow, str]]], asyncio.Future[None]],
         failed: Callable[[BaseException], None],
         contested: bool = False,
+        replay_of: Callable[[int], int] = no_replay,
     ) -> None:
         self._name = name
         self._task = task
         self._sink = sink
         self._passing = (Unavailable, Fenced) if contested else (Unavailable,)
         """What a sink raises when it may take the rows another time."""
-        self._core = TwoPhaseSink()
+        self._core = TwoPhaseSink(replay_of)
         self._discard = discard
         self._bury = bury
         self._failed = failed
@@ -192,7 +194,19 @@ class EagerDriver(_Worked):
     refused (`settled` has reached what `sent` was then): otherwise a crash would lose them.
     """
 
-    def __init__(self, name: str, task: int, sink: Sink, *, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        task: int,
+        sink: Sink,
+        *,
+        failed: Callable[[BaseException], None],
+        attempt: int = 0,
+        replay_of: Callable[[int], int] = no_replay,
+    ) -> None:
+        """`attempt` is that of the rows that will be sent; `replay_of` as of `SinkDriver`."""
+        self._replay = replay_of(attempt)
+        self._replay_of = replay_of
         self._name = name
         self._task = task
         self._sink = sink
@@ -225,7 +239,7 @@ class EagerDriver(_Worked):
     def send(self, rows: Sequence[EgressRow]) -> None:
         self.sent += len(rows)
         self.waiting_bytes += _held_bytes(rows)
-        self._rows.extend(rows)
+        self._rows.extend(rows_of_replay(rows, self._replay))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._write_all())
 
@@ -233,7 +247,7 @@ class EagerDriver(_Worked):
         """Rows that were emitted while the egress was exactly-once, and decided: they are written before all others,
         but for those whose marker says that they are written."""
         self._inherited = batches
-        rows = [row for batch in batches for row in batch.rows]
+        rows = [row for batch in batches for row in rows_of_replay(batch.rows, self._replay_of(batch.attempt))]
         self.sent += len(rows)
         self.waiting_bytes += _held_bytes(rows)
         self._rows.extendleft(reversed(rows))

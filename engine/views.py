@@ -313,6 +313,7 @@ def show_checkpoint(retained: Retained, manifest: Manifest) -> dict[str, Any]:
         "application": manifest.application,
         "format": manifest.format,
         "parallelism": manifest.parallelism,
+        "replay": manifest.lineage.replay_of(manifest.lineage.attempt),
         "functions": {name: known.get("code", "") for name, known in manifest.fingerprints.items()},
         "tasks": [
             {

@@ -6,9 +6,14 @@ invocations can share one. Tuples, because hundreds of thousands are made each s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+
+from penstock.ids import output_cause
+
+REPLAY_HEADER = "penstock-replay"
 
 
 class Meta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -48,6 +53,19 @@ class EgressRow(NamedTuple):
     partition: int | None = None
     timestamp_ms: int | None = None
     """When it happened; None means when it is written. This and the partition are for egresses that know them."""
+
+
+def rows_of_replay(rows: Sequence[EgressRow], replay: int) -> Sequence[EgressRow]:
+    """These rows as they leave the application, of a history on which a person has gone back last with the attempt
+    `replay`; 0 when nobody did.
+
+    They are other rows than those of before, though their causes may be the same: otherwise a receiver that knows keys
+    would drop what the replay has corrected (PROTOCOL 6).
+    """
+    if not replay:
+        return rows
+    header = (REPLAY_HEADER, str(replay))
+    return [row._replace(cause=output_cause(row.cause, replay), headers=(*row.headers, header)) for row in rows]
 
 
 class StagedRow(NamedTuple):

@@ -73,3 +73,16 @@ def test_any_sequence_of_restores_accepts_exactly_the_surviving_history(data: Da
             for sender in range(1, len(lineages) + 1):
                 if sender != attempt and epoch in histories[sender] and histories[sender][epoch] == sender:
                     assert lineage.accepts(sender, epoch) is (histories[attempt].get(epoch) == sender)
+
+
+def test_what_an_attempt_did_comes_of_the_last_replay_up_to_it() -> None:
+    lineage = Lineage(9, ((1, 5), (4, 8), (6, 9)), (4, 9))
+
+    assert [lineage.replay_of(attempt) for attempt in (1, 4, 6, 9)] == [0, 4, 4, 9]
+
+
+def test_replays_are_remembered_by_all_that_follow() -> None:
+    replayed = Lineage(2, ((1, 5),)).replayed()
+
+    assert replayed.descend(3, 7).replays == (2,)
+    assert replayed.descend(3, 7).prune(frozenset()) == Lineage(3, (), (2,))

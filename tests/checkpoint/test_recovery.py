@@ -147,6 +147,29 @@ def test_an_attempt_that_goes_back_to_an_old_branch_has_a_new_number() -> None:
     assert read.next_attempt(FIRST, 3, 5, "replay").lineage == Lineage(4, ((1, 3),))
 
 
+def test_each_replay_of_a_checkpoint_has_a_number_of_its_own() -> None:
+    read = history(began(FIRST, 0, 10), complete(3, FIRST))
+
+    once = read.next_attempt(FIRST, 3, 5, "replay", replay=True)
+    read.apply(9, once)
+    again = read.next_attempt(FIRST, 3, 5, "replay", replay=True)
+
+    assert (once.lineage.replays, again.lineage.replays) == ((2,), (3,))
+
+
+def test_a_replay_that_ends_before_its_first_checkpoint_is_gone_on_with() -> None:
+    read = history(began(FIRST, 0, 10), complete(3, FIRST))
+    read.apply(9, read.next_attempt(FIRST, 3, 5, "replay", replay=True))
+
+    following = read.next_attempt(FIRST, 3, 5, "start")
+
+    assert following.lineage.replays == (2,)
+
+
+def test_what_never_began_can_not_be_repeated() -> None:
+    assert history().next_attempt(None, 0, 5, "fresh start", replay=True).lineage.replays == ()
+
+
 def test_records_that_could_not_be_read_cost_numbers_and_nothing_else() -> None:
     read = history(began(FIRST, 0, 10), complete(3, FIRST))
     read.skip(1_000_000)

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 
+from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import (
     Action,
     Buried,
@@ -31,7 +32,7 @@ from penstock.checkpoint.sinks import (
     Staged,
     TwoPhaseSink,
 )
-from penstock.records import EgressRow
+from penstock.records import EgressRow, rows_of_replay
 
 A, B, C = (EgressRow(text.encode(), cause) for cause, text in enumerate(("a", "b", "c"), start=1))
 
@@ -64,6 +65,24 @@ def test_it_tells_since_which_checkpoint_rows_wait() -> None:
 
     assert sink.oldest == 7
     assert after()[0].oldest is None
+
+
+def test_rows_say_of_which_replay_they_are() -> None:
+    sink = TwoPhaseSink(Lineage(4, ((1, 5), (3, 7)), (3,)).replay_of)
+    sink.handle(Restored([Staged(1, 5, [A]), Staged(3, 7, [B])]))
+
+    (commit,) = sink.handle(MarkerRead({}))
+
+    assert commit == Commit([A, *rows_of_replay([B], 3)], {1: 5, 3: 7})
+
+
+def test_a_row_that_is_refused_becomes_a_dead_letter_as_it_was_emitted() -> None:
+    sink = TwoPhaseSink(lambda attempt: 3)
+    for event in (Restored([Staged(3, 7, [A, B])]), MarkerRead({})):
+        sink.handle(event)
+
+    assert sink.handle(RowsRejected([(0, "no")])) == [Bury([(A, "no")], 1)]
+    assert sink.handle(Buried(1)) == [Commit(rows_of_replay([B], 3), {3: 7})]
 
 
 def test_the_first_rows_are_preceded_by_the_marker() -> None:

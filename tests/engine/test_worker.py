@@ -22,6 +22,7 @@ from penstock import (
     FileIngress,
     FunctionError,
     GeneratorIngress,
+    HttpEgress,
     MemoryEgress,
     MemoryIngress,
     Message,
@@ -30,10 +31,13 @@ from penstock import (
     State,
     Unavailable,
 )
+from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.retention import Retention
+from penstock.checkpoint.sinks import Staged
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory, close_stores
 from penstock.engine.operations import Redrive
+from penstock.engine.sinks import EagerDriver
 from penstock.engine.unit import TaskUnit
 from penstock.engine.worker import Worker
 from penstock.ids import Address
@@ -41,6 +45,7 @@ from penstock.records import EgressRow
 from penstock.router.egress import MemorySink
 from penstock.router.embedded import EmbeddedLog
 from penstock.router.sink import RowsRefused
+from tests.router.receiver import receiving
 from tests.small_disk import small_disk
 
 RECORDS = 2_000
@@ -229,6 +234,77 @@ def test_a_replay_that_is_undone_repeats_nothing_that_was_visible(tmp_path: Path
     checkpoint_after(5, from_checkpoint=second)
 
     assert out.values() == [0, 1, 2, 3, 4, 3, 4]
+
+
+async def sent(directory: Path, url: str, records: int, **options: Any) -> int:
+    """Send so many rows to a server. Returns the newest checkpoint."""
+    app = App("sending")
+    app.egress("test/out", HttpEgress(url))
+
+    @app.function("test/pass")
+    def pass_(ctx: Context[Sum], add: Add) -> None:
+        ctx.emit("test/out", add.amount)
+
+    app.ingress(
+        GeneratorIngress(lambda start: (Add("a", n) for n in range(start, records))), to=pass_, key="id", name="n"
+    )
+    worker = Worker(app, Config(directory=directory, port=None, until_done=True, **options))
+    await worker.run()
+    assert worker.last_checkpoint is not None
+    return worker.last_checkpoint.checkpoint
+
+
+def test_rows_of_a_replay_say_so_and_have_keys_of_their_own(tmp_path: Path) -> None:
+    async def replayed_twice() -> list[tuple[str, str, bytes]]:
+        async with receiving() as receiver:
+            first = await sent(tmp_path, receiver.url, 1)
+            await sent(tmp_path, receiver.url, 2)
+            await sent(tmp_path, receiver.url, 2, from_checkpoint=first)
+            await sent(tmp_path, receiver.url, 3)
+            await sent(tmp_path, receiver.url, 2, from_checkpoint=first)
+            await sent(tmp_path, receiver.url, 1, fresh=True)
+            marks = [headers.get("penstock-replay", "") for headers in receiver.headers]
+            return [(mark, key, body) for mark, (_, body, key) in zip(marks, receiver.requests, strict=True)]
+
+    found = asyncio.run(replayed_twice())
+
+    assert [(mark, body) for mark, _, body in found] == [
+        ("", b"0"),
+        ("", b"1"),
+        ("3", b"1"),
+        ("3", b"2"),  # Another start of the same history: nobody went back.
+        ("5", b"1"),
+        ("6", b"0"),
+    ]
+    assert len({key for _, key, _ in found}) == len(found)
+
+
+def test_rows_that_leave_at_once_say_of_which_replay_they_are(tmp_path: Path) -> None:
+    seen: list[EgressRow] = []
+    failures: list[BaseException] = []
+
+    class Watched(MemorySink):
+        async def commit(self, task: int, rows: Sequence[EgressRow], marker: Mapping[int, int]) -> None:
+            seen.extend(rows)
+            await super().commit(task, rows, marker)
+
+    async def send() -> None:
+        driver = EagerDriver(
+            "test/out",
+            0,
+            Watched(MemoryEgress()),
+            failed=failures.append,
+            attempt=4,
+            replay_of=Lineage(4, (), (3,)).replay_of,
+        )
+        driver.inherit([Staged(2, 1, [EgressRow(b"before", 1)])])
+        driver.send([EgressRow(b"after", 2)])
+        await driver.wait_quiet()
+
+    asyncio.run(send())
+
+    assert not failures
+    assert [(row.value, dict(row.headers)) for row in seen] == [(b"before", {}), (b"after", {"penstock-replay": "3"})]
 
 
 @pytest.mark.parametrize("going_back", [{"fresh": True}, {"from_checkpoint": 1}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+
+from tests.kafka.plainly import create_topic, records_of
 
 pytestmark = pytest.mark.kafka
 
@@ -305,6 +308,51 @@ def test_it_goes_back_to_a_checkpoint_while_nobody_runs(start: Start, folder: Pa
     replay = start("replay", "--from", checkpoint, "--yes", "--workers", "2", "--until-done", count=2_000)
     replay.wait_end()
     assert f"continued from checkpoint {checkpoint}," in replay.log
+
+
+PASSING = """
+import os
+
+from penstock import App, Context, GeneratorIngress, KafkaEgress
+
+app = App("passing")
+rows = app.egress("passing/rows", KafkaEgress(os.environ["TOPIC"]))
+
+
+@app.function("passing/pass")
+def pass_(ctx: Context[None], number: int) -> None:
+    ctx.emit(rows, number)
+
+
+app.ingress(
+    GeneratorIngress(lambda start: iter(range(start, int(os.environ["COUNT"])))), to=pass_, key=str, name="numbers"
+)
+"""
+
+
+def test_records_of_a_replay_say_so(
+    start: Start, folder: Path, kafka: str, kafka_app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"{kafka_app}-rows"
+    monkeypatch.setenv("TOPIC", topic)
+    asyncio.run(create_topic(kafka, topic))
+    (folder / "app.py").write_text(PASSING)
+    start("run", "--until-done", count=1).wait_end()
+    first = start("run", "--until-done", count=2)
+    checkpoint = first.wait_log(r"continued from checkpoint (\d+),")[1]
+    first.wait_end()
+    start("replay", "--from", checkpoint, "--yes", "--until-done", count=2).wait_end()
+    start("run", "--until-done", count=3).wait_end()
+
+    records = asyncio.run(records_of(kafka, topic))
+
+    # The third attempt is the replay, and the fourth goes on with it.
+    assert [(record.value, dict(record.headers)) for record in records] == [
+        (b"0", {}),
+        (b"1", {}),
+        (b"1", {"penstock-replay": b"3"}),
+        (b"2", {"penstock-replay": b"3"}),
+    ]
 
 
 def test_workers_of_their_own_share_the_work_and_one_of_them_leads(start: Start, folder: Path) -> None:

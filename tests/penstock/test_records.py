@@ -21,6 +21,7 @@ from penstock.records import (
     StagedRow,
     TaskMeta,
     Turn,
+    rows_of_replay,
 )
 
 ENVELOPE = Envelope("t/f", "a", b"x", 2**64 - 1, Address("t/g", "b"), Meta(headers={"h": "1"}, request_id="r"))
@@ -89,3 +90,14 @@ def test_all_cuts_of_a_queue_together_hold_what_waits(intervals: list[tuple[int,
         whole = whole.followed_by(cut(head, max(head, known), tail))
 
     assert whole == cut(head, head, tail)
+
+
+def test_a_row_of_a_replay_is_another_row_and_says_so() -> None:
+    row = EgressRow(b"x", 7, headers=(("trace", "1"),))
+
+    (once,) = rows_of_replay([row], 2)
+    (again,) = rows_of_replay([row], 3)
+
+    assert once == row._replace(cause=once.cause, headers=(("trace", "1"), ("penstock-replay", "2")))
+    assert len({row.cause, once.cause, again.cause}) == 3
+    assert rows_of_replay([row], 0) == [row]

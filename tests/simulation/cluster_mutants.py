@@ -194,9 +194,9 @@ def _number_anew(self: TaskCore, *arguments: Any, attempt_starts: bool = True) -
 
 
 def _ids_from_the_restored(
-    self: History, lineage: Lineage | None, restored: int, now_ms: int, reason: str
+    self: History, lineage: Lineage | None, restored: int, now_ms: int, reason: str, *, replay: bool = False
 ) -> AttemptBegun:
-    begun = _next_attempt(self, lineage, restored, now_ms, reason)
+    begun = _next_attempt(self, lineage, restored, now_ms, reason, replay=replay)
     return msgspec.structs.replace(begun, high=restored + IDS_RESERVED)
 
 
