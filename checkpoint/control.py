@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from penstock.checkpoint.formats import is_newer, item_at
 from penstock.checkpoint.lineage import Lineage
 from penstock.errors import ProtocolError
 
@@ -149,12 +150,33 @@ def decode_control(data: bytes) -> ControlRecord:
     try:
         record: ControlRecord = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _refuse_newer(data)
         raise ProtocolError("PEN0505", f"A control record can't be read: {error}.") from error
-    manifest = record.manifest if isinstance(record, Complete | Assign) else None
+    manifest = _manifest_in(record)
     if manifest is not None and manifest.format > FORMAT:
+        _refuse_newer(data)
+    return record
+
+
+def _manifest_in(record: ControlRecord) -> Manifest | None:
+    match record:
+        case Complete(manifest) | Assign(manifest=manifest) | Recap(newest=(_, manifest)):
+            return manifest
+        case _:
+            return None
+
+
+_MANIFEST_AT = {"complete": (1,), "assign": (6,), "recap": (5, 1)}
+"""Where records have their manifest, behind the tag that names their kind."""
+
+
+def _refuse_newer(data: bytes) -> None:
+    """Raise ProtocolError when there is a manifest of a newer format, of which perhaps nothing else can be read."""
+    at = _MANIFEST_AT.get(str(item_at(data, 0)), ())
+    found = item_at(data, *at, 0)
+    if is_newer(found, FORMAT):
         raise ProtocolError(
             "PEN0506",
-            f"Checkpoint {manifest.checkpoint} has format {manifest.format}; this version reads up to {FORMAT}. It was "
-            "written by a newer Penstock: run that one.",
+            f"Checkpoint {item_at(data, *at, 2)} has format {found}; this version reads up to {FORMAT}. It was written "
+            "by a newer Penstock: run that one.",
         )
-    return record

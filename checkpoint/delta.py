@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from penstock.errors import CorruptSnapshot, Refused
+from penstock.checkpoint.formats import item_at, refuse_newer
+from penstock.errors import CorruptSnapshot
 from penstock.records import EgressRow, Frozen, QueueCut, QueuedRow, Reply, TaskMeta
 
 FORMAT = 1
@@ -166,16 +167,12 @@ def peek_header(record: bytes) -> DeltaHeader:
 def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
     """The delta that `records` hold, which must be all of its records in order.
 
-    Raises CorruptSnapshot when they don't belong together, or the checksum does not match.
+    Raises CorruptSnapshot when they don't belong together, or the checksum does not match, and Refused for a newer
+    format.
     """
     parts = [_split(record) for record in records]
     first = parts[0][0]
-    if first.format > FORMAT:
-        raise Refused(
-            "PEN0408",
-            f"Delta of checkpoint {first.checkpoint} has format {first.format}; this version reads up to {FORMAT}. "
-            "It was written by a newer Penstock: run that one.",
-        )
+    refuse_newer(first.format, FORMAT, f"Delta of checkpoint {first.checkpoint}")
     checksum = 0
     for index, (header, body) in enumerate(parts):
         if msgspec.structs.replace(header, count=0, checksum=0) != msgspec.structs.replace(
@@ -222,6 +219,7 @@ def _split(record: bytes) -> tuple[DeltaHeader, bytes]:
     try:
         return _decode_record(record)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        refuse_newer(item_at(record, 0, 0), FORMAT, "A record of a delta")
         raise CorruptSnapshot(
             "PEN0404", f"A record of a delta can't be read: {error}. An older checkpoint is used."
         ) from error

@@ -25,8 +25,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from penstock.checkpoint.blobs import BlobMissing, Blobs
+from penstock.checkpoint.control import FORMAT as MANIFEST_FORMAT
 from penstock.checkpoint.control import Manifest, Part
 from penstock.checkpoint.delta import DeltaHeader, decode_delta, follow, peek_header
+from penstock.checkpoint.formats import item_at, refuse_newer
 from penstock.checkpoint.store import BaseStore
 from penstock.errors import CorruptSnapshot, InvalidInput, Refused
 from penstock.files import checked, unchecked
@@ -215,13 +217,8 @@ class SavepointReader:
         self.store = BaseStore(blobs)
 
     def _decoded(self, data: bytes) -> Savepoint:
-        version = msgspec.msgpack.decode(data)[0]
-        if version > FORMAT:
-            raise Refused(
-                "PEN0408",
-                f"The savepoint {self.place} has format {version}; this version reads up to {FORMAT}. It was written "
-                "by a newer Penstock: run that one.",
-            )
+        refuse_newer(item_at(data, 0), FORMAT, f"The savepoint {self.place}")
+        refuse_newer(item_at(data, 1, 0), MANIFEST_FORMAT, f"The checkpoint in the savepoint {self.place}")
         return _decode_manifest(data)
 
     def deltas(self, part: Part) -> SavedDeltas:

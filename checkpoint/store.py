@@ -30,6 +30,7 @@ import msgspec
 
 from penstock.checkpoint.blobs import Blob, BlobMissing, Blobs, BlobsRefused, DirectoryBlobs
 from penstock.checkpoint.cache import FileCache
+from penstock.checkpoint.formats import item_at, refuse_newer
 from penstock.errors import ConfigurationError, CorruptSnapshot, Unavailable
 from penstock.faults import fault
 from penstock.files import checked, hash_file, make_directory, unchecked
@@ -46,6 +47,9 @@ Progress = Callable[[int, int], None]
 how one who waits for a long transfer gives it up."""
 
 T = TypeVar("T")
+
+FORMAT = 1
+"""Of lists. One of a later format begins with its number, where those of the first have a file."""
 
 
 class StoredFile(msgspec.Struct, frozen=True, array_like=True):
@@ -271,7 +275,9 @@ class BaseStore:
                 "PEN0404",
                 f"Base {PurePosixPath(key).name} is missing: {place} does not exist. An older checkpoint is used.",
             ) from None
-        files = _decode(unchecked(data, place))
+        content = unchecked(data, place)
+        refuse_newer(item_at(content, 0), FORMAT, f"Base {place}")
+        files = _decode(content)
         for file in files:
             if file.name != PurePosixPath(file.name).name:  # It would be written elsewhere than it was meant to be.
                 raise CorruptSnapshot("PEN0404", f"{place} names a file {file.name!r}. An older checkpoint is used.")

@@ -16,6 +16,7 @@ import msgspec
 
 from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, decode_control, encode_control
 from penstock.checkpoint.delta import DeltaHeader, decode_delta, follow, peek_header
+from penstock.checkpoint.formats import item_at, refuse_newer
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.errors import CorruptSnapshot, ProtocolError
@@ -27,6 +28,7 @@ from penstock.router.log import FIRST_OFFSET, Log
 PARTITION = "journal"
 _DELTA, _CONTROL = b"D", b"C"
 _READ_BYTES = 8 << 20
+INDEX_FORMAT = 1
 IDS_SKIPPED = 1_000_000
 """Checkpoint ids and attempts passed over when part of the journal can't be read: more than it can have held."""
 
@@ -70,7 +72,7 @@ class Journal:
 
         What stands behind it is read again then: a decision on its way to the disk must not be passed over.
         """
-        index = _Index(1, history.scanned, history.attempt, history.high, list(history.checkpoints.values()))
+        index = _Index(INDEX_FORMAT, history.scanned, history.attempt, history.high, list(history.checkpoints.values()))
         write_checked(self._index, msgspec.msgpack.encode(index))
 
     # Reading.
@@ -175,7 +177,9 @@ class Journal:
 
     def _read_index(self) -> _Index | None:
         try:
-            return msgspec.msgpack.decode(read_bytes_checked(self._index), type=_Index)
+            data = read_bytes_checked(self._index)
+            refuse_newer(item_at(data, 0), INDEX_FORMAT, f"The index {self._index}")
+            return msgspec.msgpack.decode(data, type=_Index)
         except FileNotFoundError:
             return None
         except (CorruptSnapshot, msgspec.DecodeError, UnicodeDecodeError) as error:

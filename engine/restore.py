@@ -16,6 +16,7 @@ import msgspec
 
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.delta import DeltaHeader
+from penstock.checkpoint.formats import refuse_newer
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef
 from penstock.errors import CorruptSnapshot
@@ -29,6 +30,10 @@ SETTLING_META = keys.encode_meta_key("settling")
 SETTLED_META = keys.encode_meta_key("settled")
 """A fold writes the first before all its rows, and the second behind them: attempt and checkpoint (PROTOCOL 12)."""
 META = keys.encode_meta_key("task")
+FORMAT = 1
+FORMAT_META = keys.encode_meta_key("format")
+"""What the rows of a base mean: a base of a later format has its number there, and those of the first have no such
+row."""
 _decode_mark = msgspec.msgpack.Decoder(tuple[int, int]).decode
 _decode_staged = msgspec.msgpack.Decoder(tuple[int, EgressRow]).decode
 
@@ -144,6 +149,9 @@ def undecided(staged: Mapping[str, Iterable[Staged]], committed: Mapping[str, in
 
 def _check_base(part: Part, backend: Backend) -> None:
     """A base is made between two folds, at the cut that its part names (PROTOCOL 13)."""
+    version = backend.get(FORMAT_META)
+    if version is not None:
+        refuse_newer(msgspec.msgpack.decode(version), FORMAT, f"Base {part.base} of task {part.task}")
     settling, settled = backend.get(SETTLING_META), backend.get(SETTLED_META)
     found = None if settled is None else _decode_mark(settled)[1]
     if settling != settled or found != part.base_checkpoint:

@@ -186,6 +186,13 @@ def test_a_delta_of_a_newer_format_says_what_to_do() -> None:
     )
 
 
+def test_a_newer_delta_is_told_from_a_damaged_one_although_it_can_not_be_read() -> None:
+    newer = msgspec.msgpack.encode([[2, {"what comes here": "is something else"}], b""])
+
+    with pytest.raises(Refused, match="PEN0408 A record of a delta has format 2"):
+        decode_delta([newer])
+
+
 # Merging.
 
 

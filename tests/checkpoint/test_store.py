@@ -9,7 +9,7 @@ import pytest
 
 from penstock.checkpoint.blobs import Blobs, DirectoryBlobs
 from penstock.checkpoint.store import DirectoryStore
-from penstock.errors import CorruptSnapshot
+from penstock.errors import CorruptSnapshot, Refused
 from penstock.files import checked
 from tests.checkpoint.store_contract import CHECKPOINT, StoreContract, contents, directory
 
@@ -62,6 +62,14 @@ def test_lists_without_the_names_of_stored_files_can_be_read(store: DirectorySto
     store.fetch("base-1", tmp_path / "fetched")
 
     assert contents(tmp_path / "fetched") == {"a": b"rows"}
+
+
+def test_a_list_of_a_newer_format_is_left_to_a_newer_version(store: DirectoryStore, tmp_path: Path) -> None:
+    directory(tmp_path / "store" / "bases", {})
+    (tmp_path / "store" / "bases" / "base-1").write_bytes(checked(b"\x92\x02\x90"))
+
+    with pytest.raises(Refused, match=r"PEN0408 Base .*base-1 has format 2; this version reads up to 1"):
+        store.fetch("base-1", tmp_path / "fetched")
 
 
 def test_a_list_can_not_name_files_elsewhere(store: DirectoryStore, tmp_path: Path) -> None:

@@ -480,8 +480,33 @@ def test_a_place_that_is_taken_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_a_savepoint_of_a_newer_format_is_left_to_a_newer_version(tmp_path: Path) -> None:
     place = saved(tmp_path)
-    newer = msgspec.structs.replace(SavepointReader(open_blobs(str(place))).savepoint, format=2)
-    (place / "savepoint").write_bytes(checked(msgspec.msgpack.encode(newer)))
+    found = SavepointReader(open_blobs(str(place))).savepoint
+    checkpoint = msgspec.structs.replace(found.manifest, format=2)
+    for newer, what in (
+        (msgspec.structs.replace(found, format=2), "The savepoint"),
+        (msgspec.structs.replace(found, manifest=checkpoint), "The checkpoint in the savepoint"),
+        ([2, "what comes here is something else"], "The savepoint"),
+    ):
+        (place / "savepoint").write_bytes(checked(msgspec.msgpack.encode(newer)))
 
-    with pytest.raises(Refused, match="PEN0408"):
-        SavepointReader(open_blobs(str(place)))
+        with pytest.raises(Refused, match=f"PEN0408 {what} .* has format 2"):
+            SavepointReader(open_blobs(str(place)))
+
+
+def test_what_goes_back_is_a_replay_and_another_parallelism_is_none(tmp_path: Path) -> None:
+    app, data = flow(600), tmp_path / "data"
+    run_turns(app, data, 2, 3)
+    reader = save(data, tmp_path / "place")
+
+    def replays() -> tuple[int, ...]:
+        with Directory(data) as opened:
+            newest = opened.newest()
+            assert newest is not None
+            return opened.manifest(newest).lineage.replays
+
+    rescale(app, config(data, 4), 2, now_ms=1_000, progress=lambda done, total: None)
+    assert replays() == ()
+    restore(app, reader, data, 2, replacing=True)
+    (replay,) = replays()
+    run_turns(app, data, 2, 1)
+    assert replays() == (replay,)

@@ -40,6 +40,7 @@ from penstock.engine.operations import Redrive
 from penstock.engine.sinks import EagerDriver
 from penstock.engine.unit import TaskUnit
 from penstock.engine.worker import Worker
+from penstock.files import checked
 from penstock.ids import Address
 from penstock.records import EgressRow
 from penstock.router.egress import MemorySink
@@ -366,6 +367,14 @@ def test_a_flipped_byte_in_the_newest_checkpoint_falls_back_loudly(tmp_path: Pat
 
     assert worker.recovery.notes, "going back must be said"
     assert sums(adding(2_000), tmp_path) == expected(2_000)
+
+
+def test_an_index_of_a_newer_format_is_left_to_a_newer_version(tmp_path: Path) -> None:
+    run(adding(), tmp_path)
+    (tmp_path / "index").write_bytes(checked(b"\x92\x02\x90"))
+
+    with pytest.raises(Refused, match=r"PEN0408 The index .* has format 2; this version reads up to 1"):
+        run(adding(), tmp_path)
 
 
 def test_a_damaged_index_is_rebuilt_from_the_journal(tmp_path: Path) -> None:
