@@ -26,6 +26,8 @@ from penstock.router.kafka_client import Isolation, KafkaClient, Place, not_auth
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_records import Columns, Damaged, Fetched, Proof, Segment, fetched_of, proof_of
 
+OUT_OF_RANGE = "PEN0721"
+"""The code of the error for records that are not there any more."""
 FETCH_WAIT_MS = 500
 """How long a broker holds a fetch that finds nothing: the idle cost is two requests a second and broker."""
 SIDE_WAIT_MS = 20
@@ -465,7 +467,7 @@ class KafkaReader:
         self._fail(
             partition,
             Refused(
-                "PEN0721",
+                OUT_OF_RANGE,
                 f"Offset {partition.position} of topic {topic} partition {number} is out of range: Kafka has "
                 f"{bounds.start} to {bounds.end}. Records were deleted before they were read, or the topic was created "
                 "anew. Start from where it is still complete (--from), or give the ingress a new name and a start "

@@ -16,11 +16,15 @@ from typing import Protocol
 from penstock.checkpoint.leader import LeaderOptions
 from penstock.checkpoint.reports import Ended
 from penstock.checkpoint.store import UNREFERENCED_S, BaseStore
+from penstock.engine.checkpoints import GENERATION
 from penstock.engine.cluster.leading import LeaderService
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.trimming import Trimming
+from penstock.engine.config import Config
 from penstock.engine.logs import logger
 from penstock.errors import Fenced, Unavailable
+from penstock.functions.app import App
+from penstock.router.kafka_topics import Ensured
 
 LOOK_S = 0.5
 PATIENCE_MIN_S = 2.5
@@ -117,3 +121,24 @@ def _cancelled() -> bool:
     """Whether somebody wants this task to end. The client library, while it closes, may not let that through."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str, ensured: Ensured) -> LeaderOptions:
+    """How an application is led."""
+    return LeaderOptions(
+        name=name,
+        application=app.name,
+        tasks=config.parallelism,
+        fingerprints=app.fingerprints(),
+        interval_ms=config.interval_ms,
+        timeout_ms=config.checkpoint_timeout_ms,
+        session_ms=cluster.session_ms,
+        settle_ms=cluster.settle_ms,
+        workers_expected=cluster.workers_expected,
+        from_checkpoint=config.from_checkpoint,
+        fresh=config.fresh,
+        until_done=config.until_done,
+        topics=dict(ensured.incarnations),
+        retention=config.retention,
+        generation=GENERATION,
+    )

@@ -50,13 +50,13 @@ from penstock.engine.cluster.looking import decisions, read_tail
 from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, hint_in
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
-from penstock.errors import Fenced, PenstockError, ProtocolError
+from penstock.errors import Fenced, PenstockError, ProtocolError, Refused
 from penstock.faults import fault
 from penstock.router.frames import encode_fence
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
-from penstock.router.kafka_reader import KafkaReader, read_range
+from penstock.router.kafka_reader import OUT_OF_RANGE, KafkaReader, read_range
 from penstock.router.kafka_records import Fetched
 from penstock.router.kafka_topics import is_incarnation, leader_id, refuse_recreated
 from penstock.router.kafka_transactions import KafkaTransactions
@@ -137,17 +137,16 @@ class LeaderService:
         self._woken()
 
     async def _begin(self) -> Leader:
-        control, hints = ((self._topics.control, partition) for partition in (DECISIONS, HINTS))
-        reports = (self._topics.reports, 0)
-        bounds = await offsets(self._kafka, [control, hints, reports])
-        first, records = await read_tail(self._kafka, self._topics.control, bounds[control])
+        hints, reports = (self._topics.control, HINTS), (self._topics.reports, 0)
+        bounds = await offsets(self._kafka, [hints, reports])
+        start, first, records = await read_tail(self._kafka, self._topics.control)
         leader = self.leader = Leader(self._options, records, self._now_ms())
         if leader.history.assigned is not None and not self._options.fresh:
             refuse_recreated(leader.history.assigned.topics, self._options.topics)
         for place in (reports, hints):
             self._reader.add(*place, bounds[place].end)
         fault("lead.begun")
-        self._spawn(self._recall(leader, bounds[control].start, first))
+        self._spawn(self._recall(leader, start, first))
         # Workers answer it with a report each, so that the leader knows at once who is there.
         self._tell(Leading(self._options.name))
         logger.info("%s leads %s", self._options.name, self._options.application)
@@ -155,9 +154,18 @@ class LeaderService:
 
     async def _recall(self, leader: Leader, start: int, end: int) -> None:
         """Read what stands in the log before the records this leader began with, while it leads."""
+        place = (self._topics.control, DECISIONS)
         while end > start and leader.history.missing:
             first = max(start, end - RECALLED_OFFSETS)
-            records = await read_range(self._kafka, self._topics.control, DECISIONS, first, end)
+            try:
+                records = await read_range(self._kafka, *place, first, end)
+            except Refused as error:
+                # The leader before this one has deleted some of them meanwhile: nobody needs those.
+                found = (await offsets(self._kafka, [place]))[place].start
+                if error.code != OUT_OF_RANGE or found <= first:
+                    raise
+                start = found
+                continue
             for number in range(0, len(records), RECALLED_RECORDS):
                 some = list(decisions(self._topics.control, records[number : number + RECALLED_RECORDS]))
                 self._handle(Recalled(some, last=False))

@@ -8,43 +8,49 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
-from penstock.checkpoint.control import Complete, ControlRecord, Manifest, Recap
+from penstock.checkpoint.control import Complete, ControlRecord, Manifest, Recap, decode_control
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Alive, decode_report
+from penstock.checkpoint.retention import Retained, Retention, decide
 from penstock.engine.cluster.options import HEARTBEAT_MS
 from penstock.engine.cluster.topics import DECISIONS, Topics, decision_in
-from penstock.errors import ProtocolError, Refused
+from penstock.errors import CorruptSnapshot, ProtocolError, Refused
 from penstock.router.kafka_client import Bounds, offsets
 from penstock.router.kafka_options import KafkaOptions
-from penstock.router.kafka_reader import read_range
+from penstock.router.kafka_reader import OUT_OF_RANGE, read_range
 from penstock.router.kafka_records import Fetched
 
 LISTEN_S = 1.5 * HEARTBEAT_MS / 1000
-
-
 TAIL_RECORDS = 1_000
 """How far from the end the newest repetition of what was decided before is looked for at first. A record takes two
 offsets; the leader repeats it when `RECAP_RECORDS` are there, at the next of its looks every ten seconds."""
 
 
+_T = TypeVar("_T")
+
+
 async def read_history(kafka: KafkaOptions, application: str) -> History:
     """What was decided so far: all of it, some tens of MB where checkpoints are taken all the time."""
     place = (Topics.of(application).control, DECISIONS)
-    bounds = (await offsets(kafka, [place]))[place]
+
+    async def read(bounds: Bounds) -> Sequence[Fetched]:
+        return await read_range(kafka, *place, bounds.start, bounds.end)
+
     history = History(deltas_apart=True)
-    for offset, decision in decisions(place[0], await read_range(kafka, *place, bounds.start, bounds.end)):
+    for offset, decision in decisions(place[0], await _read_beside_trimming(kafka, place[0], read)):
         history.apply(offset, decision)
     return history
 
 
 async def read_newest(kafka: KafkaOptions, application: str) -> tuple[History, Manifest | None]:
     """What the newest decisions say, and the newest checkpoint that can be restored."""
-    place = (Topics.of(application).control, DECISIONS)
     history = History(deltas_apart=True)
     manifests: dict[int, Manifest] = {}
-    for offset, decision in (await read_tail(kafka, place[0], (await offsets(kafka, [place]))[place]))[1]:
+    for offset, decision in (await read_tail(kafka, Topics.of(application).control)).records:
         history.apply(offset, decision)
         if isinstance(decision, Complete):
             manifests[decision.manifest.checkpoint] = decision.manifest
@@ -54,9 +60,46 @@ async def read_newest(kafka: KafkaOptions, application: str) -> tuple[History, M
     return history, manifests.get(best.checkpoint) if best is not None else None
 
 
-async def read_tail(kafka: KafkaOptions, topic: str, bounds: Bounds) -> tuple[int, list[tuple[int, ControlRecord]]]:
-    """The decisions from the newest repetition on of what was decided before, and where that is; all of them where
-    there is none."""
+async def read_retained(
+    kafka: KafkaOptions, application: str, retention: Retention, *, now_ms: int
+) -> Sequence[Retained]:
+    """The checkpoints that can be restored, oldest first: those of the log, less what its leader retains no longer."""
+    history = await read_history(kafka, application)
+    needed = frozenset({history.attempt.restored}) if history.attempt is not None else frozenset()
+    return decide(list(history.checkpoints.values()), retention, now_ms, needed=needed).kept
+
+
+async def read_manifest(kafka: KafkaOptions, application: str, retained: Retained) -> Manifest:
+    """Everything that was decided about a checkpoint. Raises CorruptSnapshot when it is not there."""
+    control = Topics.of(application).control
+    for record in await read_range(kafka, control, DECISIONS, retained.offset, retained.offset + 1):
+        decision = decode_control(record.value or b"")
+        if isinstance(decision, Complete) and decision.manifest.checkpoint == retained.checkpoint:
+            return decision.manifest
+    raise CorruptSnapshot(
+        "PEN0404",
+        f"Offset {retained.offset} of {control} should hold the manifest of checkpoint {retained.checkpoint} and does "
+        "not. An older checkpoint is used.",
+    )
+
+
+class Tail(NamedTuple):
+    """The end of a log of decisions."""
+
+    start: int
+    """Where the log begins."""
+    first: int
+    """Where the newest repetition of what was decided before stands; where the log begins if there is none."""
+    records: list[tuple[int, ControlRecord]]
+    """The decisions from there on, with their offsets."""
+
+
+async def read_tail(kafka: KafkaOptions, topic: str) -> Tail:
+    """The decisions from the newest repetition on of what was decided before; all of them where there is none."""
+    return await _read_beside_trimming(kafka, topic, partial(_read_tail, kafka, topic))
+
+
+async def _read_tail(kafka: KafkaOptions, topic: str, bounds: Bounds) -> Tail:
     found: deque[tuple[int, ControlRecord]] = deque()
     first, length = bounds.end, TAIL_RECORDS
     while first > bounds.start:
@@ -64,9 +107,23 @@ async def read_tail(kafka: KafkaOptions, topic: str, bounds: Bounds) -> tuple[in
         for each in reversed(list(decisions(topic, await read_range(kafka, topic, DECISIONS, first, before)))):
             found.appendleft(each)
             if isinstance(each[1], Recap):
-                return each[0], list(found)
+                return Tail(bounds.start, each[0], list(found))
         length *= 4
-    return first, list(found)
+    return Tail(bounds.start, first, list(found))
+
+
+async def _read_beside_trimming(kafka: KafkaOptions, topic: str, read: Callable[[Bounds], Awaitable[_T]]) -> _T:
+    """What `read` makes of the decisions within the bounds that it is given. A leader may delete the oldest of them
+    meanwhile, which says that nobody needs them: then it is read again, from where the log begins now."""
+    start = -1
+    while True:
+        bounds = (await offsets(kafka, [(topic, DECISIONS)]))[topic, DECISIONS]
+        try:
+            return await read(bounds)
+        except Refused as error:
+            if error.code != OUT_OF_RANGE or bounds.start == start:
+                raise
+            start = bounds.start
 
 
 def decisions(topic: str, records: Iterable[Fetched]) -> Iterator[tuple[int, ControlRecord]]:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from penstock.checkpoint.reports import Ended, encode_message
 from penstock.checkpoint.stores import open_store
-from penstock.engine.cluster.candidate import Candidate
+from penstock.engine.cluster.candidate import Candidate, leader_options
 from penstock.engine.cluster.channel import Down, Failed, Finished, Gone, Order, Serving, Stop, Watched, Working
 from penstock.engine.cluster.listening import Listener
 from penstock.engine.cluster.options import cluster_options
 from penstock.engine.cluster.topics import Topics
-from penstock.engine.cluster.worker import ClusterWorker, leader_options
+from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.loading import load_app
 from penstock.engine.logs import configure_logging, logger
 from penstock.engine.run import loop_factory

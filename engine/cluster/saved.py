@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from penstock.checkpoint.control import Complete, Manifest, Part, decode_control, encode_control
+from penstock.checkpoint.control import Complete, Manifest, Part, encode_control
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import SavepointReader, Source, sent_before
@@ -20,14 +20,14 @@ from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.build import Assembly
 from penstock.engine.cluster.deltas import Deltas
-from penstock.engine.cluster.looking import read_history, refuse_alive
+from penstock.engine.cluster.looking import read_history, read_manifest, refuse_alive
 from penstock.engine.cluster.topics import DEAD, DECISIONS, Topics
 from penstock.engine.config import Config
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.offline import Markers
 from penstock.engine.savepoints import Target, refuse_checkpoints, restore_tasks
 from penstock.engine.views import not_retained
-from penstock.errors import CorruptSnapshot, ProtocolError
+from penstock.errors import ProtocolError
 from penstock.functions.app import App
 from penstock.records import Envelope, EpochFrame
 from penstock.router.frames import FENCE_SOURCE, decode_frames
@@ -50,6 +50,7 @@ class KafkaCheckpoints:
         self.store = store
         self.history = History(deltas_apart=True)
         self._kafka = kafka
+        self._application = application
         self._topics = Topics.of(application)
         self._manifests: dict[int, Manifest] = {}
         self._deltas: dict[tuple[int, int], Deltas] = {}
@@ -60,24 +61,14 @@ class KafkaCheckpoints:
     async def load(self, numbers: Iterable[int], *, waiting: bool = False) -> None:
         """Read what was decided, and these checkpoints, or the newest if there are none; with `waiting`, what they had
         not admitted, too. Raises InvalidInput for one that is not there."""
-        self.history = await read_history(self._kafka, self._topics.control.removesuffix(".control"))
+        self.history = await read_history(self._kafka, self._application)
         newest = self.newest()
         for number in list(numbers) or ([newest.checkpoint] if newest is not None else []):
-            manifest = self._manifests[number] = await self._read_manifest(self.retained(number))
+            manifest = self._manifests[number] = await read_manifest(
+                self._kafka, self._application, self.retained(number)
+            )
             for part in manifest.parts:
                 await self._load_part(part, waiting=waiting)
-
-    async def _read_manifest(self, retained: Retained) -> Manifest:
-        place = (self._topics.control, DECISIONS)
-        for record in await read_range(self._kafka, *place, retained.offset, retained.offset + 1):
-            decision = decode_control(record.value or b"")
-            if isinstance(decision, Complete) and decision.manifest.checkpoint == retained.checkpoint:
-                return decision.manifest
-        raise CorruptSnapshot(
-            "PEN0404",
-            f"Offset {retained.offset} of {place[0]} should hold the manifest of checkpoint {retained.checkpoint} and "
-            "does not. An older checkpoint is used.",
-        )
 
     async def _load_part(self, part: Part, *, waiting: bool) -> None:
         topics, task = self._topics, part.task

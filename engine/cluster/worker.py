@@ -26,8 +26,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, decode_control
-from penstock.checkpoint.leader import LeaderOptions, refuse_other_functions
+from penstock.checkpoint.control import AttemptBegun, Manifest
+from penstock.checkpoint.leader import refuse_other_functions
 from penstock.checkpoint.member import (
     Action,
     Adopt,
@@ -42,23 +42,23 @@ from penstock.checkpoint.member import (
     Settle,
 )
 from penstock.checkpoint.reports import Alive, Changed, Fault, Prepared
-from penstock.checkpoint.retention import Retained, decide
+from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import Savepoint
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
 from penstock.engine.build import Assembly
 from penstock.engine.checkpoints import GENERATION
 from penstock.engine.clock import SteadyClock
-from penstock.engine.cluster.candidate import Candidate
+from penstock.engine.cluster.candidate import Candidate, leader_options
 from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
-from penstock.engine.cluster.looking import read_history, read_newest
+from penstock.engine.cluster.looking import read_manifest, read_newest, read_retained
 from penstock.engine.cluster.options import ClusterOptions, instance_of, new_name
 from penstock.engine.cluster.replies import REPLIES, Replies
 from penstock.engine.cluster.snapshots import Snapshots
 from penstock.engine.cluster.tasks import Placed, Tasks
-from penstock.engine.cluster.topics import DEAD, DECISIONS, Topics
+from penstock.engine.cluster.topics import DEAD, Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
@@ -73,14 +73,14 @@ from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatis
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
-from penstock.errors import CorruptSnapshot, Fenced, PenstockError, ProtocolError, Refused
+from penstock.errors import Fenced, PenstockError, ProtocolError, Refused
 from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
 from penstock.ids import Address
 from penstock.router.kafka_batches import Record
-from penstock.router.kafka_reader import KafkaReader, read_range
-from penstock.router.kafka_topics import Ensured, ensure
+from penstock.router.kafka_reader import KafkaReader
+from penstock.router.kafka_topics import ensure
 from penstock.router.kafka_writer import KafkaWriter
 
 BASE_BYTES = 48 << 20
@@ -619,24 +619,12 @@ class ClusterWorker:
         return asyncio.get_running_loop().time() - self.link.leader_heard_s
 
     async def checkpoints(self) -> Sequence[Retained]:
-        """As the log of decisions has it, less what the leader no longer retains."""
-        history = await read_history(self.cluster.kafka, self.app.name)
-        needed = frozenset({history.attempt.restored}) if history.attempt is not None else frozenset()
-        return decide(
-            list(history.checkpoints.values()), self.config.retention, int(self._clock() * 1000), needed=needed
-        ).kept
+        return await read_retained(
+            self.cluster.kafka, self.app.name, self.config.retention, now_ms=int(self._clock() * 1000)
+        )
 
     async def manifest(self, retained: Retained) -> Manifest:
-        place = (self._topics.control, DECISIONS)
-        for record in await read_range(self.cluster.kafka, *place, retained.offset, retained.offset + 1):
-            decision = decode_control(record.value or b"")
-            if isinstance(decision, Complete) and decision.manifest.checkpoint == retained.checkpoint:
-                return decision.manifest
-        raise CorruptSnapshot(
-            "PEN0404",
-            f"Offset {retained.offset} of {self._topics.control} should hold the manifest of checkpoint "
-            f"{retained.checkpoint} and does not. An older checkpoint is used.",
-        )
+        return await read_manifest(self.cluster.kafka, self.app.name, retained)
 
     async def take_checkpoint(self) -> int:
         """Every task answers something, which it can't before a checkpoint holds all that was asked of it before."""
@@ -677,24 +665,3 @@ class _Counters:
                 self.given += len(tasks)
             case Restore():
                 pass  # A new attempt is counted when it halts the one before.
-
-
-def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str, ensured: Ensured) -> LeaderOptions:
-    """How an application is led."""
-    return LeaderOptions(
-        name=name,
-        application=app.name,
-        tasks=config.parallelism,
-        fingerprints=app.fingerprints(),
-        interval_ms=config.interval_ms,
-        timeout_ms=config.checkpoint_timeout_ms,
-        session_ms=cluster.session_ms,
-        settle_ms=cluster.settle_ms,
-        workers_expected=cluster.workers_expected,
-        from_checkpoint=config.from_checkpoint,
-        fresh=config.fresh,
-        until_done=config.until_done,
-        topics=dict(ensured.incarnations),
-        retention=config.retention,
-        generation=GENERATION,
-    )

@@ -82,7 +82,7 @@ class Run:
             self.process = subprocess.Popen(
                 [*PENSTOCK, verb, *flags],
                 cwd=folder,
-                env={**os.environ, "COUNT": str(count), "RATE": str(rate)},
+                env={**os.environ, "COUNT": str(count), "RATE": str(rate), "PENSTOCK_PORT": "0"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
