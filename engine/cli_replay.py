@@ -82,13 +82,13 @@ def _print(outcomes: Outcomes, limit: int) -> None:
     if outcomes.diverged is not None:
         click.echo(f"First difference: {_first(outcomes)}")
     states = [_state_row(each) for each in outcomes.states[:limit]]
-    outputs = [_output_row(each) for each in outcomes.outputs[:limit]]
+    outputs = [_output_row(each) for each in outcomes.outputs]
     if states:
         print_table(states, ("change", "function", "id", "recorded", "replayed"), empty="")
     if outputs:
         print_table(outputs, ("checkpoint", "output", "to", "recorded", "replayed"), empty="")
-    click.echo(f"{len(outcomes.states):,} addresses, {len(outcomes.outputs):,} outputs", err=True)
-    if max(len(outcomes.states), len(outcomes.outputs)) > limit:
+    click.echo(f"{len(outcomes.states):,} addresses, {outcomes.outputs_count:,} outputs", err=True)
+    if max(len(outcomes.states), outcomes.outputs_count) > limit:
         click.echo(f"(the first {limit:,} of each; more with --limit)", err=True)
 
 
@@ -191,8 +191,8 @@ def _for_programs(outcomes: Outcomes, limit: int) -> dict[str, Any]:
                 "recorded": _value(each.recorded),
                 "replayed": _value(each.replayed),
             }
-            for each in outcomes.outputs[:limit]
+            for each in outcomes.outputs
         ],
         "states_count": len(outcomes.states),
-        "outputs_count": len(outcomes.outputs),
+        "outputs_count": outcomes.outputs_count,
     }

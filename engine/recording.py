@@ -42,11 +42,13 @@ class Recording:
         self._directory = directory
         self.first = directory.journal.manifest(directory.retained(first))
         self.last = directory.journal.manifest(directory.retained(last))
-        if first >= last or not self.last.lineage.contains(self.first.lineage.attempt, first):
+        follows = first < last and self.last.lineage.contains(self.first.lineage.attempt, first)
+        if not follows or self.first.generation != self.last.generation:
             raise Refused(
                 "PEN0443",
                 f"Checkpoint {last} does not follow from checkpoint {first}: it is not newer, or somebody went back to "
-                "one before in between. Choose two of one history: penstock checkpoint list.",
+                "one before, or changed the parallelism in between. Choose two of one history: penstock checkpoint "
+                "list.",
             )
 
     def intervals(self, task: int) -> Iterator[Interval]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from penstock.checkpoint.control import Manifest
@@ -103,13 +104,15 @@ class Outcomes(NamedTuple):
     took_s: float
     states: list[StateChanged]
     outputs: list[Changed]
+    """The first of them."""
+    outputs_count: int
     diverged: First | None
     awaited: Counter[str]
     """Functions whose handlers waited for something outside, and how often."""
 
     @property
     def same(self) -> bool:
-        return not self.states and not self.outputs
+        return not self.states and not self.outputs_count
 
 
 async def retrace(
@@ -130,31 +133,21 @@ async def retrace(
     and what reading an input raises.
     """
     recording = Recording(directory, first, last)
+    order = _Order(app, replace(config, parallelism=recording.first.parallelism), recording, only, limit)
     began = time.monotonic()
-    outputs: list[Changed] = []
     runs: list[_Run] = []
     with restored_checkpoint(directory, first) as restored, restored_checkpoint(directory, last) as expected:
         for task, each in enumerate(restored):
-            run = _Run(app, config, recording, task, each, only)
+            run = _Run(order, task, each)
             runs.append(run)
             try:
                 await run.take_all()
             finally:
                 await run.close()
-            outputs += run.changed
             progress(task + 1, len(restored))
-        for each in (*restored, *expected):
-            fold_all(each)
-        found = compare(*([each.overlay.backend for each in side] for side in (expected, restored)))
-        differing = [each for each in found if only is None or each.address == only]
-        before, after = _view(app, expected), _view(app, restored)
-        states = [
-            StateChanged(each.address, each.change, before.state(each.address), after.state(each.address))
-            if number < limit and each.address.typename in app.functions
-            else StateChanged(each.address, each.change)
-            for number, each in enumerate(differing)
-        ]
-    diverged = await _first(app, config, recording, directory, runs, only)
+        states = _states(order, expected, restored)
+    diverged = await _first(order, directory, runs)
+    outputs = sorted((each for run in runs for each in run.changed), key=lambda each: (each.checkpoint, each.task))
     return Outcomes(
         recording.first,
         recording.last,
@@ -162,10 +155,36 @@ async def retrace(
         sum(run.invocations for run in runs),
         time.monotonic() - began,
         states,
-        sorted(outputs, key=lambda each: (each.checkpoint, each.task)),
+        outputs[:limit],
+        sum(run.changed_count for run in runs),
         diverged,
         sum((run.awaited for run in runs), Counter()),
     )
+
+
+class _Order(NamedTuple):
+    """What is to be done."""
+
+    app: App
+    config: Config
+    recording: Recording
+    only: Address | None
+    limit: int
+
+
+def _states(order: _Order, expected: Sequence[Restored], replayed: Sequence[Restored]) -> list[StateChanged]:
+    """The addresses whose states are not what they were, the first of them with both states."""
+    for each in (*expected, *replayed):
+        fold_all(each)
+    found = compare([each.overlay.backend for each in expected], [each.overlay.backend for each in replayed])
+    before, after = _view(order.app, expected), _view(order.app, replayed)
+    states: list[StateChanged] = []
+    for address, change in found:
+        if order.only is not None and address != order.only:
+            continue
+        shown = len(states) < order.limit and address.typename in order.app.functions
+        states.append(StateChanged(address, change, *((before.state(address), after.state(address)) if shown else ())))
+    return states
 
 
 def _view(app: App, tasks: Sequence[Restored]) -> View:
@@ -176,10 +195,8 @@ def _view(app: App, tasks: Sequence[Restored]) -> View:
 class _Run:
     """One task on its way through the recording. `restored` is its own, and holds its state at the end afterwards."""
 
-    def __init__(
-        self, app: App, config: Config, recording: Recording, task: int, restored: Restored, only: Address | None
-    ) -> None:
-        self._only = only
+    def __init__(self, order: _Order, task: int, restored: Restored) -> None:
+        app, config, recording, self._only, self._limit = order
         self._app = app
         self._config = config
         self._recording = recording
@@ -199,6 +216,8 @@ class _Run:
         self.invocations = 0
         self.awaited: Counter[str] = Counter()
         self.changed: list[Changed] = []
+        """The first of them."""
+        self.changed_count = 0
         self.state_changed_at: int | None = None
         """The first checkpoint whose delta has other values."""
         self._states_changed: set[Address] = set()
@@ -272,7 +291,10 @@ class _Run:
         ]
         replayed = [*_rows(frozen.egress), *_replies(frozen.replies), *_messages(sent)]
         changed = [Changed(interval.checkpoint, self._task, *pair) for pair in _unequal(recorded, replayed)]
-        self.changed += changed if self._only is None else filter(self._concerns_only(), changed)
+        if self._only is not None:
+            changed = list(filter(self._concerns_only(), changed))
+        self.changed_count += len(changed)
+        self.changed += changed[: max(0, self._limit - len(self.changed))]
         states = set(_addresses_changed(interval.frozen.values, frozen.values))
         if self._only is not None:
             states &= {self._only}
@@ -484,16 +506,14 @@ def _causes_of(cause: int) -> list[int]:
     return [(cause ^ GOLDEN_64 * number) * ODD_64 & MASK_64 for number in range(1, OUTPUTS_SEARCHED + 1)]
 
 
-async def _first(
-    app: App, config: Config, recording: Recording, directory: Directory, runs: Sequence[_Run], only: Address | None
-) -> First | None:
+async def _first(order: _Order, directory: Directory, runs: Sequence[_Run]) -> First | None:
     """Run the task that was the first to part once more, and see which message it was."""
     parted = [(run.parted_at, task) for task, run in enumerate(runs) if run.parted_at is not None]
     if not parted:
         return None
     checkpoint, task = min(parted)
-    with restored_checkpoint(directory, recording.first.checkpoint) as restored:
-        run = _Run(app, config, recording, task, restored[task], only)
+    with restored_checkpoint(directory, order.recording.first.checkpoint) as restored:
+        run = _Run(order, task, restored[task])
         try:
             return await run.take_until(checkpoint)
         finally:
