@@ -13,9 +13,12 @@ from penstock.engine.build import compile_router, missing_client, resolve_functi
 from penstock.engine.cli_common import DIFFERENCES, Where, output_options, print_json, print_table, where_options
 from penstock.engine.loading import load_app
 from penstock.engine.migrate import check_shapes
-from penstock.engine.offline import Directory
+from penstock.errors import InvalidInput
 from penstock.functions.app import App, Ingress
 from penstock.functions.kafka import KafkaIngress
+
+NEVER_RAN = frozenset({"PEN0622", "PEN0753"})
+"""Errors of whoever looks for the checkpoints of an application that was never started."""
 
 
 @click.command()
@@ -31,10 +34,10 @@ def check(ctx: click.Context, where: Where, target: str | None, against: str | N
     """
     if against not in (None, "last") and not str(against).isdecimal():
         raise click.BadParameter(f"{against!r} is neither 'last' nor a number.", param_hint="--against")
-    app = load_app(target or where.settings["app"], Path.cwd()).app
+    app = load_app(target or where.settings["app"], Path.cwd(), name=where.settings["name"]).app
     app.check()
     check_edges(app)
-    manifest = _manifest(where.directory, against)
+    manifest = _manifest(where, against)
     rows = compare(app, manifest)
     if as_json:
         print_json({"app": app.name, "checkpoint": manifest and manifest.checkpoint, "functions": rows})
@@ -88,12 +91,14 @@ def compare(app: App, manifest: Manifest | None) -> list[dict[str, Any]]:
     return rows + [row for row in gone if row["function"] not in app.functions]
 
 
-def _manifest(path: Path, against: str | None) -> Manifest | None:
+def _manifest(where: Where, against: str | None) -> Manifest | None:
     """The checkpoint to compare with. Without `against`, there need not be one."""
-    if against is None and not (path / "log").is_dir():
-        return None
-    with Directory(path) as directory:
-        if against is not None and against != "last":
-            return directory.journal.manifest(directory.retained(int(against)))
-        newest = directory.newest()
-        return directory.journal.manifest(newest) if newest is not None else None
+    number = int(against) if against not in (None, "last") else None
+    try:
+        with where.reading(*(() if number is None else (number,))) as checkpoints:
+            chosen = checkpoints.newest() if number is None else checkpoints.retained(number)
+            return checkpoints.manifest(chosen) if chosen is not None else None
+    except InvalidInput as error:
+        if against is None and error.code in NEVER_RAN:
+            return None
+        raise

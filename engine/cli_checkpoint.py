@@ -42,7 +42,7 @@ def list_(where: Where, as_json: bool) -> None:
 @output_options
 def show(where: Where, number: int, as_json: bool) -> None:
     """Show everything a checkpoint says of itself."""
-    with where.checkpoints() as application:
+    with where.checkpoints(number) as application:
         found = application.checkpoint(number)
     if as_json:
         print_json(found)
@@ -68,6 +68,11 @@ def verify(ctx: click.Context, where: Where, numbers: tuple[int, ...], as_json: 
 
     if where.remote:
         raise click.UsageError("Reads files: run it where the directory is, with --dir.")
+    if where.settings["kafka"]:
+        raise click.UsageError(
+            "This is for one machine. On Kafka, stop all workers, then: penstock savepoint create --to PLACE, which "
+            "reads all that the newest checkpoint needs, and penstock savepoint verify PLACE."
+        )
     with where.opened() as directory, Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("Reading checkpoints")
         rows = directory.verify(list(numbers), lambda done, total: bar.update(task, completed=done, total=total))

@@ -19,6 +19,7 @@ import click
 import penstock
 from penstock.checkpoint.stores import open_store
 from penstock.durations import format_duration
+from penstock.engine.background import in_thread
 from penstock.engine.cli_common import note
 from penstock.engine.cluster.looking import read_history, refuse_alive
 from penstock.engine.cluster.options import ClusterOptions, cluster_options
@@ -89,7 +90,8 @@ async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> N
     """Refuse what is known not to work. Nobody may run while the application goes back to an earlier state."""
     app = loaded.app
     app.check()
-    open_store(cluster.store, cluster.store_options)  # Which refuses what is no store, and asks nothing of it.
+    # Otherwise nobody would learn that it can't be used before the first base, perhaps hours later.
+    await in_thread(open_store(cluster.store, cluster.store_options).check)
     await ensure(
         cluster.kafka, app.name, application_id=app.name, parallelism=config.parallelism, replicas=cluster.replicas
     )

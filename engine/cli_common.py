@@ -21,7 +21,7 @@ from penstock.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from penstock.engine.client import Client
-    from penstock.engine.offline import Checkpoints, Directory, StoppedApplication
+    from penstock.engine.offline import Checkpoints, Directory, StoppedApplication, StoppedCheckpoints
     from penstock.engine.settings import Settings
     from penstock.functions.app import App
 
@@ -118,14 +118,16 @@ class Where:
         return load_app(self.settings["app"], Path.cwd(), name=self.settings["name"]).app
 
     @contextmanager
-    def checkpoints(self) -> Iterator[Client | Directory]:
-        """Whoever can tell of checkpoints: the running application, or its directory."""
+    def checkpoints(self, *numbers: int) -> Iterator[Client | StoppedCheckpoints]:
+        """Whoever can tell of these checkpoints, or of all: the running application, or what it left behind."""
         client = self.running()
         if client is not None:
             yield client
             return
-        with self.opened() as directory:
-            yield directory
+        from penstock.engine.offline import StoppedCheckpoints
+
+        with self.reading(*numbers) as found:
+            yield StoppedCheckpoints(found)
 
     @contextmanager
     def reader(self, *, at: int | None = None) -> Iterator[Client | StoppedApplication]:
@@ -204,13 +206,17 @@ def name_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def with_name(name: str | None, target: str | None, **arguments: Any) -> Any:
         from penstock.engine.loading import load_app
+        from penstock.engine.settings import load_settings
         from penstock.functions.app import App
 
-        app = load_app(target, Path.cwd()).app if target is not None else None
-        if name is not None:
-            name = App(name).name  # Which refuses what can't be a name.
-        elif app is not None:
+        app = None
+        if target is not None:
+            # It runs under the name that the settings give it: that of the App may be another application's.
+            name = name or load_settings(Path.cwd(), os.environ, {})["name"]
+            app = load_app(target, Path.cwd(), name=name).app
             name = app.name
+        elif name is not None:
+            name = App(name).name  # Which refuses what can't be a name.
         return function(named=Named(name, app), **arguments)
 
     return with_name

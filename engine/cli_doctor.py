@@ -14,6 +14,7 @@ import click
 from penstock.engine.cli_common import Named, kafka_options, name_options, output_options, print_json
 
 if TYPE_CHECKING:
+    from penstock.engine.settings import Settings
     from penstock.functions.app import App
     from penstock.router.kafka_doctor import Finding
     from penstock.router.kafka_options import KafkaOptions
@@ -25,9 +26,9 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 @kafka_options
 @name_options
 @click.option("--parallelism", type=click.IntRange(1, 128), help="Its number of tasks, if not as in the settings.")
-@click.option("--replicas", type=click.IntRange(1, 9), help="Of its topics; 3, or as many as there are brokers.")
+@click.option("--replicas", type=click.IntRange(1, 9), help="Of its topics, if not as in the settings.")
 @click.option("--reads", multiple=True, metavar="TOPIC", help="A topic it reads, beside those that --app says.")
-@click.option("--writes", multiple=True, metavar="TOPIC", help="A topic it writes. Can be given again.")
+@click.option("--writes", multiple=True, metavar="TOPIC", help="A topic it writes, beside those that --app says.")
 @click.option("--acls", metavar="PRINCIPAL", help="Only print the commands that grant what User:NAME needs.")
 @output_options
 @click.pass_context
@@ -52,14 +53,18 @@ def doctor(
 
     if named.app is not None:
         reads = sorted({*reads, *topics_read(named.app)})
+        writes = sorted({*writes, *topics_written(named.app)})
     if acls is not None:
         _print_acls(kafka, named.name or NAMELESS, reads, writes, acls, as_json=as_json)
         return
-    settings = load_settings(Path.cwd(), os.environ, {} if parallelism is None else {"parallelism": parallelism})
+    given = {"kafka": kafka.bootstrap, "parallelism": parallelism, "replicas": replicas}
+    settings = load_settings(
+        Path.cwd(), os.environ, {name: value for name, value in given.items() if value is not None}
+    )
     plan = Plan(
         app=named.name,
         parallelism=settings["parallelism"],
-        replicas=replicas,
+        replicas=settings["replicas"] or None,
         message_bytes_max=settings["message_bytes_max"],
         reads=reads,
         writes=writes,
@@ -70,6 +75,7 @@ def doctor(
             f"A topic {plan.name}.doctor-* is created and deleted, and transactional id {plan.name}-doctor used."
         )
     findings = asyncio.run(examine(kafka, plan, lambda: int(time.time() * 1000)))
+    findings += store_findings(settings)
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:
@@ -84,6 +90,31 @@ def topics_read(app: App) -> set[str]:
 
     specs = [ingress.spec for ingress in app.ingresses.values()]
     return {topic for spec in specs if isinstance(spec, KafkaIngress) and spec.brokers is None for topic in spec.topics}
+
+
+def topics_written(app: App) -> set[str]:
+    """Topics that its egresses name, in the application's own cluster. A row may name another one."""
+    from penstock.functions.kafka_egress import KafkaEgress
+
+    specs = [egress.spec for egress in app.egresses.values()]
+    return {spec.topic for spec in specs if isinstance(spec, KafkaEgress) and spec.brokers is None}
+
+
+def store_findings(settings: Settings) -> list[Finding]:
+    """Whether checkpoints can be stored where the settings say; nothing if they say nothing."""
+    from penstock.checkpoint.stores import open_store
+    from penstock.engine.cluster.options import cluster_options
+    from penstock.errors import PenstockError
+    from penstock.router.kafka_doctor import Finding
+
+    if not settings["store"]:
+        return []
+    try:
+        cluster = cluster_options(settings, Path(settings["dir"]))
+        open_store(cluster.store, cluster.store_options).check()
+    except PenstockError as error:
+        return [Finding("store", "fail", str(error))]
+    return [Finding("store", "pass", f"{cluster.store} can be written, listed, read and deleted from.")]
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -27,12 +27,9 @@ def functions(where: Where, as_json: bool) -> None:
     if client is not None:
         rows = client.functions()
     else:
-        from pathlib import Path
-
-        from penstock.engine.loading import load_app
         from penstock.engine.views import describe_functions
 
-        app = load_app(where.settings["app"], Path.cwd()).app
+        app = where.app()
         app.check()
         rows = describe_functions(app)
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
@@ -22,7 +22,7 @@ from penstock.router.frames import decode_frames
 from penstock.router.ingress import Chunk, Progress, Reader
 from penstock.router.log import Log, check_offset
 from penstock.router.requests import decode_request
-from penstock.router.routing import IngressRouter, RoutedChunk
+from penstock.router.routing import RoutedChunk
 
 READ_BYTES = 4 << 20
 """Read from a log at a time."""
@@ -83,13 +83,21 @@ class InputFeed(Feed, Protocol):
     async def close(self) -> None: ...
 
 
+class Router(Protocol):
+    """Where the records of an ingress go: see `IngressRouter`."""
+
+    def column(self, records: Sequence[Any]) -> tuple[str, Sequence[str], Sequence[bytes]] | None: ...
+
+    def route_chunk(self, records: Sequence[Any], first: int, locate: Callable[[int], str]) -> RoutedChunk: ...
+
+
 class IngressFeed:
     """One partition of a declared ingress. `wake` is called when a read that found nothing is worth repeating."""
 
     kind: FeedKind = "ingress"
 
     def __init__(
-        self, application: str, ingress: Ingress, reader: Reader, router: IngressRouter, wake: Callable[[], None]
+        self, application: str, ingress: Ingress, reader: Reader, router: Router, wake: Callable[[], None]
     ) -> None:
         self.name = ingress.name
         self.partition = 0

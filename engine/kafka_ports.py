@@ -19,6 +19,7 @@ from penstock.functions.kafka import KafkaIngress
 from penstock.functions.kafka_egress import KafkaEgress
 from penstock.functions.types import Codec, codec_for
 from penstock.router.formats import encoder_for
+from penstock.router.kafka_client import connected
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_routing import KafkaRouter
 from penstock.router.kafka_sink import KafkaSinks
@@ -61,8 +62,16 @@ class KafkaPorts:
                 await partitions.start()
 
     async def sink(self, egress: str, spec: KafkaEgress, history: str) -> Sink:
-        """The sink of an egress. `history` names the one that markers are of."""
+        """The sink of an egress. `history` names the one that markers are of. Raises ConfigurationError for a topic
+        that is not there: each row would become a dead letter."""
         options = self._options(f"Egress {egress}", "writes", spec)
+        async with connected(options) as client:
+            if not await client.partitions((spec.topic,)):
+                raise ConfigurationError(
+                    "PEN0727",
+                    f"Egress {egress} writes to topic {spec.topic}, which Kafka does not have. Create it, or correct "
+                    "the name in KafkaEgress.",
+                )
         sinks = self._sinks.get(options)
         if sinks is None:
             if options != self._kafka:

@@ -49,6 +49,8 @@ from penstock.state.rocksdb import RocksMemory
 MEMORY_BYTES: Final = 64 << 20
 CACHE_BYTES: Final = 16 << 20
 READ_RECORDS: Final = 10_000
+OF_WORKERS: Final = ("tasks", "cache", "store", "worker-0")
+"""What a worker on Kafka has in its directory, or a supervisor."""
 
 
 class Checkpoints(Protocol):
@@ -87,11 +89,11 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         """Raises InvalidInput when no application has ever run there."""
-        if not (path / "log").is_dir() and any((path / part).is_dir() for part in ("tasks", "cache", "store")):
+        if not (path / "log").is_dir() and any((path / part).is_dir() for part in OF_WORKERS):
             raise InvalidInput(
                 "PEN0622",
-                f"{path} is of an application on Kafka, which answers while it runs. Start it (penstock run), or give "
-                "the --url of one of its workers.",
+                f"{path} is of an application on Kafka, and no settings name its brokers. Set PENSTOCK_KAFKA, or kafka "
+                "in penstock.toml, or give the --url of one of its workers.",
             )
         if not (path / "log").is_dir():
             raise InvalidInput(
@@ -123,13 +125,6 @@ class Directory:
     def newest(self) -> Retained | None:
         """What the next start would restore."""
         return next(self.history.candidates(), None)
-
-    def checkpoints(self) -> list[dict[str, Any]]:
-        return [summarize_checkpoint(retained) for retained in self.history.checkpoints.values()]
-
-    def checkpoint(self, number: int) -> dict[str, Any]:
-        retained = self.retained(number)
-        return show_checkpoint(retained, self.manifest(retained))
 
     def manifest(self, retained: Retained) -> Manifest:
         return self.journal.manifest(retained)
@@ -205,6 +200,20 @@ class _Sound:
                 chain.add(offset)
                 offset = header.previous
             self._deltas |= chain
+
+
+class StoppedCheckpoints:
+    """What `found` tells of them, as a running application would."""
+
+    def __init__(self, found: Checkpoints) -> None:
+        self._found = found
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        return [summarize_checkpoint(retained) for retained in self._found.history.checkpoints.values()]
+
+    def checkpoint(self, number: int) -> dict[str, Any]:
+        retained = self._found.retained(number)
+        return show_checkpoint(retained, self._found.manifest(retained))
 
 
 class StoppedApplication:

@@ -479,14 +479,25 @@ def refuse_alive(found: Inventory, now_ms: int) -> None:
         )
 
 
+async def refuse_absent(options: KafkaOptions, app: str) -> None:
+    """Raise InvalidInput unless `app` was started in this cluster."""
+    async with Admin(options) as admin:
+        if not await admin.topics([topic_name(app, "control")]):
+            raise await _not_there(admin, app)
+
+
+async def _not_there(admin: Admin, app: str) -> InvalidInput:
+    return InvalidInput(
+        "PEN0753",
+        f"There is no application {app} in the Kafka cluster at {admin.options.bootstrap}: it has none of the "
+        f"topics {app}.*. Applications there: {_listed(applications(await admin.topics(None))) or 'none'}.",
+    )
+
+
 async def _inventory(admin: Admin, app: str) -> Inventory:
     topics = await admin.topics([topic_name(app, part) for part in PARTS])
     if not topics:
-        raise InvalidInput(
-            "PEN0753",
-            f"There is no application {app} in the Kafka cluster at {admin.options.bootstrap}: it has none of the "
-            f"topics {app}.*. Applications there: {_listed(applications(await admin.topics(None))) or 'none'}.",
-        )
+        raise await _not_there(admin, app)
     sizes = await admin.sizes(topics)
     heard_at = {topic_name(app, "reports"): 0, topic_name(app, "control"): 1}
     newest = await admin.last_records(

@@ -36,7 +36,7 @@ from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import is_incarnation, leader_id
+from penstock.router.kafka_topics import is_incarnation, leader_id, refuse_absent
 from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.requests import decode_request
 
@@ -60,7 +60,8 @@ class KafkaCheckpoints:
 
     async def load(self, numbers: Iterable[int], *, waiting: bool = False) -> None:
         """Read what was decided, and these checkpoints, or the newest if there are none; with `waiting`, what they had
-        not admitted, too. Raises InvalidInput for one that is not there."""
+        not admitted, too. Raises InvalidInput for one that is not there, as an application may be."""
+        await refuse_absent(self._kafka, self._application)
         self.history = await read_history(self._kafka, self._application)
         newest = self.newest()
         for number in list(numbers) or ([newest.checkpoint] if newest is not None else []):

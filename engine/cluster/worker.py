@@ -86,6 +86,9 @@ from penstock.router.kafka_writer import KafkaWriter
 BASE_BYTES = 48 << 20
 """Deltas of all tasks here behind their newest bases: a restart reads them from Kafka, at about 100 MB a second."""
 
+LETTERS_S = 10.0
+"""Between two lines about dead letters."""
+
 
 class ClusterWorker:
     """See the module. `await run()` does everything; `stop()` ends it in an orderly way."""
@@ -118,6 +121,8 @@ class ClusterWorker:
         self._worked_at = 0.0
         self._serving = False
         self._counters = _Counters()
+        self._letters_told, self._letters_told_s = 0, -math.inf
+        """Dead letters of the tasks here that were told of, and when."""
         self._restored: dict[int, int] = {}
         """How many percent of each task that is on its way here."""
         self._changed_ms: float | None = None
@@ -480,6 +485,18 @@ class ClusterWorker:
         self.last_checkpoint_ms = self._clock() * 1000
         self._changed_ms = None
         self._counters.completed += 1
+        self._say_letters()
+
+    def _say_letters(self) -> None:
+        """What nobody asked for an answer to fails without a word: tell of it now and then."""
+        written, told = sum(unit.core.statistics().dead_letters for unit in self.units), self._letters_told
+        now_s = time.monotonic()
+        if written > told and now_s - self._letters_told_s > LETTERS_S:
+            logger.warning("%s more: penstock dead list", counted(written - told, "dead letter"))
+            self._letters_told_s = now_s
+        elif written > told:
+            return
+        self._letters_told = written  # Also when it is less: tasks went elsewhere.
 
     def _placed(self, units: Sequence[TaskUnit], placed: Placed) -> None:
         """Tasks are here: they take part in the checkpoint under way, and take turns from now on."""

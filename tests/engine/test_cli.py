@@ -821,8 +821,8 @@ def test_the_directory_of_a_worker_on_kafka_is_told_apart(run: Run, folder: Path
     (folder / ".penstock" / "tasks").mkdir(parents=True)
 
     assert run("checkpoint", "list", exit_code=2).stderr == (
-        "PEN0622 .penstock is of an application on Kafka, which answers while it runs. Start it (penstock run), or "
-        "give the --url of one of its workers.\n"
+        "PEN0622 .penstock is of an application on Kafka, and no settings name its brokers. Set PENSTOCK_KAFKA, or "
+        "kafka in penstock.toml, or give the --url of one of its workers.\n"
     )
 
 

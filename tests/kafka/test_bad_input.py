@@ -150,6 +150,8 @@ class Shared:
         asyncio.run(create_topic(self.kafka, f"{self.name}-avro"))
         self._thread.start()
         assert self._started.wait(PATIENCE_S), "the worker has not started"
+        # What is said before the leader listens, it never hears.
+        self.until(lambda: self.worker.ready)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -465,7 +467,9 @@ def hits(count: int, ids: int = 20) -> list[Record]:
     return [Record(b"{}", f"id-{number % ids}".encode()) for number in range(count)]
 
 
-def test_what_was_foreign_is_one_dead_letter_also_after_a_restart(kafka: str, kafka_app: str, tmp_path: Path) -> None:
+def test_what_was_foreign_is_one_dead_letter_also_after_a_restart(
+    kafka: str, kafka_app: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         await create_topics(kafka, kafka_app)
         for _ in range(2):
@@ -481,6 +485,7 @@ def test_what_was_foreign_is_one_dead_letter_also_after_a_restart(kafka: str, ka
         assert await rows_of(kafka, kafka_app) == {"k": [1, 2]}
 
     run(scenario())
+    assert caplog.text.count("1 dead letter more: penstock dead list") == 1
 
 
 def test_a_foreign_decision_ends_workers_and_no_other_one_starts(kafka: str, kafka_app: str, tmp_path: Path) -> None:
@@ -531,6 +536,12 @@ def test_a_topic_that_is_deleted_ends_its_reader(
         assert str(again) == (
             f"PEN0727 Ingress hits reads topic {kafka_app}-in, which Kafka does not have. Create it, or correct the "
             "name in KafkaIngress."
+        )
+        await delete_topics(kafka, f"{kafka_app}-out")
+        again = await failure_of(worker_of(kafka, counting(kafka_app), tmp_path))
+        assert str(again) == (
+            f"PEN0727 Egress t/out writes to topic {kafka_app}-out, which Kafka does not have. Create it, or correct "
+            "the name in KafkaEgress."
         )
         await delete_topics(kafka, f"{kafka_app}.inbox")
         await create_topic(kafka, f"{kafka_app}-in")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -67,6 +68,16 @@ def test_it_only_says_what_it_would_do(kafka: str, app: str) -> None:
         "stays.\n"
     )
     assert len(topics(kafka, app)) == len(PARTS)
+
+
+def test_it_is_the_application_that_the_settings_name(
+    kafka: str, app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named.py").write_text('from penstock import App\napp = App("another")\n')
+    (tmp_path / "penstock.toml").write_text(f'name = "{app}"\n')
+
+    assert run("--kafka", kafka, "--app", "named.py").stdout.endswith(f"Would remove 8 topics of {app}; add --yes.\n")
 
 
 def test_it_removes_the_topics_and_nothing_else(kafka: str, app: str) -> None:

@@ -130,6 +130,36 @@ def test_it_knows_the_settings(kafka: str, kafka_app: str, tmp_path: Path, monke
     )
 
 
+SHOP = """
+from penstock import App, Context, KafkaEgress, KafkaIngress
+
+app = App("shop")
+bills = app.egress("shop/bills", KafkaEgress("{name}-bills"))
+
+
+@app.function("shop/customer")
+def customer(ctx: Context, order: dict) -> None:
+    ctx.emit(bills, order)
+
+
+app.ingress(KafkaIngress("{name}-orders"), to=customer)
+"""
+
+
+def test_it_knows_the_application(kafka: str, kafka_app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "the_shop.py").write_text(SHOP.format(name=kafka_app))
+    (tmp_path / "penstock.toml").write_text(f'name = "{kafka_app}"\nreplicas = 1\nstore = "/proc/none"\n')
+    asyncio.run(ensure(KafkaOptions(kafka), kafka_app, application_id="1", parallelism=8, replicas=1))
+
+    found = findings("--kafka", kafka, "--app", "the_shop.py", exit_code=1)
+
+    assert of("topics", found)[0]["result"] == "pass"
+    assert of("ingress topics", found)[0]["found"] == f"There is no topic {kafka_app}-orders."
+    assert of("egress topics", found)[0]["found"] == f"There is no topic {kafka_app}-bills."
+    assert of("store", found)[0]["found"].startswith("PEN0412 Storing failed at /proc/none")
+
+
 # What is wrong.
 
 

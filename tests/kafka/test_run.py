@@ -431,6 +431,13 @@ def test_a_directory_and_the_options_of_a_bucket_are_refused(folder: Path, kafka
     )
 
 
+def test_a_store_that_can_not_be_used_is_refused(folder: Path, kafka: str, kafka_app: str) -> None:
+    run = Run(folder, kafka, kafka_app, "run", "--workers", "2", "--store", "/proc/none", count=0, rate=1)
+
+    run.wait_end(3)
+    assert "PEN0412 Storing failed at /proc/none" in run.log
+
+
 def test_a_cluster_that_does_not_answer_ends_the_run_at_once(folder: Path) -> None:
     told = refused(folder, "--kafka", "127.0.0.1:1", "--workers", "2", "--port", "none")
 

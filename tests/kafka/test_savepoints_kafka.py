@@ -53,6 +53,13 @@ def test_an_application_continues_under_another_name_with_more_tasks(
     assert 0 < len(ids) <= IDS
     same = ask(tmp_path, kafka, kafka_app, "checkpoint", "diff", number, number, "--dir", "one")
     assert same["differences"] == []
+    listed = ask(tmp_path, kafka, kafka_app, "checkpoint", "list", "--dir", "one")
+    assert listed[-1]["checkpoint"] == taken["checkpoint"]
+    shown = ask(tmp_path, kafka, kafka_app, "checkpoint", "show", number, "--dir", "one")
+    assert [task["task"] for task in shown["tasks"]] == [0, 1, 2, 3]
+    checked = ask(tmp_path, kafka, kafka_app, "check", "--dir", "one")
+    assert checked["checkpoint"] == taken["checkpoint"]
+    assert ask(tmp_path, kafka, f"{kafka_app}-3", "check")["checkpoint"] is None
 
     second = Run(
         tmp_path,

@@ -12,6 +12,7 @@ import pytest
 from penstock.errors import ConfigurationError, FunctionError, InvalidInput
 from penstock.functions.app import App
 from penstock.functions.context import Context
+from penstock.functions.formats import Avro, CloudEvents, Format, Json, JsonSchema, Msgpack, SchemaRegistry
 from penstock.functions.io import (
     FileEgress,
     FileIngress,
@@ -22,6 +23,8 @@ from penstock.functions.io import (
     PostgresEgress,
     StdoutEgress,
 )
+from penstock.functions.kafka import KafkaIngress
+from penstock.functions.kafka_egress import KafkaEgress
 from penstock.functions.state import Message, State, Table, Value
 from penstock.testing import START, Harness, harness
 
@@ -501,3 +504,80 @@ def test_a_harness_can_be_closed_with_work_under_way() -> None:
     h.advance("1s")
     h.close()
     h.close()
+
+
+# What comes from Kafka, and goes there.
+
+
+def orders(format: Format | None = None, **ingress: Any) -> App:
+    """Adds up what comes by key, and says each sum."""
+    format = format or Json()
+    app = App("orders")
+    totals = app.egress("orders/totals", KafkaEgress("totals", format=format, key="id"))
+
+    class Order(Message):
+        amount: int
+
+    class Total(State):
+        total: int = 0
+
+    class Said(Message):
+        id: str
+        total: int
+
+    @app.function("orders/customer")
+    def customer(ctx: Context[Total], order: Order | None) -> None:
+        ctx.state.total += order.amount if order is not None else 0
+        ctx.emit(totals, Said(ctx.id, ctx.state.total), headers=dict(ctx.message.headers))
+
+    app.ingress(KafkaIngress("orders", format=format, **ingress), to=customer, name="orders")
+    return app
+
+
+def said(rows: list[Any]) -> list[tuple[str, int]]:
+    return [(row.id, row.total) for row in rows]
+
+
+@variants
+@pytest.mark.parametrize(
+    "format",
+    [
+        Json(),
+        Msgpack(),
+        Avro(registry=SchemaRegistry("http://nobody:1")),
+        JsonSchema(SchemaRegistry("http://nobody:1")),
+        CloudEvents(source="/orders", type="ordered"),
+    ],
+    ids=lambda format: type(format).__name__,
+)
+def test_records_of_topics_come_under_their_keys(options: dict[str, Any], format: Format) -> None:
+    with Harness(orders(format), **options) as h:
+        h.feed("orders", [("ada", {"amount": 3}), (b"grace", {"amount": 4}), ("ada", {"amount": 5}, {"trace": "x"})])
+
+        assert sorted(said(h.egress("orders/totals"))) == [("ada", 3), ("ada", 8), ("grace", 4)]
+        rows = {(row.key, tuple(row.headers)) for row in h.egress_rows("orders/totals")}
+        assert rows == {(b"ada", ()), (b"grace", ()), (b"ada", (("trace", "x"),))}
+
+
+def test_records_that_can_be_no_message_are_dead_letters_as_in_a_worker() -> None:
+    with Harness(orders()) as h:
+        h.feed("orders", [{"amount": 1}, ("ada", None), ("ada", b"no JSON"), ("ada", b'{"amount": 2}')])
+
+        assert [(letter.code, letter.payload) for letter in h.dead_letters()] == [
+            ("PEN0730", b'{"amount":1}'),
+            ("PEN0731", b""),
+            ("PEN0201", b"no JSON"),
+        ]
+        assert said(h.egress("orders/totals")) == [("ada", 2)]
+
+
+def test_a_tombstone_is_none_where_that_is_wanted() -> None:
+    with Harness(orders(tombstones="deliver")) as h:
+        h.feed("orders", [("ada", None)])
+
+        assert said(h.egress("orders/totals")) == [("ada", 0)]
+
+
+def test_what_is_no_record_of_a_topic_is_refused() -> None:
+    with Harness(orders()) as h, pytest.raises(ConfigurationError, match="no record of a topic"):
+        h.feed("orders", [(1, {"amount": 1})])

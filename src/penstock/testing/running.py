@@ -42,6 +42,8 @@ from penstock.functions.codecs import MsgspecCodec
 from penstock.functions.context import Outlet
 from penstock.functions.function import Function
 from penstock.functions.io import EgressSpec, FileEgress, FileIngress, GeneratorIngress, MemoryEgress, MemoryIngress
+from penstock.functions.kafka import KafkaIngress
+from penstock.functions.kafka_egress import KafkaEgress
 from penstock.functions.trial import START
 from penstock.functions.types import codec_for
 from penstock.functions.virtual_loop import VirtualLoop
@@ -55,6 +57,7 @@ from penstock.state.backend import Backend
 from penstock.state.memory import MemoryBackend
 from penstock.testing.comparing import Outcome, Row, first_difference
 from penstock.testing.faults import Crashed, Fault, Trouble
+from penstock.testing.kafka import FedTopic, emitted_value, fed_record
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -200,7 +203,8 @@ class Harness:
     def feed(self, ingress: Ingress | str, records: Iterable[Any]) -> None:
         """Let `records` arrive at an ingress: as its reader would give them, or values of its type.
 
-        What can't be routed becomes a dead letter, as it would from a file.
+        Those of a `KafkaIngress` are `(key, value)` or `(key, value, headers)`; the value alone is a record without a
+        key. What can't be routed becomes a dead letter, as it would from a file.
         """
         name = ingress if isinstance(ingress, str) else ingress.name
         declared = self.app.ingresses.get(name)
@@ -437,6 +441,9 @@ class Harness:
     def _ingress_feed(self, ingress: Ingress) -> IngressFeed:
         reader = reader_for(self._fed.setdefault(ingress.name, MemoryIngress()))
         bytes_max = self._config.message_bytes_max
+        if isinstance(ingress.spec, KafkaIngress):
+            topic = FedTopic(self.app, ingress, ingress.spec, bytes_max)
+            return IngressFeed(self.app.name, ingress, reader, topic, lambda: None)
         return build_ingress(self.app, ingress, reader, message_bytes_max=bytes_max, wake=lambda: None)
 
     def _attach_sinks(self, unit: TaskUnit, restored: Restored) -> None:
@@ -752,6 +759,8 @@ class Harness:
     def _raw_record(self, ingress: Ingress, record: Any) -> Any:
         """A record as the reader of the ingress would give it, made of a value of its type where it is one."""
         spec = ingress.spec
+        if isinstance(spec, KafkaIngress):
+            return fed_record(spec, record)
         if isinstance(spec, GeneratorIngress) and spec.format == "msgpack":
             id, message = record
             encoded = (
@@ -788,6 +797,10 @@ def _value_of(spec: EgressSpec, data: bytes, emitted: type | None) -> Any:
     elif isinstance(spec, FileEgress) and spec.columns is not None:
         (cells,) = csv.reader([data.decode()])
         loose = dict(zip(spec.columns, cells, strict=True))
+    elif isinstance(spec, KafkaEgress):
+        if spec.tombstones and not data:
+            return None
+        loose = emitted_value(spec.format, data)
     else:
         try:
             loose = msgspec.json.decode(data)
