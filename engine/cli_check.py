@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import click
 from penstock.checkpoint.control import Manifest
 from penstock.engine.build import compile_router, missing_client, resolve_function
 from penstock.engine.cli_common import DIFFERENCES, Where, output_options, print_json, print_table, where_options
+from penstock.engine.cli_savepoint import saved
 from penstock.engine.loading import load_app
-from penstock.engine.migrate import check_shapes
+from penstock.engine.migrate import beyond_migration, check_shapes
+from penstock.engine.regroup import ingresses_of
 from penstock.errors import InvalidInput
 from penstock.functions.app import App, Ingress
+from penstock.functions.function import Function
 from penstock.functions.kafka import KafkaIngress
 
 NEVER_RAN = frozenset({"PEN0622", "PEN0753"})
@@ -23,34 +27,59 @@ NEVER_RAN = frozenset({"PEN0622", "PEN0753"})
 
 @click.command()
 @click.argument("target", required=False, metavar="[APP]")
-@click.option("--against", metavar="last|N", help="Compare with this checkpoint; exit code 5 when something differs.")
+@click.option(
+    "--against",
+    metavar="last|N|PLACE",
+    help="Compare with the newest checkpoint, or that one, or a savepoint; exit code 5 when something differs.",
+)
 @where_options
 @output_options
 @click.pass_context
 def check(ctx: click.Context, where: Where, target: str | None, against: str | None, as_json: bool) -> None:
     """Say whether an application loads and fits its last checkpoint.
 
-    Nothing is started or changed. Exit code 2 when it can't run, 4 when its state would be refused.
+    Nothing is started or changed. Exit code 2 when it can't run, or when there is nothing to compare with --against;
+    4 when its state would be refused.
     """
-    if against not in (None, "last") and not str(against).isdecimal():
-        raise click.BadParameter(f"{against!r} is neither 'last' nor a number.", param_hint="--against")
     app = load_app(target or where.settings["app"], Path.cwd(), name=where.settings["name"]).app
     app.check()
     check_edges(app)
     manifest = _manifest(where, against)
-    rows = compare(app, manifest)
+    rows, ingresses = compare(app, manifest), compare_ingresses(app, manifest)
+    differs = manifest is not None and (
+        any((row["code"], row["state"]) != ("same", "same") for row in rows)
+        or any(row["position"] == "gone" for row in ingresses)
+    )
     if as_json:
-        print_json({"app": app.name, "checkpoint": manifest and manifest.checkpoint, "functions": rows})
+        print_json(
+            {
+                "app": app.name,
+                "checkpoint": manifest and manifest.checkpoint,
+                "differs": differs,
+                "refused": any(row["state"] == "refused" for row in rows),
+                "functions": rows,
+                "ingresses": ingresses,
+            }
+        )
     else:
-        print_table(rows, ("function", "code", "state", "problems"), empty="There are no functions.")
+        shown = [{**row, "fields": " ".join(row["fields"])} for row in rows]
+        print_table(shown, ("function", "code", "state", "fields", "problems"), empty="There are no functions.")
+        if manifest is not None and any(row["position"] == "gone" for row in ingresses):
+            print_table(ingresses, ("ingress", "position"), empty="")
     if manifest is None:
         click.echo("There is no checkpoint to compare with.", err=True)
         return
-    check_shapes(app, manifest)
+    for each in _told_apart(manifest):
+        check_shapes(app, each)
     if not as_json:
         click.echo(f"{app.name} can continue from checkpoint {manifest.checkpoint:,}.")
-    if against is not None and any(row["code"] != "same" or row["state"] != "same" for row in rows):
+    if against is not None and differs:
         ctx.exit(DIFFERENCES)
+
+
+def _told_apart(manifest: Manifest) -> list[Manifest]:
+    """The checkpoint as tasks see it that other code had run than the rest."""
+    return [manifest, *(manifest.of(part.task) for part in manifest.parts if part.fingerprints is not None)]
 
 
 def check_edges(app: App) -> None:
@@ -74,29 +103,67 @@ def _check_kafka(app: App, ingress: Ingress, spec: KafkaIngress) -> None:
 def compare(app: App, manifest: Manifest | None) -> list[dict[str, Any]]:
     """Each function of the application or the checkpoint, and what became of its code and its state."""
     known = manifest.fingerprints if manifest is not None else {}
-    rows: list[dict[str, Any]] = []
-    for typename, function in sorted(app.functions.items()):
-        before = known.get(typename)
-        if before is None:
-            rows.append({"function": typename, "code": "new", "state": "new", "problems": ""})
-            continue
-        shape: Any = before["state"]
-        problems = function.state_incompatibilities(shape)
-        state = "same" if shape == function.state_shape() else "fits"
-        if problems:
-            state = "migrated" if typename in app.migrations else "refused"
-        code = "same" if before["code"] == function.fingerprint else "changed"
-        rows.append({"function": typename, "code": code, "state": state, "problems": "; ".join(problems)})
-    gone = ({"function": name, "code": "gone", "state": "kept", "problems": ""} for name in sorted(known))
-    return rows + [row for row in gone if row["function"] not in app.functions]
+    rows = [
+        _compared(app, manifest, function, known.get(typename)) for typename, function in sorted(app.functions.items())
+    ]
+    return rows + [_row(name, "gone", "kept") for name in sorted(known) if name not in app.functions]
+
+
+def _compared(
+    app: App, manifest: Manifest | None, function: Function[Any, Any], before: dict[str, Any] | None
+) -> dict[str, Any]:
+    typename, migration = function.typename, function.typename in app.migrations
+    if manifest is None or before is None:
+        return _row(typename, "new", "new", migration=migration)
+    shape = before["state"]
+    problems = function.state_incompatibilities(shape)
+    state = "same" if shape == function.state_shape() else "fits"
+    if problems:
+        state = "refused" if not migration or beyond_migration(function, manifest) else "migrated"
+    code = "same" if before["code"] == function.fingerprint else "changed"
+    return _row(typename, code, state, function.state_changes(shape), problems, migration=migration)
+
+
+def _row(
+    typename: str,
+    code: str,
+    state: str,
+    fields: Sequence[str] = (),
+    problems: Sequence[str] = (),
+    *,
+    migration: bool = False,
+) -> dict[str, Any]:
+    return {
+        "function": typename,
+        "code": code,
+        "state": state,
+        "fields": list(fields),
+        "migration": migration,
+        "problems": "; ".join(problems),
+    }
+
+
+def compare_ingresses(app: App, manifest: Manifest | None) -> list[dict[str, str]]:
+    """Each ingress of the application or the checkpoint, and whether its position is known. One that has `none` was not
+    read from so far, or has got another name: then the other is `gone`, and everything is read once more."""
+    parts = manifest.parts if manifest is not None else ()
+    known = {name for part in parts for name in ingresses_of(part.ingress_positions)}
+    rows = [{"ingress": name, "position": "known" if name in known else "none"} for name in sorted(app.ingresses)]
+    return rows + [{"ingress": name, "position": "gone"} for name in sorted(known - app.ingresses.keys())]
 
 
 def _manifest(where: Where, against: str | None) -> Manifest | None:
     """The checkpoint to compare with. Without `against`, there need not be one."""
+    if against not in (None, "last") and not str(against).isdecimal():
+        return saved(where, str(against)).savepoint.manifest
     number = int(against) if against not in (None, "last") else None
     try:
         with where.reading(*(() if number is None else (number,))) as checkpoints:
             chosen = checkpoints.newest() if number is None else checkpoints.retained(number)
+            if chosen is None and against is not None:
+                raise InvalidInput(
+                    "PEN0309", f"No checkpoint of {checkpoints.place} is complete, so there is nothing to compare with."
+                )
             return checkpoints.manifest(chosen) if chosen is not None else None
     except InvalidInput as error:
         if against is None and error.code in NEVER_RAN:

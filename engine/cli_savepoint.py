@@ -70,7 +70,7 @@ def list_(where: Where, place: str | None, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for name in _open(where, root).folders():
         try:
-            rows.append(_summary(_reader(where, f"{root.rstrip('/')}/{name}")))
+            rows.append(_summary(saved(where, f"{root.rstrip('/')}/{name}")))
         except PenstockError as error:
             rows.append({"savepoint": f"{root.rstrip('/')}/{name}", "problem": str(error)})
     if as_json:
@@ -90,7 +90,7 @@ def show(where: Where, place: str, as_json: bool) -> None:
     """Show everything a savepoint says of itself."""
     from penstock.engine.savepoints import show as describe
 
-    reader = _reader(where, place)
+    reader = saved(where, place)
     found = describe(reader.place, reader.savepoint)
     if as_json:
         print_json(found)
@@ -107,7 +107,7 @@ def show(where: Where, place: str, as_json: bool) -> None:
 @output_options
 def verify(where: Where, place: str, as_json: bool) -> None:
     """Read all of a savepoint, and compare hashes. Fails with the name of the first file that is damaged."""
-    reader = _reader(where, place)
+    reader = saved(where, place)
     with progress_bar("Reading the savepoint") as progress:
         reader.verify(progress)
     if as_json:
@@ -199,7 +199,8 @@ def _summary(reader: SavepointReader) -> dict[str, Any]:
     return summarize(reader.place, reader.savepoint)
 
 
-def _reader(where: Where, place: str) -> SavepointReader:
+def saved(where: Where, place: str) -> SavepointReader:
+    """The savepoint of that name or place. Raises InvalidInput when there is none."""
     from penstock.checkpoint.savepoint import SavepointReader
 
     return SavepointReader(_open(where, _resolved(where, place)))

@@ -29,7 +29,7 @@ def check_shapes(app: App, manifest: Manifest) -> None:
     """Raise Refused when state of the checkpoint can't be read by `app`, and no migration is declared for it."""
     for typename, function in app.functions.items():
         problems = _problems(function, manifest)
-        beyond = _beyond_migration(function, manifest)
+        beyond = beyond_migration(function, manifest)
         if problems and (beyond or typename not in app.migrations):
             remedy = (
                 f"{beyond} can't be migrated: give what is new another name, start fresh with --from none"
@@ -86,7 +86,7 @@ def _problems(function: Function[Any, Any], manifest: Manifest) -> list[str]:
     return [] if known is None else function.state_incompatibilities(known["state"])  # type: ignore[arg-type]
 
 
-def _beyond_migration(function: Function[Any, Any], manifest: Manifest) -> str:
+def beyond_migration(function: Function[Any, Any], manifest: Manifest) -> str:
     """What has changed that a migration, which is given the fields of a state and returns them, can't rewrite."""
     known: Any = manifest.fingerprints.get(function.typename)
     old = known and known["state"]

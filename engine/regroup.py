@@ -136,6 +136,12 @@ def positions_of(task: int, tasks: int, before: Sequence[Mapping[str, Any]]) -> 
     return found
 
 
+def ingresses_of(positions: Iterable[str]) -> set[str]:
+    """The ingresses that positions are of."""
+    known = dict.fromkeys(positions)
+    return {each for each in known if each not in (RequestFeed.SOURCE, FOREIGN) and _partition_of(each, known) is None}
+
+
 def _partition_of(source: str, known: Mapping[str, object]) -> int | None:
     """The partition of Kafka that a position is of; None for that of an ingress which has none. What is known of an
     ingress that has some stands under its name alone."""

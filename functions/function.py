@@ -235,6 +235,16 @@ class Function(Generic[M_contra, R_co]):
             return [*found, "there was a state, and the handler's Context has none now"]
         return found + state_incompatibilities(old["state"], self.state)
 
+    def state_changes(self, old: Shape) -> list[str]:
+        """What of the state is not as in `old`, an earlier `state_shape`: `+field` is new, `-field` gone, `~field` of
+        another type or default. Empty where only something inside the types of fields has changed."""
+        before, now = _parts_of(old), _parts_of(self.state_shape())
+        return [
+            *(f"+{name}" for name in now if name not in before),
+            *(f"-{name}" for name in before if name not in now),
+            *(f"~{name}" for name in now if name in before and now[name] != before[name]),
+        ]
+
     def __call__(self, context: Any, message: M_contra) -> Any:
         return self.handler(context, message)
 
@@ -413,3 +423,18 @@ def _awaited(annotation: Any) -> Any:
 
 def _is_awaitable(annotation: Any) -> bool:
     return get_origin(annotation) in (Awaitable, Coroutine)
+
+
+def _parts_of(shape: Shape) -> dict[str, Any]:
+    """The fields, collections and stored values of a `state_shape` by their names."""
+    parts = dict(shape["storage"])
+    state = shape["state"]
+    if state is not None:
+        fields = state["fields"]
+        match fields["type"]:
+            case {"ref": name}:
+                parts |= fields["definitions"][name]["fields"]
+            case _:
+                parts["state"] = fields
+        parts |= state["collections"]
+    return parts

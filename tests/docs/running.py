@@ -1,6 +1,6 @@
 """Runs the blocks of one page as a reader would: in an empty directory, in order, with Penstock on the path.
 
-What always holds: every command ends well, unless the page shows the error it ends with; nothing of the page outlives
+What always holds: every command ends well, or finds differences, unless the page shows the error it ends with; nothing of the page outlives
 it; the port that pages name, 7070, is a free one here.
 """
 
@@ -22,6 +22,7 @@ from socket import socket
 from types import ModuleType
 from typing import IO
 
+from penstock.engine.cli_common import DIFFERENCES
 from penstock.engine.settings import load_settings
 from tests.docs.pages import Block, Command, blocks_of, commands_of, matches
 
@@ -168,7 +169,7 @@ class PageRun:
         if command.command.startswith("cd ") and done.returncode == 0:
             self._directory = (self._directory / command.command.removeprefix("cd ").strip()).resolve()
         may_fail = _CODE.search(command.output) is not None
-        assert done.returncode == 0 or may_fail, f"{command.command} ended with {done.returncode}:\n{done.stdout}"
+        assert done.returncode in (0, DIFFERENCES) or may_fail, f"{command.command} ended with {done.returncode}:\n{done.stdout}"
         if command.command.startswith("kill -9") and self._background is not None:
             self._background.wait_killed()
             self._end_background()

@@ -496,7 +496,69 @@ def test_changed_code_fits_and_differs(run: Run, shop: Path) -> None:
     run("check")
     rows = json.loads(run("check", "--against", "last", "--json", exit_code=5).stdout)["functions"]
 
-    assert rows == [{"function": "shop/total", "code": "changed", "state": "same", "problems": ""}]
+    assert rows == [
+        {
+            "function": "shop/total",
+            "code": "changed",
+            "state": "same",
+            "fields": [],
+            "migration": False,
+            "problems": "",
+        }
+    ]
+
+
+def test_a_check_says_what_of_the_state_is_not_as_it_was(run: Run, shop: Path) -> None:
+    (shop / "app.py").write_text(SHOP.replace("total: int = 0", "total: int = 0\n    more: str = ''"))
+
+    found = json.loads(run("check", "--against", "last", "--json", exit_code=5).stdout)
+
+    assert (found["differs"], found["refused"]) == (True, False)
+    assert [(row["state"], row["fields"]) for row in found["functions"]] == [("fits", ["+more"])]
+
+
+def test_a_check_says_whether_a_migration_is_there(run: Run, shop: Path) -> None:
+    changed = SHOP.replace("total: int = 0", "total: list[int] = []")
+    (shop / "app.py").write_text(changed)
+    refused = json.loads(run("check", "--against", "last", "--json", exit_code=4).stdout)
+    (shop / "app.py").write_text(changed + "\n\n@app.migrate('shop/total')\ndef listed(old):\n    return {}\n")
+    migrated = json.loads(run("check", "--against", "last", "--json", exit_code=5).stdout)
+
+    assert [(each["refused"], each["functions"][0]["state"]) for each in (refused, migrated)] == [
+        (True, "refused"),
+        (False, "migrated"),
+    ]
+    assert [each["functions"][0]["migration"] for each in (refused, migrated)] == [False, True]
+    assert refused["functions"][0]["fields"] == ["~total"]
+
+
+def test_a_check_finds_an_ingress_that_would_begin_anew(run: Run, shop: Path) -> None:
+    assert json.loads(run("check", "--against", "last", "--json").stdout)["ingresses"] == [
+        {"ingress": "numbers", "position": "known"}
+    ]
+    (shop / "app.py").write_text(SHOP.replace('name="numbers"', 'name="renamed"'))
+
+    found = json.loads(run("check", "--against", "last", "--json", exit_code=5).stdout)
+
+    assert found["ingresses"] == [
+        {"ingress": "renamed", "position": "none"},
+        {"ingress": "numbers", "position": "gone"},
+    ]
+
+
+def test_a_check_needs_no_directory_when_there_is_a_savepoint(run: Run, shop: Path) -> None:
+    run("savepoint", "create", "--to", "saved")
+
+    assert "shop can continue from checkpoint" in run("check", "--dir", "none", "--against", "saved").stdout
+    (shop / "app.py").write_text(SHOP.replace("+= number", "+= 2 * number"))
+    run("check", "--dir", "none", "--against", "saved", exit_code=5)
+    assert run("check", "--against", "nowhere", exit_code=2).stderr.startswith("PEN0432 There is no savepoint at")
+
+
+def test_a_check_against_nothing_fails(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(SHOP)
+    run("check")
+    assert run("check", "--against", "last", exit_code=2).stderr.startswith("PEN0622 ")
 
 
 def test_state_that_no_longer_fits_is_refused(run: Run, shop: Path) -> None:
