@@ -1,7 +1,7 @@
 """Runs the blocks of one page as a reader would: in an empty directory, in order, with Penstock on the path.
 
-What always holds: every command ends well, or finds differences, unless the page shows the error it ends with; nothing of the page outlives
-it; the port that pages name, 7070, is a free one here.
+What always holds: every command ends well, or finds differences, unless the page shows the error it ends with; nothing
+of the page outlives it; the port that pages name, 7070, is a free one here.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ class PageRun:
         if command.command.startswith("cd ") and done.returncode == 0:
             self._directory = (self._directory / command.command.removeprefix("cd ").strip()).resolve()
         may_fail = _CODE.search(command.output) is not None
-        assert done.returncode in (0, DIFFERENCES) or may_fail, f"{command.command} ended with {done.returncode}:\n{done.stdout}"
+        assert done.returncode in (0, DIFFERENCES) or may_fail, (
+            f"{command.command} ended with {done.returncode}:\n{done.stdout}"
+        )
         if command.command.startswith("kill -9") and self._background is not None:
             self._background.wait_killed()
             self._end_background()
