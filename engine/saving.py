@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from penstock.errors import InvalidInput, PenstockError, Refused, Unavailable
 class Saving:
     """See the module. `take` copies everything to a place; without a place it goes below `directory`."""
 
-    def __init__(self, take: Callable[[str], Awaitable[Savepoint]], application: str, directory: Path) -> None:
+    def __init__(
+        self, take: Callable[[str], Coroutine[Any, Any, Savepoint]], application: str, directory: Path
+    ) -> None:
         self._take = take
         self._application = application
         self._directory = directory
@@ -37,14 +39,13 @@ class Saving:
                 "PEN0438",
                 f"A savepoint is being taken already, to {self._place}. Wait until it is there, and ask again.",
             )
-        self._place = place or default_place(self._directory, self._application, int(time.time() * 1000))
+        place = place or default_place(self._directory, self._application, int(time.time() * 1000))
+        taking = self._take(place)  # Which may refuse at once.
+        self._place = place
         self._number += 1
-        self._running = asyncio.get_running_loop().create_task(self._taken(self._place))
+        self._running = asyncio.get_running_loop().create_task(taking)
         self._running.add_done_callback(_looked_at)
         return self._number
-
-    async def _taken(self, place: str) -> Savepoint:
-        return await self._take(place)
 
     def state(self, number: int) -> dict[str, Any]:
         """How far it is: `done`, and then the savepoint, or why there is none. Raises InvalidInput."""

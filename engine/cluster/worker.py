@@ -650,7 +650,8 @@ class ClusterWorker:
         assert newest is not None, "an answer was given before a checkpoint was complete"
         return newest.checkpoint
 
-    async def take_savepoint(self, place: str) -> Savepoint:
+    def take_savepoint(self, place: str) -> Coroutine[Any, Any, Savepoint]:
+        # At once: who asks how far it is may be answered by another worker.
         raise Refused(
             "PEN0442",
             f"{self.app.name} runs on Kafka: a savepoint of it is taken while it stands still. Stop all its workers, "

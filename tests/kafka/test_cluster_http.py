@@ -238,6 +238,8 @@ def test_checkpoints_status_and_metrics_are_those_of_the_application(
             assert (shown["application"], len(shown["tasks"])) == (kafka_app, TASKS)
             unknown = await one.request("GET", "/admin/checkpoints/999999")
             assert (unknown.status, unknown.json["code"]) == (400, "PEN0309")
+            refused = await one.request("POST", "/admin/savepoints")
+            assert (refused.status, refused.json["code"]) == (409, "PEN0442")
 
             await until(lambda: all(len(each.worker.link.workers) == 2 for each in (one, other)))
             await until(lambda: all(member.url for member in one.worker.link.workers))
