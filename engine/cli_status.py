@@ -58,6 +58,7 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
         f"checkpoint  {_checkpoint(checkpoint)}",
         f"letters     {found['dead_letters']:,} dead" + ("   <- penstock dead list" if found["dead_letters"] else ""),
         *(_shared(found["shared"]) if found["shared"] is not None else []),
+        *(_supervised(found) if "workers" in found else []),
         "",
     ]
     headings = ["FUNCTION", "MESSAGES", "FAILED", "QUEUED"]
@@ -93,11 +94,27 @@ def _shared(shared: Mapping[str, Any]) -> list[str]:
         f"worker      {shared['worker']}  {tasks}  {leader}, {shared['leader_silent_s']:.1f} s ago",
         f"members     {len(shared['members']):,}  "
         + "  ".join(each["url"] or f"process {each['pid']} on {each['host']}" for each in shared["members"]),
-        "not taken   " + "  ".join(f"{records:,} {name}" for name, records in shared["lag"].items()),
+        _not_taken(shared["lag"]),
     ]
     if shared["paused"]:
         lines.append("paused      memory is full, so nothing new is taken in")
     return lines
+
+
+def _supervised(found: Mapping[str, Any]) -> list[str]:
+    """Of all workers of a supervisor."""
+    workers = [
+        f"{each['worker']} {'has tasks ' + ', '.join(map(str, each['tasks'])) if each['tasks'] else 'has no tasks'}"
+        for each in found["workers"]
+    ]
+    lines = ["workers     " + "; ".join(workers), _not_taken(found["lag"])]
+    if found["paused"]:
+        lines.append(f"paused      {', '.join(found['paused'])}: memory is full, so nothing new is taken in")
+    return lines
+
+
+def _not_taken(lag: Mapping[str, int]) -> str:
+    return "not taken   " + "  ".join(f"{records:,} {name}" for name, records in lag.items())
 
 
 def _ingress(each: Mapping[str, Any]) -> list[str]:

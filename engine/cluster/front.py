@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -329,6 +330,7 @@ _MERGES: Final[Mapping[str, Merge]] = {
     "duration_ms": _newest,
     "failures": sum,
     "held": sum,
+    "lag": lambda found: sum(known) if (known := [each for each in found if each is not None]) else None,
     "last": _newest,
     "age_s": lambda found: min((each for each in found if each is not None), default=None),
     "messages": sum,
@@ -346,7 +348,16 @@ _NAMES: Final = ("function", "ingress", "egress")
 
 def merge_status(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What each worker tells of itself, as that of one that has all tasks."""
-    return _merged(list(told.values())) | {"shared": None}
+    shared = {label: each["shared"] for label, each in told.items() if each.get("shared")}
+    lag: Counter[str] = Counter()
+    for each in shared.values():
+        lag.update(each["lag"])
+    own = [{name: value for name, value in each.items() if name != "shared"} for each in told.values()]
+    return _merged(own) | {
+        "shared": None,
+        "lag": dict(lag),
+        "paused": [label for label, each in shared.items() if each["paused"]],
+    }
 
 
 def _merged(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

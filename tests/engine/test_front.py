@@ -44,8 +44,9 @@ def test_the_status_of_all_adds_up() -> None:
         "problem": "",
         "checkpoint": {"last": None, "age_s": None, "interval_s": 0.2},
         "functions": [{"function": "shop/a", "messages": 1, "failures": 0}],
-        "ingresses": [{"ingress": "in", "records": 1, "done": True}],
+        "ingresses": [{"ingress": "in", "records": 1, "lag": None, "done": True}],
         "dead_letters": 1,
+        "shared": {"lag": {"inbox": 1, "requests": 2}, "paused": False},
     }
     other = {
         "app": "shop",
@@ -53,8 +54,9 @@ def test_the_status_of_all_adds_up() -> None:
         "problem": "no disk",
         "checkpoint": {"last": 7, "age_s": 0.1, "interval_s": 0.2},
         "functions": [{"function": "shop/a", "messages": 4, "failures": 1}],
-        "ingresses": [{"ingress": "in", "records": 2, "done": False}],
+        "ingresses": [{"ingress": "in", "records": 2, "lag": 5, "done": False}],
         "dead_letters": 2,
+        "shared": {"lag": {"inbox": 10, "requests": 0}, "paused": True},
     }
 
     assert merge_status({"worker-0": one, "worker-1": other}) == {
@@ -63,9 +65,11 @@ def test_the_status_of_all_adds_up() -> None:
         "problem": "no disk",
         "checkpoint": {"last": 7, "age_s": 0.1, "interval_s": 0.2},
         "functions": [{"function": "shop/a", "messages": 5, "failures": 1}],
-        "ingresses": [{"ingress": "in", "records": 3, "done": False}],
+        "ingresses": [{"ingress": "in", "records": 3, "lag": 5, "done": False}],
         "dead_letters": 3,
         "shared": None,
+        "lag": {"inbox": 11, "requests": 2},
+        "paused": ["worker-1"],
     }
 
 

@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from penstock.engine.cli_status import page
 from tests.kafka.plainly import create_topic, records_of
 
 pytestmark = pytest.mark.kafka
@@ -227,6 +228,11 @@ def test_the_front_answers_for_all_workers(start: Start) -> None:
     assert "\npenstock_workers 2\n" in metrics
     assert run.get("/startupz")["started"]
     assert sorted(task for worker in status["workers"] for task in worker["tasks"]) == [0, 1, 2, 3]
+    assert (status["lag"].keys(), status["paused"]) == ({"inbox", "requests"}, [])
+    shown = page(status | {"url": url, "not_ready": ""})
+    assert re.search(
+        r"\nworkers     worker-0 has tasks [0-3, ]+; worker-1 has tasks [0-3, ]+\nnot taken   0 inbox  0 req", shown
+    )
     run.process.terminate()
     run.wait_end()
 
