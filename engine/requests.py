@@ -53,6 +53,7 @@ class Requests:
         self._wake = wake
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
         self._burials: set[asyncio.Future[None]] = set()
+        self._closed = False
 
     @property
     def in_flight(self) -> int:
@@ -159,13 +160,14 @@ class Requests:
             future.set_result(reply)
 
     def close(self) -> None:
-        """No answer will come any more."""
+        """No answer will come any more: also who asks now would wait, and keep the process from ending."""
+        self._closed = True
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Refused("PEN0603", f"{self._application} stopped before the answer was there."))
 
     def _append(self, envelope: Envelope) -> None:
-        if not self._accepting():
+        if self._closed or not self._accepting():
             raise Refused("PEN0603", f"{self._application} is stopping and takes no requests. Try again when it runs.")
         self._append_anyway(envelope)
 

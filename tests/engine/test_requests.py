@@ -120,6 +120,18 @@ def test_nothing_is_accepted_while_the_worker_stops() -> None:
     assert run(scene).appended() == []
 
 
+def test_nothing_is_accepted_after_closing() -> None:
+    async def scene(fixture: Fixture) -> None:
+        fixture.requests.close()
+
+        with pytest.raises(Refused, match="PEN0603"):
+            await fixture.requests.call(ADDRESS, b"tea")
+        with pytest.raises(Refused, match="PEN0603"):
+            await fixture.requests.send(ADDRESS, b"tea")
+
+    assert run(scene).appended() == []
+
+
 def test_closing_tells_callers_that_no_answer_will_come() -> None:
     async def scene(fixture: Fixture) -> None:
         calling = asyncio.ensure_future(fixture.requests.call(ADDRESS, b"tea"))
