@@ -191,7 +191,14 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
             f"Delta of checkpoint {first.checkpoint}, task {first.task} has {len(parts)} records with checksum "
             f"{checksum:08x}, and should have {last.count} with {last.checksum:08x}. An older checkpoint is used.",
         )
-    return last, _collect(last, (body for _, body in parts))
+    try:
+        return last, _collect(last, (body for _, body in parts))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptSnapshot(
+            "PEN0404",
+            f"Delta of checkpoint {first.checkpoint}, task {first.task} is whole and can't be read: {error}. Some other "
+            "version wrote it: run that one, or start from a savepoint. An older checkpoint is used.",
+        ) from error
 
 
 def follow(head: int, first: int, previous_of: Callable[[int], int], place: str) -> list[int]:

@@ -183,7 +183,14 @@ def _read_base(
     """The rows of a base that live in memory while a task runs."""
     data = backend.get(META)
     assert data is not None, "a base holds the meta of its task"
-    restored.meta = msgspec.msgpack.decode(data, type=TaskMeta)
+    try:
+        restored.meta = msgspec.msgpack.decode(data, type=TaskMeta)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptSnapshot(
+            "PEN0404",
+            f"Base {restored.base.name} is whole and can't be read: {error}. Some other version wrote it: run that one, "
+            "or start from a savepoint. An older checkpoint is used.",
+        ) from error
     for key, value in backend.scan(*keys.task_kind_range(keys.QUEUE)):
         typename, number = keys.decode_queue_key(key)
         queues.setdefault(typename, {})[number] = decode_queued(value)

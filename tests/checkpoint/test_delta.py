@@ -196,6 +196,13 @@ def test_a_newer_delta_is_told_from_a_damaged_one_although_it_can_not_be_read() 
 # Merging.
 
 
+def test_a_delta_that_is_whole_and_means_nothing_to_this_version_is_refused_with_a_code() -> None:
+    other: Any = frozen(egress={"out": [("a row", "of another shape")]})
+
+    with pytest.raises(CorruptSnapshot, match=r"PEN0404 Delta of checkpoint 9, task \d is whole and can't be read"):
+        decode_delta(encode_delta(other, IDENTITY))
+
+
 def test_the_newer_change_of_a_row_wins_and_nothing_of_the_older_is_lost() -> None:
     older = frozen(5, values={"f": {"a": b"1", "b": b"1"}}, rows={b"x": b"1", b"y": b"1"})
     newer = frozen(6, values={"f": {"b": b""}, "g": {"c": b"2"}}, rows={b"y": None})
