@@ -196,7 +196,7 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptSnapshot(
             "PEN0404",
-            f"Delta of checkpoint {first.checkpoint}, task {first.task} is whole and can't be read: {error}. Some other "
+            f"Delta of checkpoint {first.checkpoint}, task {first.task} is whole and can't be read: {error}. Another "
             "version wrote it: run that one, or start from a savepoint. An older checkpoint is used.",
         ) from error
 

@@ -188,7 +188,7 @@ def _read_base(
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptSnapshot(
             "PEN0404",
-            f"Base {restored.base.name} is whole and can't be read: {error}. Some other version wrote it: run that one, "
+            f"Base {restored.base.name} is whole and can't be read: {error}. Another version wrote it: run that one, "
             "or start from a savepoint. An older checkpoint is used.",
         ) from error
     for key, value in backend.scan(*keys.task_kind_range(keys.QUEUE)):
