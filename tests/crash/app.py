@@ -1,7 +1,8 @@
 """The application of the proof, in processes in which faults strike when the test wants it.
 
-Each process looks again and again into the file that CRASH_FAULTS names, and arms what it finds there: so one
-run of an application serves for many faults, and also a process that starts again comes past its points armed.
+It changes constants of the product, so only processes of its own may import it. Each of them looks again and again into
+the file that CRASH_FAULTS names, and arms what it finds there: so one run of an application serves for many faults, and
+also a process that starts again comes past its points armed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from penstock.checkpoint import coordinator, recovery
 from penstock.engine.cluster import supervisor
 from penstock.faults import arm
+from tests.crash.points import VARIABLE
 from tests.kafka.proof import brisk
 
 app = brisk.app
 
-VARIABLE = "CRASH_FAULTS"
 LOOK_S = 0.01
 
 coordinator.RESERVED_IDS = recovery.RESERVED_IDS = 10  # type: ignore[attr-defined]

@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from penstock.faults import FAULT_VARIABLE
-from tests.crash.app import VARIABLE
-from tests.crash.points import Case
+from tests.crash.points import VARIABLE, Case
 from tests.kafka.proof.running import BRISK, Run
 
 STRUCK_S = 30

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from penstock.faults import POINTS
 
+VARIABLE = "CRASH_FAULTS"
+"""Names the file with the faults to be armed, in the environment of `tests.crash.app`."""
+
 
 class Case(NamedTuple):
     """One fault."""

@@ -197,6 +197,18 @@ MESSAGES = EVERYTHING.more(
 )
 BACKLOG = MESSAGES.more({Step.CRASH: 3.0, Step.RESTART: 3.0}, tasks=(2,), workers=(2,), lag=(0.0,), lazy=1.0)
 LOSSES = MESSAGES.more({Step.CRASH: 3.0, Step.PUMP: 16.0}, lag=(0.0,), tasks=(4,), walks=25)
+UNSEALED = LOSSES.more(
+    {
+        Step.LOOP: 15.0,
+        Step.WORK: 60.0,
+        Step.PUMP: 60.0,
+        Step.HEAR: 50.0,
+        Step.TELL: 40.0,
+        Step.DECIDE: 50.0,
+        Step.CRASH: 4.0,
+    }
+)
+"""Checkpoints are often complete before a worker comes to the end of another pass over its tasks."""
 RETRIES = HANDOFFS.more(
     {Step.SINK: 10.0, Step.UNABLE: 6.0, Step.SLOW: 10.0, Step.CLOCK: 2.0}, patient=0.2, sink_fails=0.2, walks=12
 )

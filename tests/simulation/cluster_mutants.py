@@ -268,7 +268,7 @@ MUTANTS = [
     # What workers write and read.
     ClusterMutant("Rule F", SnapshotTask, "admit", _admit_at_once, mixes.MESSAGES),
     ClusterMutant("flush before acknowledge", SimulatedWriter, "flush", _flush_deltas, mixes.LOSSES),
-    ClusterMutant("frames are sealed before the flush", FrameWriter, "seal", lambda self: None, mixes.LOSSES),
+    ClusterMutant("frames are sealed before the flush", FrameWriter, "seal", lambda self: None, mixes.UNSEALED),
     ClusterMutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, mixes.ZOMBIES),
     ClusterMutant("lineage: epoch", Lineage, "accepts", _accept_any_epoch, mixes.ZOMBIES),
     ClusterMutant("lineage: all ancestors", Lineage, "accepts", _accept_only_the_predecessor, mixes.BACKLOG),
