@@ -131,7 +131,7 @@ class Upkeep:
         by_size = counters.delta_bytes * len(self._units) / self._base_bytes if rested else 0.0
         fullness = max(by_size, counters.deltas / BASE_DELTAS)
         # Rows that are not visible yet would have to be in it. They are in a moment, unless their sink is down.
-        return fullness > (2 if unit.rows_due else 1)
+        return fullness > 1 and (fullness > 2 or not unit.rows_due)
 
     async def leave(self, unit: TaskUnit) -> None:
         """The unit goes away: what is under way for it is given up, and has ended when this returns."""
