@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.client import CoordinationType
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -61,6 +61,7 @@ from aiokafka.protocol.types import (
 )
 
 from penstock.errors import ConfigurationError, PenstockError, Refused, Unavailable
+from penstock.router.kafka_connections import Connections
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
 from penstock.router.kafka_records import Fetched
@@ -199,7 +200,7 @@ class Admin:
 
     async def __aenter__(self) -> Self:
         arguments = self.options.client_arguments()
-        self._client = AIOKafkaClient(**arguments)
+        self._client = Connections(**arguments)
         try:
             async with asyncio.timeout(self._timeout_s + MARGIN_S):
                 await self._client.bootstrap()

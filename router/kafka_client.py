@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import aiokafka
 from aiokafka import errors as kafka_errors
-from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import TopicPartition
 
 from penstock.errors import ConfigurationError, Refused, Unavailable
+from penstock.router.kafka_connections import Connections
 from penstock.router.kafka_options import KafkaOptions
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ class KafkaClient:
             async with asyncio.timeout(self._options.request_timeout_s):
                 await client.bootstrap()
         except (kafka_errors.KafkaError, TimeoutError, OSError) as error:
-            await _closed(client)
             raise self.unavailable(error) from error
         self._client = client
         if self._on_metadata is not None:
@@ -237,7 +237,7 @@ class KafkaClient:
             raise self.unavailable(last) from last
 
 
-class _Client(AIOKafkaClient):  # type: ignore[misc]  # The library is not typed.
+class _Client(Connections):
     """The client of the library, less its habit of creating topics that it asks for."""
 
     async def send_to_any(self, request: Any) -> Any:

@@ -12,6 +12,7 @@ import logging
 from typing import Any, ClassVar
 
 import aiokafka
+import aiokafka.producer.producer
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 from aiokafka.client import ConnectionGroup, CoordinationType
@@ -21,6 +22,7 @@ from aiokafka.protocol.types import CompactString, Int16, Int32, Int64, Schema, 
 
 from penstock.errors import Unavailable
 from penstock.router.kafka_batches import BATCH_BYTES, InvalidRecord, coded
+from penstock.router.kafka_connections import Connections
 from penstock.router.kafka_options import KafkaOptions
 
 VERSIONS = ("0.14.",)
@@ -172,9 +174,11 @@ def _silent(topic: str) -> Unavailable:
 
 
 def _prepare_library() -> None:
-    """Teach the client library an error it does not know, and let it say nothing of its own: every failure arrives here
-    as an error, and in an outage it would write several lines a second. A level that somebody set is left alone."""
+    """Teach the client library an error it does not know, to close what it opens, and to say nothing of its own: every
+    failure arrives here as an error, and in an outage it would write several lines a second. A level that somebody set
+    is left alone."""
     kafka.kafka_errors.setdefault(InvalidRecord.errno, InvalidRecord)
+    aiokafka.producer.producer.AIOKafkaClient = Connections
     logger = logging.getLogger("aiokafka")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
