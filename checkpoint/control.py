@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.checkpoint.formats import is_newer, item_at
 from penstock.checkpoint.lineage import Lineage
-from penstock.errors import ProtocolError
+from penstock.errors import CorruptSnapshot, ProtocolError
 
 FORMAT = 1
 
@@ -180,3 +180,16 @@ def _refuse_newer(data: bytes) -> None:
             f"Checkpoint {item_at(data, *at, 2)} has format {found}; this version reads up to {FORMAT}. It was written "
             "by a newer Penstock: run that one.",
         )
+
+
+def manifest_in(record: ControlRecord | None, checkpoint: int, place: str) -> Manifest:
+    """The manifest of `checkpoint`, which `record` should hold. `place` names where it stands.
+
+    Raises CorruptSnapshot when something else stands there, or nothing.
+    """
+    if isinstance(record, Complete) and record.manifest.checkpoint == checkpoint:
+        return record.manifest
+    raise CorruptSnapshot(
+        "PEN0404",
+        f"{place} should hold the manifest of checkpoint {checkpoint} and does not. An older checkpoint is used.",
+    )

@@ -492,18 +492,19 @@ def missing_client(error: ImportError) -> ConfigurationError:
     )
 
 
-def outlets_of(app: App, bytes_max: int) -> dict[Any, Outlet]:
+def encoder_of(egress: Egress) -> Callable[[Any], bytes]:
+    """What makes the values of rows, with nothing in the way that has nothing to add."""
+    spec = egress.spec
+    return spec.format.encode if isinstance(spec, KafkaEgress) and not spec.tombstones else spec.encode
+
+
+def outlets_of(
+    app: App, bytes_max: int, encoder_of: Callable[[Egress], Callable[[Any], bytes]] = encoder_of
+) -> dict[Any, Outlet]:
     """How values become rows, by egress and by its name."""
     outlets: dict[Any, Outlet] = {}
     for egress in app.egresses.values():
-        outlets[egress.name] = outlets[egress] = _outlet(egress, bytes_max)
+        spec = egress.spec
+        complete = spec.complete if isinstance(spec, KafkaEgress) and spec.completes else None
+        outlets[egress.name] = outlets[egress] = Outlet(egress.name, encoder_of(egress), bytes_max, complete)
     return outlets
-
-
-def _outlet(egress: Egress, bytes_max: int) -> Outlet:
-    """How values become rows of one egress, with nothing in the way that has nothing to add."""
-    spec = egress.spec
-    if not isinstance(spec, KafkaEgress):
-        return Outlet(egress.name, spec.encode, bytes_max)
-    encode = spec.encode if spec.tombstones else spec.format.encode
-    return Outlet(egress.name, encode, bytes_max, spec.complete if spec.completes else None)

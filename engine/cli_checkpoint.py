@@ -10,9 +10,9 @@ from penstock.engine.cli_common import (
     DIFFERENCES,
     Where,
     output_options,
-    print_fields,
     print_json,
     print_table,
+    print_with_tasks,
     where_options,
 )
 
@@ -44,13 +44,8 @@ def show(where: Where, number: int, as_json: bool) -> None:
     """Show everything a checkpoint says of itself."""
     with where.checkpoints(number) as application:
         found = application.checkpoint(number)
-    if as_json:
-        print_json(found)
-        return
-    tasks = found.pop("tasks")
-    print_fields(found)
-    click.echo()
-    print_table(tasks, ("task", "base", "base_checkpoint", "first", "head", "ingress_positions"), empty="")
+    columns = ("task", "base", "base_checkpoint", "first", "head", "ingress_positions")
+    print_with_tasks(found, columns, as_json=as_json)
 
 
 @checkpoint.command()

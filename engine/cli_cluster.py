@@ -7,20 +7,17 @@ nobody else does, and a supervisor has a process that leads. What is to happen o
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
-import click
-
 import penstock
 from penstock.checkpoint.stores import open_store
 from penstock.durations import format_duration
 from penstock.engine.background import in_thread
-from penstock.engine.cli_common import note
+from penstock.engine.cli_common import note, print_replay, silence_kafka_client
 from penstock.engine.cluster.looking import read_history, refuse_alive
 from penstock.engine.cluster.options import ClusterOptions, cluster_options
 from penstock.engine.cluster.process import serve_worker
@@ -46,7 +43,7 @@ def run_on_kafka(
     from_savepoint: str | None = None,
 ) -> None:
     """Run until told to stop, or until the work is done. `from_` is a checkpoint, or "none"."""
-    _silence_client()
+    silence_kafka_client()
     config = settings.to_config(
         until_done=until_done, from_checkpoint=from_ if isinstance(from_, int) else None, fresh=from_ == "none"
     )
@@ -70,20 +67,10 @@ def replay_on_kafka(
     if yes:
         run_on_kafka(loaded, settings, flags, until_done=until_done, from_=number)
         return
-    _silence_client()
+    silence_kafka_client()
     app = loaded.app.name
     history = asyncio.run(read_history(settings.kafka(), app))
-    chosen, newest = history.chosen(number), next(history.candidates(), None)
-    later = [each for each in history.checkpoints if each > number]
-    click.echo(f"{app} would continue from checkpoint {number:,} ({chosen.reason}), instead of", nl=False)
-    click.echo(f" {newest.checkpoint:,}." if newest is not None else " from nothing.")
-    click.echo(f"What {len(later):,} later checkpoints contain would be processed again, and its rows written again.")
-    click.echo("Add --yes to do it.")
-
-
-def _silence_client() -> None:
-    """What the client library would say is told by our errors, which say what to do."""
-    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+    print_replay(app, history, history.chosen(number))
 
 
 async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> None:

@@ -20,6 +20,8 @@ import click
 from penstock.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
+    from penstock.checkpoint.recovery import History
+    from penstock.checkpoint.retention import Retained
     from penstock.engine.client import Client
     from penstock.engine.offline import Checkpoints, Directory, StoppedApplication, StoppedCheckpoints
     from penstock.engine.settings import Settings
@@ -104,7 +106,7 @@ class Where:
         from penstock.engine.cluster.options import cluster_options
         from penstock.engine.cluster.saved import KafkaCheckpoints
 
-        _silence_kafka_client()
+        silence_kafka_client()
         cluster = cluster_options(self.settings, self.directory)
         store = open_store(cluster.store, cluster.store_options)
         found = KafkaCheckpoints(cluster.kafka, self.app().name, store, self.directory)
@@ -177,13 +179,13 @@ def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = load_settings(Path.cwd(), os.environ, given)
         if not settings["kafka"]:
             raise click.UsageError("Missing option '--kafka'. The settings name no brokers either.")
-        _silence_kafka_client()
+        silence_kafka_client()
         return function(kafka=settings.kafka(), **arguments)
 
     return with_kafka
 
 
-def _silence_kafka_client() -> None:
+def silence_kafka_client() -> None:
     """What aiokafka would log to standard error is told by our errors, which say what to do."""
     import logging
 
@@ -294,6 +296,26 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         click.echo(f"{name.replace('_', ' '):<{width}}  {text_of(value)}".rstrip())
+
+
+def print_with_tasks(found: Mapping[str, Any], columns: Sequence[str], *, as_json: bool) -> None:
+    """What is known of a checkpoint or a savepoint, and a table of its tasks with these columns."""
+    if as_json:
+        print_json(found)
+        return
+    print_fields({name: value for name, value in found.items() if name != "tasks"})
+    click.echo()
+    print_table(found["tasks"], columns, empty="")
+
+
+def print_replay(app: str, history: History, chosen: Retained) -> None:
+    """What a replay of `app` from a checkpoint would mean."""
+    newest = next(history.candidates(), None)
+    later = [number for number in history.checkpoints if number > chosen.checkpoint]
+    click.echo(f"{app} would continue from checkpoint {chosen.checkpoint:,} ({chosen.reason}), instead of", nl=False)
+    click.echo(f" {newest.checkpoint:,}." if newest is not None else " from nothing.")
+    click.echo(f"What {len(later):,} later checkpoints contain would be processed again, and its rows written again.")
+    click.echo("Add --yes to do it.")
 
 
 def text_of(value: Any) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
+from penstock.engine.addresses import find_address
 from penstock.engine.cli_common import print_json, print_table
 from penstock.engine.views import builtins_of, plain, timestamp
 from penstock.errors import InvalidInput
@@ -40,12 +42,12 @@ def print_differences(
 
 
 def _address(app: App, text: str) -> Address:
-    typename = next((name for name in app.functions if text.startswith(f"{name}/")), None)
-    if typename is None or not text.removeprefix(f"{typename}/"):
+    address = find_address(text.split("/"), app.functions)
+    if address is None or not address.id:
         raise InvalidInput(
             "PEN0105", f"--only {text} is no address: NAMESPACE/NAME/ID. Functions: {', '.join(sorted(app.functions))}."
         )
-    return Address(typename, text.removeprefix(f"{typename}/"))
+    return address
 
 
 def _last(directory: Directory, until: str | None) -> int:
@@ -122,12 +124,10 @@ def _state(shown: Any) -> Any:
 
 
 def _output_row(changed: Changed) -> dict[str, Any]:
-    output = changed.recorded or changed.replayed
-    assert output is not None
     return {
         "checkpoint": changed.checkpoint,
-        "output": output.kind,
-        "to": output.to,
+        "output": changed.output.kind,
+        "to": changed.output.to,
         "recorded": _text(_value(changed.recorded)),
         "replayed": _text(_value(changed.replayed)),
     }
@@ -147,8 +147,6 @@ def _readable(value: bytes) -> Any:
 
 
 def _text(value: Any) -> str:
-    import msgspec
-
     return "" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -186,8 +184,8 @@ def _for_programs(outcomes: Outcomes, limit: int) -> dict[str, Any]:
             {
                 "checkpoint": each.checkpoint,
                 "task": each.task,
-                "output": (each.recorded or each.replayed).kind,  # type: ignore[union-attr]  # One of both is there.
-                "to": (each.recorded or each.replayed).to,  # type: ignore[union-attr]  # As above.
+                "output": each.output.kind,
+                "to": each.output.to,
                 "recorded": _value(each.recorded),
                 "replayed": _value(each.replayed),
             }

@@ -21,7 +21,7 @@ import click
 
 import penstock
 from penstock.durations import format_duration
-from penstock.engine.cli_common import DIFFERENCES, debug_option, note, yes_option
+from penstock.engine.cli_common import DIFFERENCES, debug_option, note, print_replay, yes_option
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.ending import end_at_once, run_bounded, say_stopping
@@ -215,25 +215,19 @@ def replay(
 
         replay_on_kafka(loaded, settings, _given(flags, None), number, yes=yes, until_done=until_done)
         return
-    directory = Path(settings["dir"])
+    _replay_here(loaded, settings, number, yes=yes, quiet=quiet, until_done=until_done)
+
+
+def _replay_here(loaded: Loaded, settings: Settings, number: int, *, yes: bool, quiet: bool, until_done: bool) -> None:
+    """Run again in the directory from an earlier checkpoint, or say what that would mean."""
+    app, directory = loaded.app.name, Path(settings["dir"])
     owner = read_owner(directory)
     if owner is not None:
-        raise Refused(
-            "PEN0626",
-            f"{loaded.app.name} runs as process {owner.pid} ({owner.command}). Stop it before a replay.",
-        )
+        raise Refused("PEN0626", f"{app} runs as process {owner.pid} ({owner.command}). Stop it before a replay.")
     with Directory(directory) as opened:
-        chosen, newest = opened.retained(number), opened.newest()
-    later = [each for each in opened.history.checkpoints if each > number]
+        chosen = opened.retained(number)
     if not yes:
-        click.echo(
-            f"{loaded.app.name} would continue from checkpoint {number:,} ({chosen.reason}), instead of", nl=False
-        )
-        click.echo(f" {newest.checkpoint:,}." if newest is not None else " from nothing.")
-        click.echo(
-            f"What {len(later):,} later checkpoints contain would be processed again, and its rows written again."
-        )
-        click.echo("Add --yes to do it.")
+        print_replay(app, opened.history, chosen)
         return
     config = settings.to_config(until_done=until_done, from_checkpoint=number)
     _run_worker(loaded, config, settings, quiet=quiet)

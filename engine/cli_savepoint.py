@@ -14,9 +14,9 @@ import click
 from penstock.engine.cli_common import (
     Where,
     output_options,
-    print_fields,
     print_json,
     print_table,
+    print_with_tasks,
     where_options,
     would,
     yes_option,
@@ -92,13 +92,8 @@ def show(where: Where, place: str, as_json: bool) -> None:
 
     reader = saved(where, place)
     found = describe(reader.place, reader.savepoint)
-    if as_json:
-        print_json(found)
-        return
-    tasks = found.pop("tasks")
-    print_fields(found)
-    click.echo()
-    print_table(tasks, ("task", "base", "delta_bytes", "frames", "requests", "ingress_positions"), empty="")
+    columns = ("task", "base", "delta_bytes", "frames", "requests", "ingress_positions")
+    print_with_tasks(found, columns, as_json=as_json)
 
 
 @savepoint.command()

@@ -24,6 +24,7 @@ import msgspec
 from aiohttp import web
 
 from penstock.durations import format_duration, parse_duration_text
+from penstock.engine.addresses import find_address
 from penstock.engine.config import LOOPBACK, Config
 from penstock.engine.http_admin import admin_routes
 from penstock.engine.logs import logger
@@ -318,9 +319,8 @@ class TokenBucket:
 def parse_address(path: str, typenames: Collection[str]) -> Address:
     """The address that `path`, still percent-encoded, names.
 
-    The typename is the longest registered one whose parts are the first segments of the path and which leaves an id;
-    the id is all that follows, percent-decoded, slashes included. An encoded slash (`%2F`) is part of the id, never a
-    separator. Raises InvalidInput when the path names no function or no id.
+    Slashes separate before anything is decoded: an encoded one (`%2F`) is part of the id. Raises InvalidInput when the
+    path names no function or no id.
     """
     segments = path.split("/")
     try:
@@ -330,21 +330,15 @@ def parse_address(path: str, typenames: Collection[str]) -> Address:
         raise InvalidInput(
             "PEN0610", f"The path {path!r} is no percent-encoded UTF-8. Encode the id, as urllib.parse.quote does."
         ) from None
-    lengths = [
-        length
-        for length in range(len(segments), 1, -1)
-        if not any("/" in part for part in decoded[:length]) and "/".join(decoded[:length]) in typenames
-    ]
-    for length in lengths:
-        if id := "/".join(decoded[length:]):
-            return Address("/".join(decoded[:length]), id)
-    if lengths:
-        typename = "/".join(decoded[: lengths[0]])
+    address = find_address(decoded, typenames)
+    if address is None:
+        known = ", ".join(sorted(typenames)) or "none"
+        raise InvalidInput("PEN0105", f"{'/'.join(decoded)} names no function of this application. Known: {known}.")
+    if not address.id:
         raise InvalidInput(
-            "PEN0203", f"The path names {typename} and no id. An id names one instance: append /ID to the path."
+            "PEN0203", f"The path names {address.typename} and no id. An id names one instance: append /ID to the path."
         )
-    known = ", ".join(sorted(typenames)) or "none"
-    raise InvalidInput("PEN0105", f"{'/'.join(decoded)} names no function of this application. Known: {known}.")
+    return address
 
 
 def encode_message(function: Function[Any, Any], id: str, body: bytes, *, encoded: bool) -> bytes:

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, decode_control, encode_control
+from penstock.checkpoint.control import (
+    AttemptBegun,
+    ControlRecord,
+    Manifest,
+    decode_control,
+    encode_control,
+    manifest_in,
+)
 from penstock.checkpoint.delta import DeltaHeader, decode_delta, follow, peek_header
 from penstock.checkpoint.formats import item_at, refuse_newer
 from penstock.checkpoint.recovery import History
@@ -105,15 +112,8 @@ class Journal:
     def manifest(self, retained: Retained) -> Manifest:
         """The whole manifest of a retained checkpoint. Raises CorruptSnapshot when it can't be read."""
         record = self._one(retained.offset)
-        if record[:1] == _CONTROL:
-            control = decode_control(record[1:])
-            if isinstance(control, Complete) and control.manifest.checkpoint == retained.checkpoint:
-                return control.manifest
-        raise CorruptSnapshot(
-            "PEN0404",
-            f"Offset {retained.offset} of the journal should hold the manifest of checkpoint {retained.checkpoint} and "
-            "does not. An older checkpoint is used.",
-        )
+        control = decode_control(record[1:]) if record[:1] == _CONTROL else None
+        return manifest_in(control, retained.checkpoint, f"Offset {retained.offset} of the journal")
 
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
         """The delta whose first record stands at `offset`, and its size in bytes."""

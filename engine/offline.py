@@ -53,6 +53,14 @@ OF_WORKERS: Final = ("tasks", "cache", "store", "worker-0")
 """What a worker on Kafka has in its directory, or a supervisor."""
 
 
+class DeltaRecords(DeltaSource, Protocol):
+    """Deltas that can also be had as they were written."""
+
+    def records_of_delta(self, offset: int) -> list[bytes]:
+        """The delta whose first record stands at `offset`. Raises CorruptSnapshot."""
+        ...
+
+
 class Checkpoints(Protocol):
     """The checkpoints of an application, read by somebody who takes no part in it."""
 
@@ -63,28 +71,46 @@ class Checkpoints(Protocol):
     history: History
     store: BaseStore
 
-    def retained(self, number: int) -> Retained:
-        """Raises InvalidInput when there is no such checkpoint."""
-        ...
-
-    def newest(self) -> Retained | None:
-        """What the next start would restore."""
-        ...
-
     def manifest(self, retained: Retained) -> Manifest:
         """Raises CorruptSnapshot when it can't be read."""
         ...
 
-    def deltas(self, part: Part) -> DeltaSource:
+    def deltas(self, part: Part) -> DeltaRecords:
         """The deltas of a task of one of them."""
         ...
 
-    def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
-        """What a savepoint copies of a task. Frames and requests are those that are durable now."""
+    def waiting_frames(self, part: Part) -> Iterator[EpochFrame]:
+        """What a task of one of them had not admitted of the frames before its cut, and perhaps later ones."""
         ...
 
+    def waiting_requests(self, part: Part) -> Iterator[Envelope]:
+        """Requests that a task of one of them had not taken, and that are durable now."""
+        ...
 
-class Directory:
+    def retained(self, number: int) -> Retained:
+        """Raises InvalidInput when there is no such checkpoint."""
+        found = self.history.checkpoints.get(number)
+        if found is None:
+            raise not_retained(number, list(self.history.checkpoints))
+        return found
+
+    def newest(self) -> Retained | None:
+        """What the next start would restore."""
+        return next(self.history.candidates(), None)
+
+    def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
+        """What a savepoint copies of a task. Frames and requests are those that are durable now."""
+        deltas = self.deltas(part)
+        chain = deltas.chain(part.head, part.first)
+        return Source(
+            ((offset, record) for offset in chain for record in deltas.records_of_delta(offset)),
+            sent_before(manifest, self.waiting_frames(part)),
+            self.waiting_requests(part),
+            committed,
+        )
+
+
+class Directory(Checkpoints):
     """The data directory of an application: what its log says, as `Checkpoints`. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
@@ -115,31 +141,18 @@ class Directory:
     def __exit__(self, *_: object) -> None:
         self._log.close()
 
-    def retained(self, number: int) -> Retained:
-        """Raises InvalidInput when there is no such checkpoint."""
-        found = self.history.checkpoints.get(number)
-        if found is None:
-            raise not_retained(number, list(self.history.checkpoints))
-        return found
-
-    def newest(self) -> Retained | None:
-        """What the next start would restore."""
-        return next(self.history.candidates(), None)
-
     def manifest(self, retained: Retained) -> Manifest:
         return self.journal.manifest(retained)
 
-    def deltas(self, part: Part) -> DeltaSource:
+    def deltas(self, part: Part) -> DeltaRecords:
         return self.journal
 
-    def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
-        chain = self.journal.chain(part.head, part.first)
-        return Source(
-            ((offset, record) for offset in chain for record in self.journal.records_of_delta(offset)),
-            sent_before(manifest, self.frames(part.task, part.inbox_position, part.inbox_end)),
-            (envelope for _, envelope in self.requests(part.task, part.ingress_positions.get(RequestFeed.SOURCE))),
-            committed,
-        )
+    def waiting_frames(self, part: Part) -> Iterator[EpochFrame]:
+        return self.frames(part.task, part.inbox_position, part.inbox_end)
+
+    def waiting_requests(self, part: Part) -> Iterator[Envelope]:
+        position = part.ingress_positions.get(RequestFeed.SOURCE)
+        return (envelope for _, envelope in self.requests(part.task, position))
 
     def frames(self, task: int, start: int, end: int | None = None) -> Iterator[EpochFrame]:
         """What stands in the inbox of a task from `start` on, before `end` if it is given."""

@@ -63,6 +63,13 @@ class Changed(NamedTuple):
     recorded: Output | None
     replayed: Output | None
 
+    @property
+    def output(self) -> Output:
+        """The recorded one, else the replayed one: kind and cause are those of both."""
+        output = self.recorded or self.replayed
+        assert output is not None
+        return output
+
 
 class StateChanged(NamedTuple):
     """An address whose state is not what it was."""
@@ -269,9 +276,8 @@ class _Run:
 
     def _different(self, kind: Kind) -> Iterator[Output]:
         for each in self.changed:
-            output = each.recorded or each.replayed
-            if output is not None and output.kind == kind:
-                yield output
+            if each.output.kind == kind:
+                yield each.output
 
     async def take(self, interval: Interval) -> None:
         """Take the turns of one delta, and compare what they gave with what it says."""
@@ -312,8 +318,7 @@ class _Run:
                 requests.update({meta.request_id} if meta is not None else ())
 
         def concerns(changed: Changed) -> bool:
-            output = changed.recorded or changed.replayed
-            assert output is not None
+            output = changed.output
             return output.to in requests if output.kind == "reply" else output.cause in causes
 
         return concerns

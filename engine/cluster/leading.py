@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from logging import INFO, WARNING
 from typing import Any
 
@@ -46,17 +47,17 @@ from penstock.checkpoint.leader import (
 )
 from penstock.checkpoint.reports import Acknowledgement, Begin, Hint, Leading, Report, decode_report, encode_message
 from penstock.engine.background import Background
-from penstock.engine.cluster.looking import decisions, read_tail
+from penstock.engine.cluster.looking import decisions, read_beside_trimming, read_tail
 from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, hint_in
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.logs import logger
-from penstock.errors import Fenced, PenstockError, ProtocolError, Refused
+from penstock.errors import Fenced, PenstockError, ProtocolError
 from penstock.faults import fault
 from penstock.router.frames import encode_fence
 from penstock.router.kafka_batches import Record
-from penstock.router.kafka_client import offsets
+from penstock.router.kafka_client import Bounds, offsets
 from penstock.router.kafka_options import KafkaOptions
-from penstock.router.kafka_reader import OUT_OF_RANGE, KafkaReader, read_range
+from penstock.router.kafka_reader import KafkaReader, read_range
 from penstock.router.kafka_records import Fetched
 from penstock.router.kafka_topics import is_incarnation, leader_id, refuse_recreated
 from penstock.router.kafka_transactions import KafkaTransactions
@@ -154,18 +155,9 @@ class LeaderService:
 
     async def _recall(self, leader: Leader, start: int, end: int) -> None:
         """Read what stands in the log before the records this leader began with, while it leads."""
-        place = (self._topics.control, DECISIONS)
         while end > start and leader.history.missing:
-            first = max(start, end - RECALLED_OFFSETS)
-            try:
-                records = await read_range(self._kafka, *place, first, end)
-            except Refused as error:
-                # The leader before this one has deleted some of them meanwhile: nobody needs those.
-                found = (await offsets(self._kafka, [place]))[place].start
-                if error.code != OUT_OF_RANGE or found <= first:
-                    raise
-                start = found
-                continue
+            read = partial(self._read_before, end)
+            start, first, records = await read_beside_trimming(self._kafka, self._topics.control, read)
             for number in range(0, len(records), RECALLED_RECORDS):
                 some = list(decisions(self._topics.control, records[number : number + RECALLED_RECORDS]))
                 self._handle(Recalled(some, last=False))
@@ -173,6 +165,11 @@ class LeaderService:
             end = first
         self._handle(Recalled([], last=True))
         self._woken()
+
+    async def _read_before(self, end: int, bounds: Bounds) -> tuple[int, int, list[Fetched]]:
+        """Where the log begins, and some of it before `end`, with the offset from which on that is."""
+        first = max(bounds.start, end - RECALLED_OFFSETS)
+        return bounds.start, first, await read_range(self._kafka, self._topics.control, DECISIONS, first, end)
 
     async def _lead(self, leader: Leader) -> None:
         while True:

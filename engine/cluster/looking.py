@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from penstock.checkpoint.control import Complete, ControlRecord, Manifest, Recap, decode_control
+from penstock.checkpoint.control import Complete, ControlRecord, Manifest, Recap, decode_control, manifest_in
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Alive, decode_report
 from penstock.checkpoint.retention import Retained, Retention, decide
 from penstock.engine.cluster.options import HEARTBEAT_MS
 from penstock.engine.cluster.topics import DECISIONS, Topics, decision_in
-from penstock.errors import CorruptSnapshot, ProtocolError, Refused
+from penstock.errors import ProtocolError, Refused
 from penstock.router.kafka_client import Bounds, offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import OUT_OF_RANGE, read_range
@@ -41,7 +41,7 @@ async def read_history(kafka: KafkaOptions, application: str) -> History:
         return await read_range(kafka, *place, bounds.start, bounds.end)
 
     history = History(deltas_apart=True)
-    for offset, decision in decisions(place[0], await _read_beside_trimming(kafka, place[0], read)):
+    for offset, decision in decisions(place[0], await read_beside_trimming(kafka, place[0], read)):
         history.apply(offset, decision)
     return history
 
@@ -72,15 +72,9 @@ async def read_retained(
 async def read_manifest(kafka: KafkaOptions, application: str, retained: Retained) -> Manifest:
     """Everything that was decided about a checkpoint. Raises CorruptSnapshot when it is not there."""
     control = Topics.of(application).control
-    for record in await read_range(kafka, control, DECISIONS, retained.offset, retained.offset + 1):
-        decision = decode_control(record.value or b"")
-        if isinstance(decision, Complete) and decision.manifest.checkpoint == retained.checkpoint:
-            return decision.manifest
-    raise CorruptSnapshot(
-        "PEN0404",
-        f"Offset {retained.offset} of {control} should hold the manifest of checkpoint {retained.checkpoint} and does "
-        "not. An older checkpoint is used.",
-    )
+    records = await read_range(kafka, control, DECISIONS, retained.offset, retained.offset + 1)
+    decision = decode_control(records[0].value or b"") if records else None
+    return manifest_in(decision, retained.checkpoint, f"Offset {retained.offset} of {control}")
 
 
 class Tail(NamedTuple):
@@ -96,7 +90,7 @@ class Tail(NamedTuple):
 
 async def read_tail(kafka: KafkaOptions, topic: str) -> Tail:
     """The decisions from the newest repetition on of what was decided before; all of them where there is none."""
-    return await _read_beside_trimming(kafka, topic, partial(_read_tail, kafka, topic))
+    return await read_beside_trimming(kafka, topic, partial(_read_tail, kafka, topic))
 
 
 async def _read_tail(kafka: KafkaOptions, topic: str, bounds: Bounds) -> Tail:
@@ -112,7 +106,7 @@ async def _read_tail(kafka: KafkaOptions, topic: str, bounds: Bounds) -> Tail:
     return Tail(bounds.start, first, list(found))
 
 
-async def _read_beside_trimming(kafka: KafkaOptions, topic: str, read: Callable[[Bounds], Awaitable[_T]]) -> _T:
+async def read_beside_trimming(kafka: KafkaOptions, topic: str, read: Callable[[Bounds], Awaitable[_T]]) -> _T:
     """What `read` makes of the decisions within the bounds that it is given. A leader may delete the oldest of them
     meanwhile, which says that nobody needs them: then it is read again, from where the log begins now."""
     start = -1

@@ -8,14 +8,14 @@ record, written under the id of the leader, into topics that have no checkpoint 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from penstock.checkpoint.control import Complete, Manifest, Part, encode_control
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
-from penstock.checkpoint.savepoint import SavepointReader, Source, sent_before
+from penstock.checkpoint.savepoint import SavepointReader
 from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.build import Assembly
@@ -24,9 +24,8 @@ from penstock.engine.cluster.looking import read_history, read_manifest, refuse_
 from penstock.engine.cluster.topics import DEAD, DECISIONS, Topics
 from penstock.engine.config import Config
 from penstock.engine.feeds import RequestFeed
-from penstock.engine.offline import Markers
+from penstock.engine.offline import Checkpoints, Markers
 from penstock.engine.savepoints import Target, refuse_checkpoints, restore_tasks
-from penstock.engine.views import not_retained
 from penstock.errors import ProtocolError
 from penstock.functions.app import App
 from penstock.records import Envelope, EpochFrame
@@ -41,8 +40,8 @@ from penstock.router.kafka_transactions import KafkaTransactions
 from penstock.router.requests import decode_request
 
 
-class KafkaCheckpoints:
-    """See the module, and `penstock.engine.offline.Checkpoints`. `path` is where scratch files may lie."""
+class KafkaCheckpoints(Checkpoints):
+    """See the module. `path` is where scratch files may lie."""
 
     def __init__(self, kafka: KafkaOptions, application: str, store: BaseStore, path: Path) -> None:
         self.path = path
@@ -93,47 +92,28 @@ class KafkaCheckpoints:
 
     # As `Checkpoints`.
 
-    def retained(self, number: int) -> Retained:
-        found = self.history.checkpoints.get(number)
-        if found is None:
-            raise not_retained(number, list(self.history.checkpoints))
-        return found
-
-    def newest(self) -> Retained | None:
-        return next(self.history.candidates(), None)
-
     def manifest(self, retained: Retained) -> Manifest:
         return self._manifests[retained.checkpoint]
 
     def deltas(self, part: Part) -> Deltas:
         return self._deltas[part.task, part.head]
 
-    def source(self, part: Part, manifest: Manifest, committed: Mapping[str, int]) -> Source:
-        deltas = self.deltas(part)
-        chain = deltas.chain(part.head, part.first)
-        return Source(
-            ((offset, record) for offset in chain for record in deltas.records_of_delta(offset)),
-            sent_before(manifest, self._frames(part.task)),
-            self._envelopes(part.task),
-            committed,
-        )
-
-    def _frames(self, task: int) -> Iterator[EpochFrame]:
-        for record in self._inbox[task]:
-            place = f"Offset {record.offset} of {self._topics.inbox}-{task}"
+    def waiting_frames(self, part: Part) -> Iterator[EpochFrame]:
+        for record in self._inbox[part.task]:
+            place = f"Offset {record.offset} of {self._topics.inbox}-{part.task}"
             try:
                 frames = decode_frames(record.value or b"", place=place)
             except ProtocolError:
                 continue  # What is no frame is a dead letter of the application that goes on.
             yield from (frame for frame in frames if frame.source != FENCE_SOURCE)
 
-    def _envelopes(self, task: int) -> Iterator[Envelope]:
-        for record in self._requests[task]:
+    def waiting_requests(self, part: Part) -> Iterator[Envelope]:
+        for record in self._requests[part.task]:
             if is_incarnation(record.key):
                 continue
             try:
                 yield decode_request(
-                    record.value or b"", place=f"Offset {record.offset} of {self._topics.requests}-{task}"
+                    record.value or b"", place=f"Offset {record.offset} of {self._topics.requests}-{part.task}"
                 )
             except ProtocolError:
                 continue  # As above.

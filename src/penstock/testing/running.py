@@ -24,7 +24,7 @@ from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.durations import parse_duration
-from penstock.engine.build import build_core, build_ingress, resolve_function
+from penstock.engine.build import build_core, build_ingress, outlets_of, resolve_function
 from penstock.engine.config import Config
 from penstock.engine.effects import DeadLetter
 from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, RequestFeed, request_envelope
@@ -379,15 +379,7 @@ class Harness:
         self._suspended: list[Suspended] = []
         self._feeds: list[IngressFeed] = []
         self._units: list[TaskUnit] = []
-        outlets: dict[Any, Outlet] = {}
-        for egress in app.egresses.values():
-            outlet = Outlet(
-                egress.name,
-                self._remember(egress),
-                config.message_bytes_max,
-                getattr(egress.spec, "complete", None),
-            )
-            outlets[egress.name] = outlets[egress] = outlet
+        outlets = outlets_of(app, config.message_bytes_max, self._remember)
         for part in parts:
             self._units.append(self._build_unit(part, outlets))
 
