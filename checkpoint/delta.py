@@ -159,19 +159,20 @@ def encode_delta(frozen: Frozen, identity: DeltaIdentity) -> list[bytes]:
     return records
 
 
-def peek_header(record: bytes) -> DeltaHeader:
-    """The header of one record. Raises CorruptSnapshot when it isn't one."""
-    return _split(record)[0]
+def peek_header(record: bytes, place: str = "") -> DeltaHeader:
+    """The header of one record. Raises CorruptSnapshot, which names the `place`, when it isn't one."""
+    return _split(record, place)[0]
 
 
-def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
-    """The delta that `records` hold, which must be all of its records in order.
+def decode_delta(records: Sequence[bytes], place: str = "") -> tuple[DeltaHeader, Frozen]:
+    """The delta that `records` hold, which must be all of its records in order. `place` names it in errors.
 
     Raises CorruptSnapshot when they don't belong together, or the checksum does not match, and Refused for a newer
     format.
     """
-    parts = [_split(record) for record in records]
+    parts = [_split(record, place) for record in records]
     first = parts[0][0]
+    what = f"Delta of checkpoint {first.checkpoint}, task {first.task}{_at(place)}"
     refuse_newer(first.format, FORMAT, f"Delta of checkpoint {first.checkpoint}")
     checksum = 0
     for index, (header, body) in enumerate(parts):
@@ -180,24 +181,24 @@ def decode_delta(records: Sequence[bytes]) -> tuple[DeltaHeader, Frozen]:
         ):
             raise CorruptSnapshot(
                 "PEN0404",
-                f"Delta of checkpoint {first.checkpoint}, task {first.task}: record {index} is record {header.index} "
-                f"of checkpoint {header.checkpoint}. An older checkpoint is used.",
+                f"{what}: record {index} is record {header.index} of checkpoint {header.checkpoint}. An older "
+                "checkpoint is used.",
             )
         checksum = zlib.crc32(body, checksum)
     last = parts[-1][0]
     if last.count != len(parts) or checksum != last.checksum:
         raise CorruptSnapshot(
             "PEN0404",
-            f"Delta of checkpoint {first.checkpoint}, task {first.task} has {len(parts)} records with checksum "
-            f"{checksum:08x}, and should have {last.count} with {last.checksum:08x}. An older checkpoint is used.",
+            f"{what} has {len(parts)} records with checksum {checksum:08x}, and should have {last.count} with "
+            f"{last.checksum:08x}. An older checkpoint is used.",
         )
     try:
         return last, _collect(last, (body for _, body in parts))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptSnapshot(
             "PEN0404",
-            f"Delta of checkpoint {first.checkpoint}, task {first.task} is whole and can't be read: {error}. Another "
-            "version wrote it: run that one, or start from a savepoint. An older checkpoint is used.",
+            f"{what} is whole and can't be read: {error}. Another version wrote it: run that one, or start from a "
+            "savepoint. An older checkpoint is used.",
         ) from error
 
 
@@ -222,14 +223,17 @@ def follow(head: int, first: int, previous_of: Callable[[int], int], place: str)
     return chain
 
 
-def _split(record: bytes) -> tuple[DeltaHeader, bytes]:
+def _at(place: str) -> str:
+    return f" ({place})" if place else ""
+
+
+def _split(record: bytes, place: str) -> tuple[DeltaHeader, bytes]:
     try:
         return _decode_record(record)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        refuse_newer(item_at(record, 0, 0), FORMAT, "A record of a delta")
-        raise CorruptSnapshot(
-            "PEN0404", f"A record of a delta can't be read: {error}. An older checkpoint is used."
-        ) from error
+        what = f"A record of a delta{_at(place)}"
+        refuse_newer(item_at(record, 0, 0), FORMAT, what)
+        raise CorruptSnapshot("PEN0404", f"{what} can't be read: {error}. An older checkpoint is used.") from error
 
 
 def _sections(frozen: Frozen) -> Iterator[_Section]:

@@ -286,12 +286,15 @@ class SavedDeltas:
 
     def chain(self, head: int, first: int) -> list[int]:
         """Offsets of the deltas from `first` to `head`, oldest first."""
-        return follow(head, first, lambda offset: peek_header(self._delta(offset)[0]).previous, self._place)
+        return follow(head, first, self._previous, self._place)
+
+    def _previous(self, offset: int) -> int:
+        return peek_header(self._delta(offset)[0], self._place).previous
 
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
         """The delta at `offset`, and its size in bytes."""
         records = self._delta(offset)
-        return *decode_delta(records), sum(map(len, records))
+        return *decode_delta(records, self._place), sum(map(len, records))
 
     def _delta(self, offset: int) -> Sequence[bytes]:
         found = self._records.get(offset)

@@ -213,7 +213,13 @@ class RequestFeed:
         self._position = Offset(0)
 
     def seek(self, position: Any) -> None:
-        self._position = Offset(position if position is not None else self._log.start(self.partition))
+        """Continue at `position`, or, with None, with the first that is stored.
+
+        Raises ProtocolError when requests from there on are no longer stored: passing over them would lose them.
+        """
+        start = self._log.start(self.partition)
+        self._position = Offset(start if position is None else position)
+        check_offset(self.partition, self._position, start=start, end=self._log.end(self.partition))
 
     def append(self, record: bytes) -> None:
         self._log.append(self.partition, record)

@@ -30,14 +30,15 @@ from penstock.errors import CorruptSnapshot, ProtocolError
 from penstock.files import read_bytes_checked, write_checked
 from penstock.ids import Offset
 from penstock.records import Frozen
-from penstock.router.log import FIRST_OFFSET, Log
+from penstock.router.log import FIRST_OFFSET, Log, RecordsLost
 
 PARTITION = "journal"
 _DELTA, _CONTROL = b"D", b"C"
 _READ_BYTES = 8 << 20
 INDEX_FORMAT = 1
 IDS_SKIPPED = 1_000_000
-"""Checkpoint ids and attempts passed over when part of the journal can't be read: more than it can have held."""
+"""Checkpoint ids and attempts passed over when part of the journal can't be read, beside as many as it has records:
+more than what is lost can have held, and more every time, also when what was begun the last time is lost as well."""
 
 
 class _Index(msgspec.Struct, array_like=True):
@@ -106,7 +107,7 @@ class Journal:
             if record[:1] == _CONTROL:
                 history.apply(offset, decode_control(record[1:]))
         if self.notes:
-            history.skip(IDS_SKIPPED)
+            history.skip(IDS_SKIPPED + end)
         return history
 
     def manifest(self, retained: Retained) -> Manifest:
@@ -118,7 +119,7 @@ class Journal:
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
         """The delta whose first record stands at `offset`, and its size in bytes."""
         records = self.records_of_delta(offset)
-        return *decode_delta(records), sum(map(len, records))
+        return *decode_delta(records, _at(offset)), sum(map(len, records))
 
     def records_of_delta(self, offset: int) -> list[bytes]:
         """The delta whose first record stands at `offset`, as it was written."""
@@ -132,7 +133,7 @@ class Journal:
                     "does not. An older checkpoint is used.",
                 )
             records.append(record[1:])
-            if peek_header(records[-1]).count:
+            if peek_header(records[-1], _at(offset)).count:
                 return records
 
     def chain(self, head: int, first: int) -> list[int]:
@@ -149,7 +150,7 @@ class Journal:
             raise CorruptSnapshot(
                 "PEN0404", f"Offset {offset} of the journal holds no delta. An older checkpoint is used."
             )
-        return peek_header(record[1:]).previous
+        return peek_header(record[1:], _at(offset)).previous
 
     def _one(self, offset: int) -> bytes:
         try:
@@ -161,15 +162,16 @@ class Journal:
         return records[0][1]
 
     def _records(self, start: Offset) -> Iterator[tuple[int, bytes]]:
-        """Records from `start` on. Damage ends the partition for this purpose, and is noted."""
+        """Records from `start` on. Those that are lost are passed over, and that is noted."""
         offset = start
         while True:
             try:
                 records = self._log.read(PARTITION, offset, 10_000, _READ_BYTES)
-            except CorruptSnapshot as error:
-                self.notes.append(f"{error} Checkpoints behind offset {offset} of the journal are lost.")
+            except RecordsLost as error:
+                self.notes.append(f"{error} Checkpoints that only these records know of are lost.")
                 self.incomplete = True
-                return
+                offset = error.next_offset
+                continue
             if not records:
                 return
             yield from records
@@ -185,3 +187,7 @@ class Journal:
         except (CorruptSnapshot, msgspec.DecodeError, UnicodeDecodeError) as error:
             self.notes.append(f"{error} The whole journal is read instead.")
             return None
+
+
+def _at(offset: int) -> str:
+    return f"offset {offset} of the journal"

@@ -32,7 +32,7 @@ from urllib.parse import unquote
 from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.files import AppendFile, make_directory, sync_file, write_atomically
 from penstock.ids import Offset
-from penstock.router.log import FIRST_OFFSET, LogStatistics, check_offset, enumerate_from, take_records
+from penstock.router.log import FIRST_OFFSET, LogStatistics, RecordsLost, check_offset, enumerate_from, take_records
 from penstock.router.segment import Damage, Mark, Segment, SegmentReader, encode_batches, scan
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
@@ -433,17 +433,18 @@ class _Partition:
             self._reader.close()
             self._reader = None
 
-    def _damaged(self, segment: Segment, damage: Damage) -> CorruptSnapshot:
+    def _damaged(self, segment: Segment, damage: Damage) -> RecordsLost:
         where = (
             f"bytes {damage.position:,} to {damage.end_position:,} of {segment.path} cannot be read"
             if damage.position < damage.end_position
             else f"{segment.path} ends at byte {damage.position:,}, too early"
         )
-        return CorruptSnapshot(
+        return RecordsLost(
             "PEN0406",
             f"Log partition {self.name} is damaged: {where}; the records from offset {damage.base:,} to "
             f"{damage.end - 1:,} are lost. Use a checkpoint that does not need them, or restore the directory "
             "from a backup.",
+            damage.end,
         )
 
 

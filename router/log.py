@@ -35,6 +35,14 @@ class LogStatistics:
     """Appended and still only in memory."""
 
 
+class RecordsLost(CorruptSnapshot):
+    """Records of a partition are damaged or missing. `next_offset`, behind them, can be read again, or is the end."""
+
+    def __init__(self, code: str, message: str, next_offset: Offset) -> None:
+        super().__init__(code, message)
+        self.next_offset = next_offset
+
+
 class Log(Protocol):
     """Durable ordered partitions. All methods are called from one thread."""
 
@@ -54,8 +62,8 @@ class Log(Protocol):
     def read(self, partition: str, offset: Offset, records_max: int, bytes_max: int) -> list[tuple[Offset, bytes]]:
         """The records from `offset` on, durable or not: at least one if there is one, none at the end.
 
-        Stops before `bytes_max` is passed, and before a damaged record; raises `CorruptSnapshot` when the
-        first one is damaged or missing, `ProtocolError` when it was truncated.
+        Stops before `bytes_max` is passed, and before a damaged record; raises `RecordsLost` when the first one
+        is damaged or missing, `CorruptSnapshot` behind the end, `ProtocolError` when it was truncated.
         """
 
     def start(self, partition: str) -> Offset:

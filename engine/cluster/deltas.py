@@ -69,7 +69,7 @@ class Deltas:
     def delta(self, offset: int) -> tuple[DeltaHeader, Frozen, int]:
         """The delta whose first record stands at `offset`, and its size in bytes. Raises CorruptSnapshot."""
         records = self.records_of_delta(offset)
-        return *decode_delta(records), sum(map(len, records))
+        return *decode_delta(records, f"offset {offset} of {self._place}"), sum(map(len, records))
 
     def records_of_delta(self, offset: int) -> list[bytes]:
         """The delta whose first record stands at `offset`, as it was written. Raises CorruptSnapshot."""
@@ -105,7 +105,7 @@ class Deltas:
             raise CorruptSnapshot(
                 "PEN0404", f"{self._place} holds no delta at offset {offset}. An older checkpoint is used."
             )
-        return peek_header(record)
+        return peek_header(record, f"offset {offset} of {self._place}")
 
 
 def _same(one: DeltaHeader, other: DeltaHeader) -> bool:

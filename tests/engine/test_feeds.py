@@ -170,6 +170,18 @@ def test_requests_are_taken_in_order_and_again_from_a_position() -> None:
     assert again.take(9) == []
 
 
+def test_requests_that_are_no_longer_stored_are_not_passed_over() -> None:
+    log = MemoryLog()
+    feed = RequestFeed(log, 0)
+    for n in range(3):
+        feed.append(encode_request(request_envelope(Address("t/seen", f"id{n}"), b"x", request_id=f"r{n}")))
+    log.flush_nowait()
+    log.truncate("requests-0", Offset(2))
+
+    with pytest.raises(ProtocolError, match="PEN0413 Log partition requests-0 no longer has offset 1"):
+        feed.seek(1)
+
+
 def test_the_cause_of_a_request_is_its_key_or_its_own() -> None:
     def cause(**options: Any) -> int:
         return request_envelope(Address("t/seen", "a"), b"x", **options).cause

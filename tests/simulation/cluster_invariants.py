@@ -87,7 +87,7 @@ class RetainedIsThere(Invariant):
     """Whatever a retained checkpoint refers to is still there."""
 
     def forgot(self, world: ClusterWorld, leader: SimulatedLeader) -> None:
-        kafka = world.kafka
+        kafka, names = world.kafka, set(world.bases.names())
         for checkpoint in leader.core.history.checkpoints:
             for part in leader.core.manifest(checkpoint).parts:
                 requests = part.ingress_positions.get(RequestFeed.SOURCE, 0)
@@ -100,7 +100,7 @@ class RetainedIsThere(Invariant):
                 for topic, offset in needed.items():
                     if 0 <= offset < kafka.partition((topic, part.task)).start:
                         raise self.fail(f"checkpoint {checkpoint} needs offset {offset} of {topic}-{part.task}")
-                if part.base and part.base not in world.bases:
+                if part.base and part.base not in names:
                     raise self.fail(f"checkpoint {checkpoint} needs base {part.base}")
 
 

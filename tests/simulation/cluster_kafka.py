@@ -58,6 +58,8 @@ class SimulatedKafka:
         self.calm = False
         """Whether readers get everything there is at once."""
         self.damaged: set[tuple[Place, int]] = set()
+        self.removed: set[tuple[Place, int]] = set()
+        """Records that are read with another byte, and records that are read no more."""
         self._partitions: dict[Place, Partition] = {}
         self._holders: dict[str, object] = {}
 
@@ -92,15 +94,18 @@ async def read_range(
     place = (topic, partition)
     stored = kafka.partition(place)
     records = stored.records[max(start, stored.start) : end]
+    if kafka.removed:
+        records = [each for each in records if (place, each.offset) not in kafka.removed]
     if kafka.damaged:
         records = [_changed(each) if (place, each.offset) in kafka.damaged else each for each in records]
     return records
 
 
 def _changed(record: Fetched) -> Fetched:
-    """The same with another last byte, which is one of the body."""
+    """The same with another byte, which is one of the body."""
     assert record.value is not None
-    return record._replace(value=record.value[:-1] + bytes([record.value[-1] ^ 1]))
+    at = len(record.value) - 1 - record.offset % 3
+    return record._replace(value=record.value[:at] + bytes((record.value[at] ^ 1,)) + record.value[at + 1 :])
 
 
 class Promise:

@@ -97,7 +97,7 @@ FAULTS = {
     Step.DOUBT: 0.6,
     Step.POWER: 0.25,
     Step.REPLAY: 0.6,
-    Step.DAMAGE: 0.3,
+    Step.DAMAGE: 2.0,
     Step.UNABLE: 1.0,
     Step.CLOCK: 0.4,
 }
@@ -240,7 +240,12 @@ STUCK = BRIEF.more({Step.SINK: 0.0}, lazy=0.0)
 PEOPLE = EVERYTHING.more(
     {**_NONE, Step.JOIN: 3.0, Step.REPLAY: 4.0, Step.CRASH: 3.0, Step.AGE: 0.0}, tasks=(1, 2), swarm=False
 )
-DAMAGES = EVERYTHING.more({**_NONE, Step.DAMAGE: 3.0, Step.ABDICATE: 2.0, Step.JOIN: 2.0}, tasks=(1, 2), swarm=False)
+DAMAGES = EVERYTHING.more(
+    {**_NONE, Step.DAMAGE: 3.0, Step.ABDICATE: 2.0, Step.JOIN: 2.0, Step.FOLD: 20.0, Step.BASE: 10.0},
+    tasks=(1, 2),
+    retentions=(EVERYTHING_KEPT,),
+    swarm=False,
+)
 FRESH = EVERYTHING.more(
     {**_NONE, Step.JOIN: 3.0, Step.REPLAY: 1.5, Step.AGE: 8.0, Step.SLOW: 4.0},
     retentions=(LITTLE_KEPT,),

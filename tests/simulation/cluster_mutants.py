@@ -6,11 +6,13 @@ A mutant replaces one attribute of a class or module while its clusters run. Not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
 
+from penstock.checkpoint import delta as delta_module
 from penstock.checkpoint import leader as leader_module
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Manifest
 from penstock.checkpoint.leader import Action, Event, Leader, Write, Written
@@ -20,6 +22,7 @@ from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Acknowledgement, Hint
 from penstock.checkpoint.sinks import TwoPhaseSink
 from penstock.checkpoint.snapshot import Snapshot, SnapshotTask
+from penstock.checkpoint.store import BaseStore
 from penstock.engine.cluster.deltas import Deltas
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
@@ -28,7 +31,6 @@ from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
 from penstock.engine.unit import TaskUnit
-from penstock.errors import PenstockError
 from penstock.records import Frozen
 from tests.simulation import cluster_mix as mixes
 from tests.simulation.cluster_kafka import Overtaken, SimulatedKafka, SimulatedWriter
@@ -38,6 +40,7 @@ from tests.simulation.cluster_stage import pause
 from tests.simulation.cluster_worker import IDS_RESERVED, TOPICS, staged
 from tests.simulation.cluster_world import ClusterWorld
 from tests.simulation.mutants import (
+    NOTICED,
     _accept_any_attempt,
     _accept_any_epoch,
     _accept_only_the_predecessor,
@@ -71,12 +74,7 @@ class ClusterMutant:
             for seed in range(SEEDS_MAX):
                 try:
                     ClusterWorld(seed, self.mix).run()
-                except (
-                    AssertionError,
-                    PenstockError,
-                    KeyError,
-                    Overtaken,
-                ) as error:  # Some rules are guarded by a core itself.
+                except (*NOTICED, Overtaken) as error:
                     return seed + 1, f"{type(error).__name__}: {error}"
         return SEEDS_MAX + 1, "nothing"
 
@@ -228,6 +226,9 @@ def _forget_whose_rows(self: TaskUnit, restored: Restored) -> None:
 
 
 MUTANTS = [
+    # What restores compare.
+    ClusterMutant("deltas have a checksum", delta_module, "zlib", SimpleNamespace(crc32=lambda *_: 0), mixes.DAMAGES),
+    ClusterMutant("files of shared bases have a hash", BaseStore, "_check_hash", lambda self, *_: None, mixes.DAMAGES),
     # How a task changes hands.
     ClusterMutant("a released task stands still", Member, "released", lambda *_: None, mixes.HANDOFFS),
     ClusterMutant("it does so until an assignment", Member, "decided", _go_on_after_complete, mixes.HANDOFFS),

@@ -51,12 +51,14 @@ PER_THOUSAND_MIN = ClusterCoverage(
     zombie_turns=100,
     colour_cuts=15,
     bases=500,
+    older=8,
+    deltas_harmed=5,
     joins=2_500,
     leaves=300,
     forgets=300,
 )
-"""Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one, and so are
-lineages that get shorter."""
+"""Below these a run has not seen enough to mean anything. Lineages that get shorter are too rare to count in a short
+one."""
 
 
 def thin_clusters(coverage: ClusterCoverage, schedules: int) -> list[str]:

@@ -343,7 +343,8 @@ class SimulatedWorker(ClusterWorker):
         super()._give_up_attempt(unit, error)
 
     def _damaged(self, attempt: int, checkpoint: int, reason: str) -> None:
-        if attempt == self.world.newest_attempt and not self.world.kafka.damaged:
+        place = self.world.harmed
+        if attempt == self.world.newest_attempt and not (place and place in reason):
             raise Violation("Restorable", reason)
         self.world.count("older")
         super()._damaged(attempt, checkpoint, reason)
@@ -406,7 +407,7 @@ def staged() -> Iterator[None]:
         (tasks_module, "in_thread", cluster_stage.in_thread),
         (tasks_module, "offsets", cluster_kafka.offsets),
         (tasks_module, "read_range", cluster_kafka.read_range),
-        (tasks_module, "open_base", lambda bases, name, path, memory: bases.open(name)),
+        (tasks_module, "open_base", lambda bases, name, path, memory: bases.open_compared(name)),
         (tasks_module, "RocksMemory", lambda bytes_max: None),
         (tasks_module, "make_directory", _nothing),
         (tasks_module, "shutil", SimpleNamespace(rmtree=_nothing)),

@@ -22,6 +22,7 @@ from penstock.checkpoint.leader import Forget, LeaderOptions, Phase
 from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Acknowledgement, Begin, Ended, Unable, encode_message
 from penstock.engine.build import Origin
+from penstock.engine.cluster.deltas import Deltas
 from penstock.engine.cluster.replies import REPLIES
 from penstock.engine.cluster.topics import DECISIONS
 from penstock.engine.cluster.trimming import Trimming
@@ -32,8 +33,6 @@ from penstock.errors import CorruptSnapshot, Fenced, PenstockError
 from penstock.ids import Address, key_group
 from penstock.records import Frozen, Reply
 from penstock.router.requests import encode_request
-from penstock.state.backend import Backend
-from penstock.state.memory import MemoryBackend
 from tests.simulation.cluster_invariants import (
     OneOwner,
     PlacedIsTheCut,
@@ -50,9 +49,10 @@ from tests.simulation.database import Database
 from tests.simulation.dice import Dice
 from tests.simulation.invariants import Invariant, Violation
 from tests.simulation.node import DAY_MS
+from tests.simulation.store import SimulatedBlobs, SimulatedStore
 from tests.simulation.walks import FUNCTIONS, IDS, NATURE, POISON, WALKS, encode_step
 from tests.simulation.walks import Step as Hop
-from tests.simulation.world import Base, Client
+from tests.simulation.world import Client
 
 TIMEOUT_MS = 150
 NEVER_MS = 1e12
@@ -89,28 +89,15 @@ class ClusterCoverage(NamedTuple):
     leaves: int = 0
     bases: int = 0
     older: int = 0
-    """Checkpoints that turned out to be damaged."""
+    """Restores that met damage."""
+    deltas_harmed: int = 0
+    bases_harmed: int = 0
     forgets: int = 0
     pruned: int = 0
     """Attempts that no longer name all their ancestors."""
 
     def plus(self, other: ClusterCoverage) -> ClusterCoverage:
         return ClusterCoverage(*map(sum, zip(self, other, strict=True)))
-
-
-class Bases(dict[str, Base]):
-    """The store of bases, which all workers share."""
-
-    def open(self, name: str) -> Backend:
-        backend = MemoryBackend()
-        if name:
-            if name not in self:
-                raise CorruptSnapshot("PEN0404", f"Base {name} is missing.")
-            backend.write(self[name].rows)
-        return backend
-
-    def fetch(self, name: str, target: Path) -> None:
-        """Bring one near; nothing here is far."""
 
 
 class ClusterWorld:
@@ -128,7 +115,7 @@ class ClusterWorld:
         self.kafka = SimulatedKafka(
             dice, resend=resend, forgets=(TOPICS.inbox,), lag=dice.choose(mix.lag), lagging=TOPICS.control
         )
-        self.bases = Bases()
+        self.bases = SimulatedStore(SimulatedBlobs("bases", lambda: self.clock_ms))
         self.database = Database(self._committed)
         self.reply_topic = ReplyTopic(self._told)
         self.patient = dice.chance(mix.patient)
@@ -153,6 +140,8 @@ class ClusterWorld:
         """The unit of each task that counts."""
         self.rolled_back = False
         """Whether a person or a damaged record took back what had been complete: rows may then come again."""
+        self.harmed = ""
+        """Where something was damaged."""
         self.trace: list[tuple[str, str]] = []
         self._turns = 0
         self._counts = Counter[str]()
@@ -305,7 +294,7 @@ class ClusterWorld:
         try:
             action(leader)
         except CorruptSnapshot:
-            if not self.kafka.damaged:
+            if not self.harmed:
                 raise
             leader.end()
         if leader.ended:
@@ -506,7 +495,7 @@ class ClusterWorld:
             if overlay.folding or checkpoint <= unit.snapshot.base_checkpoint or self.dice.chance(0.3):
                 continue
             name = f"{checkpoint:012d}-{unit.attempt}-{unit.task}"
-            self.bases[name] = Base(self.clock_ms, list(overlay.backend.scan(b"", b"\xff")))
+            self.bases.put_rows(name, list(overlay.backend.scan(b"", b"\xff")))
             self.count("bases")
             if self.dice.chance(0.9):
                 unit.rebase(name, checkpoint)
@@ -617,9 +606,7 @@ class ClusterWorld:
         for place, floor in trimming._floors(what).items():
             self.kafka.truncate(place, floor)
         used = what.bases | {unit.snapshot.base_name for worker in self.workers for unit in worker.actual_units}
-        for name in [n for n, base in self.bases.items() if n not in used]:
-            if self.bases[name].made_ms < self.clock_ms - UNREFERENCED_MS:
-                del self.bases[name]
+        self.bases.collect(used, (self.clock_ms - UNREFERENCED_MS) / 1000)
         self.count("forgets")
         self.is_there.forgot(self, leader)
 
@@ -665,7 +652,7 @@ class ClusterWorld:
         retained = list(history.checkpoints)
         if self.leaders:
             retained = [each for each in retained if each in self.leaders[-1].core.history.checkpoints]
-        if not retained or self.kafka.damaged:
+        if not retained or self.harmed:
             return
         self.count("replays")
         self.rolled_back = True
@@ -676,19 +663,41 @@ class ClusterWorld:
             self.lead(from_checkpoint=self.dice.choose(retained))
 
     def _damage(self) -> None:
-        """The newest delta of some task gets damaged, if an older checkpoint can do without it; then a worker dies."""
-        if not self.leaders or self.kafka.damaged or self.retention is not EVERYTHING_KEPT:
+        """A delta or a file of a base is spoilt that the newest checkpoint needs and an older one does not; then a
+        worker dies."""
+        if not self.leaders or self.harmed or self.retention is not EVERYTHING_KEPT:
             return
-        leader = self.leaders[-1]
-        candidates = [leader.core.manifest(each.checkpoint) for each in leader.core.history.candidates()][:2]
-        if len(candidates) < 2 or not self.workers:
+        core = self.leaders[-1].core
+        known = [core.manifest(each.checkpoint) for each in core.history.candidates()][:4]
+        if len(known) < 2 or not self.workers:
             return
-        newest, older = candidates
-        part, before = self.dice.choose(list(zip(newest.parts, older.parts, strict=True)))
-        if part.head > before.head:
-            self.kafka.damaged.add(((TOPICS.deltas, part.task), part.head))
+        needed = [set(self._read_by(manifest)) for manifest in (known[0], self.dice.choose(known[1:]))]
+        victims = sorted(needed[0] - needed[1])
+        if victims:
             self.rolled_back = True
+            self._harm(*self.dice.choose(victims))
             self._crash(self.dice.choose(self.workers), noticed=True)
+
+    def _read_by(self, manifest: Manifest) -> Iterator[tuple[str, int | str]]:
+        """What restores of a checkpoint read: the topic of deltas of each task with an offset, and files of bases."""
+        for part in manifest.parts:
+            place = (TOPICS.deltas, part.task)
+            deltas = Deltas("", self.kafka.partition(place).records)
+            yield from ((str(part.task), offset) for offset in deltas.chain(part.head, part.first))
+            if part.base:
+                yield from (("base", key) for key in self.bases.keys_of(part.base))
+
+    def _harm(self, where: str, what: int | str) -> None:
+        if isinstance(what, str):
+            self.count("bases_harmed")
+            self.bases.blobs.damage(what, self.dice)
+            self.harmed = self.bases.blobs.place(what)
+            return
+        self.count("deltas_harmed")
+        place = (TOPICS.deltas, int(where))
+        harm = self.kafka.removed if self.dice.chance(0.3) else self.kafka.damaged
+        harm.add((place, what))
+        self.harmed = f"{TOPICS.deltas}-{where}"
 
     # What invariants ask.
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from penstock.checkpoint.control import AttemptBegun, Manifest
+from penstock.checkpoint.control import AttemptBegun, Manifest, Part
+from penstock.checkpoint.retention import Retained
 from penstock.engine.effects import DeadLetter, Effects
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.journal import PARTITION
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
+from penstock.errors import CorruptSnapshot
 from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
 from penstock.state import keys
 from tests.simulation.walks import IDS, LAST_HOP, NATURE, POISON, WALKS, Step, Visits
@@ -53,6 +55,9 @@ class Invariant:
 
     def chosen(self, world: World, attempt: AttemptBegun) -> None:
         """A replay was decided, and the power failed before anything else of it happened."""
+
+    def refused(self, world: World, retained: Retained, error: CorruptSnapshot) -> None:
+        """A checkpoint is passed over, because something that it needs is damaged."""
 
     def retained(self, world: World) -> None:
         """What no retained checkpoint needs was deleted."""
@@ -367,8 +372,9 @@ class RetainedIsWhole(Invariant):
     """Whatever a retained checkpoint refers to is still there."""
 
     def retained(self, world: World) -> None:
-        for each in world.history.checkpoints.values():
-            for part in world.journal.manifest(each).parts:
+        names = set(world.bases.names())
+        for each in world.directory.history.checkpoints.values():
+            for part in self._parts(world, each):
                 requests = part.ingress_positions.get(RequestFeed.SOURCE, 0)
                 assert isinstance(requests, int)
                 needed = {
@@ -379,8 +385,37 @@ class RetainedIsWhole(Invariant):
                 for partition, offset in needed.items():
                     if 0 <= offset < world.log.start(partition):
                         raise self.fail(f"checkpoint {each.checkpoint} needs offset {offset} of {partition}")
-                if part.base and part.base not in world.bases:
+                if part.base and part.base not in names and not world.harmed["base"]:
                     raise self.fail(f"checkpoint {each.checkpoint} needs base {part.base}")
+
+    def _parts(self, world: World, retained: Retained) -> tuple[Part, ...]:
+        if retained.checkpoint in world.forgotten:
+            return ()  # Known again, because the index was lost.
+        try:
+            return world.directory.journal.manifest(retained).parts
+        except CorruptSnapshot:
+            if not world.log.damaged:
+                raise
+            return ()
+
+
+class DamageIsNamed(Invariant):
+    """A checkpoint is refused only for something that is damaged, or was deleted long ago, and that is named; and
+    nobody starts from nothing because of it."""
+
+    def __init__(self) -> None:
+        self._complete = False
+
+    def refused(self, world: World, retained: Retained, error: CorruptSnapshot) -> None:
+        named = any(place in error.message for place in world.damaged_places)
+        if not named and retained.checkpoint not in world.forgotten:
+            raise self.fail(f"checkpoint {retained.checkpoint} is refused, and nothing damaged is named: {error}")
+
+    def restored(
+        self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
+    ) -> None:
+        if manifest is None and world.completed:
+            raise self.fail("checkpoints were complete, and the application starts from nothing")
 
 
 def all_invariants() -> list[Invariant]:
@@ -396,6 +431,7 @@ def all_invariants() -> list[Invariant]:
         RedoIsRun(),
         ReplayStands(),
         RetainedIsWhole(),
+        DamageIsNamed(),
     ]
 
 

@@ -11,11 +11,19 @@ from collections import deque
 from collections.abc import Callable
 
 from penstock.engine.journal import PARTITION
-from penstock.errors import CorruptSnapshot
 from penstock.ids import Offset
-from penstock.router.log import FIRST_OFFSET, LogStatistics
+from penstock.router.log import FIRST_OFFSET, LogStatistics, RecordsLost
 from penstock.router.memory import MemoryLog
 from tests.simulation.dice import Dice
+
+
+class PowerFailure(Exception):
+    """Nothing goes on, and a flush has not ended."""
+
+
+def damaged_text(partition: str, offset: int) -> str:
+    """What whoever reads a damaged record is told."""
+    return f"Record {offset} of {partition} is damaged."
 
 
 class SimulatedLog:
@@ -25,6 +33,8 @@ class SimulatedLog:
         self._partitions: dict[str, MemoryLog] = shared._partitions if shared is not None else {}
         self.damaged: set[tuple[str, int]] = shared.damaged if shared is not None else set()
         """Records whose bytes a disk has changed: reading stops before them."""
+        self.fails_once = False
+        """Whether the power fails instead of the next flush of everything."""
         self._arrived: list[int] = shared._arrived if shared is not None else [0]
 
     @property
@@ -43,6 +53,8 @@ class SimulatedLog:
         self.flush_nowait()
 
     def flush_nowait(self) -> None:
+        if self.fails_once:
+            raise PowerFailure
         for log in self._partitions.values():
             log.flush_nowait()
 
@@ -53,7 +65,7 @@ class SimulatedLog:
                 if (partition, at) in self.damaged:
                     if index:
                         return records[:index]
-                    raise CorruptSnapshot("PEN0409", f"Record {at} of {partition} is damaged.")
+                    raise RecordsLost("PEN0406", damaged_text(partition, at), Offset(at + 1))
         return records
 
     def start(self, partition: str) -> Offset:

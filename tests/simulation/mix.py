@@ -51,7 +51,7 @@ class Move(IntEnum):
     CLOCK = auto()
     """The clock jumps: far ahead, or a little back."""
     DAMAGE = auto()
-    """The disk changes a byte of the newest delta."""
+    """The disk spoils something that was durable: a delta, a manifest, a file of a base, the index of the journal."""
 
 
 USUAL = {
@@ -79,7 +79,7 @@ FAULTS = {
     Move.REPEAT: 0.5,
     Move.DISK_FULL: 0.7,
     Move.CLOCK: 0.3,
-    Move.DAMAGE: 0.03,
+    Move.DAMAGE: 0.08,
 }
 
 

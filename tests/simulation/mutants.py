@@ -19,15 +19,18 @@ from penstock.checkpoint.recovery import History
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.sinks import Action, Staged, TwoPhaseSink, _Decided
 from penstock.checkpoint.snapshot import Admission, Snapshot, SnapshotTask
+from penstock.checkpoint.store import BaseStore
+from penstock.engine import data, forgetting
+from penstock.engine.data import DataDirectory
 from penstock.engine.delays import Delays
 from penstock.engine.effects import Batch
 from penstock.engine.journal import Journal
 from penstock.engine.task import TaskCore
 from penstock.engine.unit import TaskUnit
-from penstock.errors import PenstockError
+from penstock.errors import CorruptSnapshot, PenstockError
 from penstock.records import EpochFrame, Frozen
 from penstock.state import keys
-from tests.simulation import world
+from tests.simulation import directory, world
 from tests.simulation.database import Database
 from tests.simulation.mix import EVERYTHING, Mix, Move
 from tests.simulation.node import Node
@@ -40,6 +43,10 @@ ZOMBIES = EVERYTHING.more({Move.TAKE_OVER: 0.6, Move.CRASH: 0.1, Move.REPLAY: 0.
 MESSAGES = EVERYTHING.more({Move.TURN: 60.0, Move.PUMP: 30.0, Move.BEGIN: 8.0})
 BACKLOG = EVERYTHING.more({Move.CRASH: 0.4, Move.PUMP: 20.0}, lazy=1.0)
 UPKEEP = EVERYTHING.more({Move.FOLD: 20.0, Move.BASE: 10.0, Move.RETAIN: 4.0, Move.CRASH: 0.5}, steps=250)
+DAMAGES = EVERYTHING.more(
+    {Move.DAMAGE: 0.6, Move.FOLD: 10.0, Move.BASE: 10.0, Move.RETAIN: 0.5, Move.TAKE_OVER: 0.05, Move.REPLAY: 0.03},
+    steps=250,
+)
 PEOPLE = EVERYTHING.more({Move.REPLAY: 0.4})
 JUMPS = EVERYTHING.more({Move.CLOCK: 4.0, Move.CRASH: 0.0, Move.TAKE_OVER: 0.0})
 DISKS = EVERYTHING.more(
@@ -76,6 +83,10 @@ QUIET_ENDS = EVERYTHING.more(
 )
 
 
+NOTICED = (AssertionError, PenstockError, msgspec.MsgspecError, KeyError)
+"""Some rules are guarded by a core itself."""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One rule taken away. `mix` brings about what the rule is for."""
@@ -92,7 +103,12 @@ class Mutant:
             for seed in range(SEEDS_MAX):
                 try:
                     World(seed, self.mix).run()
-                except (AssertionError, PenstockError, KeyError) as error:  # Some rules are guarded by a core itself.
+                except (
+                    AssertionError,
+                    PenstockError,
+                    msgspec.MsgspecError,
+                    KeyError,
+                ) as error:  # Some rules are guarded by a core itself.
                     return seed + 1, f"{type(error).__name__}: {error}"
         return SEEDS_MAX + 1, "nothing"
 
@@ -112,6 +128,7 @@ _commit = Database.commit
 _write_index = Journal.write_index
 _stamp = SnapshotTask.stamp
 _run = TaskCore.run
+_restore_newest = data.restore_newest
 
 
 def _admit_at_once(self: SnapshotTask, frame: EpochFrame) -> Admission:
@@ -228,11 +245,29 @@ def _believe_the_clock(self: TaskCore, batch: Batch, expired: Callable[[], bool]
     return _run(self, batch, expired)
 
 
+def _first_of_all(manifest_of: Any, candidates: Any, restore: Any, pass_over: Any) -> Any:
+    """Restore the newest or nothing."""
+    return _restore_newest(manifest_of, list(candidates)[:1], restore, pass_over)
+
+
+def _pass_over_quietly(self: DataDirectory, damaged: Retained, error: CorruptSnapshot) -> None:
+    self.history.checkpoints.pop(damaged.checkpoint)
+
+
+def _believe_any_file(content: bytes, place: str) -> bytes:
+    return content.partition(b"\n")[2]
+
+
 MUTANTS = [
+    Mutant("a damaged checkpoint is passed over", data, "restore_newest", _first_of_all, DAMAGES),
+    Mutant("nobody starts from nothing unasked", DataDirectory, "_pass_over", _pass_over_quietly, DAMAGES),
+    Mutant("ids are passed over where records are lost", History, "skip", lambda self, count: None, DAMAGES),
+    Mutant("the index has a checksum", directory, "unchecked", _believe_any_file, DAMAGES),
+    Mutant("files of bases have a hash", BaseStore, "_check_hash", lambda self, *_: None, DAMAGES),
     Mutant("each address has one task", TaskCore, "_foreign", lambda self, ids: set(), MESSAGES),
     Mutant("frames are of the epoch they leave in", SnapshotTask, "stamp", _stamp_as_before_the_cut, ZOMBIES),
     Mutant("the clock of handlers never goes back", TaskCore, "run", _believe_the_clock, JUMPS),
-    Mutant("inputs of every retained attempt", world, "oldest_of_attempts", lambda kept: kept[-1:], UPKEEP),
+    Mutant("inputs of every retained attempt", forgetting, "oldest_of_attempts", lambda kept: kept[-1:], UPKEEP),
     Mutant("Rule F", SnapshotTask, "admit", _admit_at_once, MESSAGES),
     Mutant("flush before acknowledge", Node, "flush_next", lambda self: False, MESSAGES),
     Mutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, ZOMBIES),

@@ -7,7 +7,7 @@ may happen: encode, make durable what was sent, append the delta, make that dura
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from enum import Enum
 from math import inf
 from typing import Any
@@ -291,10 +291,9 @@ class Node:
 
 
 def sources_of(
-    task: int, inputs: list[tuple[str, str, bytes]], log: Log, positions: dict[str, Any]
+    task: int, inputs: Mapping[str, list[tuple[str, str, bytes]]], log: Log, positions: dict[str, Any]
 ) -> list[RequestFeed | Source]:
     """Where the inputs of a task come from, set to where its snapshot left them."""
     requests = RequestFeed(log, task)
     requests.seek(positions.get(RequestFeed.SOURCE))
-    name = f"source-{task}"
-    return [requests, Source(name, inputs, positions.get(name, 0))]
+    return [requests, *(Source(name, known, positions.get(name, 0)) for name, known in inputs.items())]

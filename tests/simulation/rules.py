@@ -62,7 +62,7 @@ RULES = (
     Rule(
         10,
         "A delta extends the last one written; what failed goes into the next",
-        ("previous delta", "failed delta in the next"),
+        ("previous delta", "failed delta in the next", "deltas have a checksum"),
     ),
     Rule(
         11,
@@ -77,7 +77,11 @@ RULES = (
             "rule is for survivors that roll back in place, which Overlay.rollback asserts."
         ),
     ),
-    Rule(13, "A base holds all that is folded, rows that are not visible yet included", ("restored rows are folded",)),
+    Rule(
+        13,
+        "A base holds all that is folded, rows that are not visible yet included; its files are named by their content",
+        ("restored rows are folded", "files of bases have a hash", "files of shared bases have a hash"),
+    ),
     Rule(
         14,
         "Decisions are transactions; an acknowledgement counts for its own round",
@@ -95,7 +99,8 @@ RULES = (
     Rule(15, "Whoever waits for a checkpoint gets one", ("a checkpoint given up is made up for",)),
     Rule(
         16,
-        "A recovery goes to the newest checkpoint of its attempt, else to the base of that; ids are never used again",
+        "A recovery goes to the newest checkpoint of its attempt, else to the base of that, else to an older one, "
+        "loudly; ids are never used again",
         (
             "recover the attempt's own base",
             "ids above the highest reserved",
@@ -106,6 +111,10 @@ RULES = (
             "lineage: what inboxes may still give",
             "frames count wherever they stand",
             "a fault is said again",
+            "a damaged checkpoint is passed over",
+            "nobody starts from nothing unasked",
+            "ids are passed over where records are lost",
+            "the index has a checksum",
         ),
     ),
     Rule(

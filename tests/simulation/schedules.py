@@ -62,8 +62,13 @@ PER_THOUSAND_MIN = Coverage(
     colour_cuts=50,
     duplicates=20,
     bases=200,
+    older=40,
+    records_harmed=50,
+    bases_harmed=1,
+    indexes_harmed=70,
+    brought_back=20,
 )
-"""Below these a run has not seen enough to mean anything. Damage is too rare to count in a short one."""
+"""Below these a run has not seen enough to mean anything."""
 
 
 def thin(coverage: Coverage, schedules: int) -> list[str]:

@@ -71,6 +71,12 @@ def test_without_faults_one_attempt_does_everything_and_workers_that_come_get_th
     assert coverage.handoffs >= 5
 
 
+def test_bases_and_deltas_that_are_spoilt_are_met_by_restores() -> None:
+    coverage = simulate_clusters(range(100), DAMAGES)
+    assert min(coverage.bases_harmed, coverage.deltas_harmed) > 0
+    assert coverage.older > 0
+
+
 def test_an_attempt_does_not_name_ancestors_that_nobody_asks_for() -> None:
     assert simulate_clusters(range(6), BRIEF).pruned > 0
 

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from tests.simulation.mix import EVERYTHING, Mix, Move
-from tests.simulation.mutants import BACKLOG, DISKS, PEOPLE, UPKEEP, ZOMBIES
+from tests.simulation.mutants import BACKLOG, DAMAGES, DISKS, PEOPLE, UPKEEP, ZOMBIES
 from tests.simulation.schedules import simulate, thin
 from tests.simulation.world import World
 
@@ -31,7 +31,9 @@ def test_every_invariant_holds_in_every_schedule(first: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mix", [ZOMBIES, UPKEEP, PEOPLE, DISKS, BACKLOG], ids=["zombies", "upkeep", "people", "disks", "backlog"]
+    "mix",
+    [ZOMBIES, UPKEEP, PEOPLE, DISKS, BACKLOG, DAMAGES],
+    ids=["zombies", "upkeep", "people", "disks", "backlog", "damages"],
 )
 def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: Mix) -> None:
     simulate(range(1_000_000, 1_000_000 + SEEDS // 40), mix)

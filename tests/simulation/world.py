@@ -6,10 +6,10 @@ happen that its mix allows. It knows nothing of what is right: it tells the inva
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -30,49 +30,37 @@ from penstock.checkpoint.coordinator import (
     Tick,
     Write,
 )
-from penstock.checkpoint.recovery import History
-from penstock.checkpoint.retention import Retained, Retention, decide, oldest_of_attempts, truncation_point
+from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
-from penstock.engine import journal as journal_module
-from penstock.engine.feeds import Completions, RequestFeed, request_envelope
-from penstock.engine.journal import PARTITION, Journal
-from penstock.engine.restore import Restored, restore_task
+from penstock.engine.feeds import Completions, request_envelope
+from penstock.engine.journal import PARTITION
+from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.task import Start, TaskCore, TaskOptions
 from penstock.errors import CorruptSnapshot, ProtocolError
 from penstock.functions.context import Outlet
-from penstock.ids import Address, Offset, key_group
+from penstock.ids import Address, key_group
 from penstock.records import Envelope, Reply
 from penstock.router.requests import encode_request
-from penstock.state.backend import Backend
-from penstock.state.memory import MemoryBackend
 from tests.simulation.database import Database, SimulatedDriver
 from tests.simulation.dice import Dice
+from tests.simulation.directory import INDEX, Files, SimulatedDirectory, refuse_forgotten, simulated_files
 from tests.simulation.invariants import Invariant, Violation, all_invariants
-from tests.simulation.log import Producer, SimulatedLog
+from tests.simulation.log import PowerFailure, Producer, SimulatedLog, damaged_text
 from tests.simulation.mix import Mix, Move
 from tests.simulation.node import GENERATION, Handlers, Node, sources_of
+from tests.simulation.store import SimulatedBlobs, SimulatedStore, Stored, damage_bytes
 from tests.simulation.walks import EGRESS, FUNCTIONS, IDS, NATURE, OUT, POISON, WALKS, Step, encode_step
 
 IDS_RESERVED = 3
 """Few, so that ids are used up and reserved again within a schedule."""
 TIMEOUT_MS = 150
-UNREFERENCED_MS = 6 * TIMEOUT_MS
-"""Age at which a base that no manifest names is deleted: more than a checkpoint that names it can be under way."""
 ROUNDS_MAX = 300
 """Of fair scheduling without faults, until everything must have been done."""
 SWEEPS_MAX = 8
 """Turns of every task in one such round, before what they did is in a checkpoint."""
-INDEX = Path("index")
 _OUTLETS = {EGRESS: Outlet(EGRESS, OUT.spec.encode, 1 << 20)}
 _FINGERPRINTS = WALKS.fingerprints()
-
-
-class Base(NamedTuple):
-    """What a store holds of a base."""
-
-    made_ms: int
-    rows: list[tuple[bytes, bytes]]
 
 
 class Client:
@@ -89,6 +77,14 @@ class Client:
         name = f"{self.walk}-{self.asked}"
         payload = encode_step(Step(self.walk, 0))
         return request_envelope(self.address, payload, request_id=name, idempotency_key=f"key-{self.walk}")
+
+
+class Victim(NamedTuple):
+    """What a disk damages."""
+
+    kind: str
+    place: int | str
+    """The offset of a record of the journal, or the key of a file of a base."""
 
 
 class Run:
@@ -117,7 +113,13 @@ class Coverage(NamedTuple):
     duplicates: int = 0
     bases: int = 0
     older: int = 0
-    """Recoveries that had to go back further because of damage."""
+    """Checkpoints that turned out to be damaged."""
+    records_harmed: int = 0
+    """Deltas and manifests in the journal."""
+    bases_harmed: int = 0
+    indexes_harmed: int = 0
+    brought_back: int = 0
+    """Directories of which nothing whole was left."""
 
     def plus(self, other: Coverage) -> Coverage:
         return Coverage(*map(sum, zip(self, other, strict=True)))
@@ -134,8 +136,8 @@ class World:
         self.tasks = dice.choose(mix.tasks)
         self.clock_ms = 1_000
         self.log = SimulatedLog()
-        self.files: dict[Path, bytes] = {}
-        self.bases: dict[str, Base] = {}
+        self.files: Files = {}
+        self.bases = SimulatedStore(SimulatedBlobs("bases", lambda: self.clock_ms))
         self.database = Database(self._committed)
         self.buffered = dice.chance(0.5)
         self.standby = dice.chance(0.25)
@@ -144,17 +146,24 @@ class World:
         """A task that rarely has a turn, so that its inbox holds messages of several checkpoints."""
         self.sink_fails = 0.95 if dice.chance(mix.slow_sink) else mix.sink_fails
         self.clients: list[Client] = []
-        self.inputs: list[list[tuple[str, str, bytes]]] = [[] for _ in range(self.tasks)]
+        self.inputs: dict[str, list[tuple[str, str, bytes]]] = {f"source-{n}": [] for n in range(self.tasks)}
         self._draw_inputs()
         self.runs: list[Run] = []
-        self.history = History()
-        self.journal: Journal
+        self.directory: SimulatedDirectory
         self.trace: list[tuple[Move, int, int]] = []
         """What was done so far: the move, the attempt and the task."""
         self.rolled_back = False
         """Whether a person or a damaged file took back what had been complete: rows may then come again."""
+        self.forgotten: set[int] = set()
+        """Checkpoints that retention has dropped. Without an index they are known again."""
+        self.harmed = Counter[str]()
+        """What was damaged, by kind."""
+        self.damaged_places: set[str] = set()
+        self._victims: set[Victim] = set()
+        self._backup: dict[str, Stored] = {}
+        """What was in the damaged files of bases."""
         self.recoveries = self.replays = self.abandoned = self.completed = self.dropped = 0
-        self.colour_cuts = self.duplicates = self.bases_made = self.older = 0
+        self.colour_cuts = self.duplicates = self.bases_made = self.older = self.brought_back = 0
         self.invariants = all_invariants()
         self._told_of: dict[str, list[Callable[..., None]]] = {}
         self._turned = _hooks(self.invariants, "turned")
@@ -168,18 +177,19 @@ class World:
             if dice.chance(0.3):
                 self.clients.append(Client(walk, Address(typename, id)))
             else:
-                source = self.inputs[dice.below(self.tasks)]
+                source = self.inputs[f"source-{dice.below(self.tasks)}"]
                 source.append((typename, id, encode_step(Step(walk, 0))))
         self.poison = dice.below(3)
         for _ in range(self.poison):
-            self.inputs[dice.below(self.tasks)].append((dice.choose(FUNCTIONS), dice.choose(IDS), POISON))
+            source = self.inputs[f"source-{dice.below(self.tasks)}"]
+            source.append((dice.choose(FUNCTIONS), dice.choose(IDS), POISON))
 
     # The life of a world.
 
     def run(self) -> Coverage:
         """Play one schedule. Raises Violation."""
         NATURE.dice, NATURE.clock_ms, NATURE.broken = self.dice, self.clock_ms, []
-        with _small_numbers(), self._disk():
+        with _small_numbers(), simulated_files(self.files):
             try:
                 self.recover()
                 weights, dice = self.mix.prepared, self.dice
@@ -203,6 +213,10 @@ class World:
             self.duplicates,
             self.bases_made,
             self.older,
+            self.harmed["journal"],
+            self.harmed["base"],
+            self.harmed["index"],
+            self.brought_back,
         )
 
     def take_apart(self) -> None:
@@ -401,7 +415,7 @@ class World:
         overlay = node.unit.overlay
         checkpoint = overlay.folded_checkpoint
         name = f"{checkpoint:012d}-{run.attempt.lineage.attempt}-{node.task}"
-        self.bases[name] = Base(self.clock_ms, list(overlay.backend.scan(b"", b"\xff")))
+        self.bases.put_rows(name, list(overlay.backend.scan(b"", b"\xff")))
         self.bases_made += 1
         if self.dice.chance(0.9):
             node.unit.rebase(name, checkpoint)
@@ -429,7 +443,7 @@ class World:
             return
         (offset, write), run.unsynced = run.unsynced, None
         self.log.flush_partition(PARTITION)
-        self.history.apply(offset, write.record)
+        self.directory.history.apply(offset, write.record)
         if isinstance(write.record, Complete):
             self.completed += 1
         self._obey(run, run.coordinator.handle(Durable(self.clock_ms)))
@@ -441,7 +455,7 @@ class World:
                     if self.fenced(run):
                         run.coordinator = None
                         return
-                    run.unsynced = (self.journal.append_control(record), action)
+                    run.unsynced = (self.directory.journal.append_control(record), action)
                 case Begin(checkpoint):
                     self._tell("begun", run, checkpoint)
                     for node in run.nodes:
@@ -457,37 +471,11 @@ class World:
         return run is not self.current
 
     def _retain(self) -> None:
-        """As a worker does, with little patience."""
-        history = self.history
-        assert history.attempt is not None
-        needed = frozenset({history.attempt.restored})
-        policy = Retention(all_ms=60, spacing_ms=60, spaced_ms=300, bytes_max=8_000)
-        verdict = decide(list(history.checkpoints.values()), policy, self.clock_ms, needed=needed)
-        history.checkpoints = {each.checkpoint: each for each in verdict.kept}
-        self.journal.write_index(history)
-        point = truncation_point(verdict.kept)
-        if point is not None:
-            self.journal.truncate(point)
-        used = {base for each in verdict.kept for base in each.bases}
-        used |= {node.unit.snapshot.base_name for node in self.current.nodes}
-        unreferenced_ms = self.clock_ms - UNREFERENCED_MS
-        self.bases = {n: base for n, base in self.bases.items() if n in used or base.made_ms > unreferenced_ms}
-        self._truncate_inputs(verdict.kept)
+        history = self.directory.history
+        before = set(history.checkpoints)
+        self.directory.forget([node.unit for node in self.current.nodes], self.clock_ms)
+        self.forgotten |= before - history.checkpoints.keys()
         self._tell("retained")
-
-    def _truncate_inputs(self, kept: Sequence[Retained]) -> None:
-        floors: dict[str, int] = {}
-        for each in oldest_of_attempts(kept):
-            for part in self.journal.manifest(each).parts:
-                requests = part.ingress_positions.get(RequestFeed.SOURCE, 0)
-                assert isinstance(requests, int)
-                for partition, position in (
-                    (f"inbox-{part.task}", part.inbox_position),
-                    (f"requests-{part.task}", requests),
-                ):
-                    floors[partition] = min(position, floors.get(partition, position))
-        for partition, floor in floors.items():
-            self.log.truncate(partition, Offset(floor))
 
     # Clients.
 
@@ -558,7 +546,7 @@ class World:
             self._crash()
         else:
             self._take_over()
-        known = list(self._open_history().checkpoints)
+        known = list(self._open().history.checkpoints)
         if known:
             self.replays += 1
             self.rolled_back = True
@@ -571,85 +559,154 @@ class World:
             node.begins.popleft()
 
     def _damage(self, run: Run, node: Node) -> None:
-        """Restart, with a damaged delta in the newest checkpoint, if an older one can do without it."""
+        """Restart, with something damaged: what the newest checkpoint needs, or the index of all."""
         self._crash()
-        history = self._open_history()
-        candidates = list(history.candidates())
-        if len(candidates) > 1:
-            newest, older = (self.journal.manifest(each) for each in candidates[:2])
-            part = self.dice.choose(newest.parts)
-            if part.head not in {each.head for each in older.parts} and part.head > max(
-                each.head for each in older.parts
-            ):
-                self.log.damaged.add((PARTITION, part.head))
-                self.rolled_back = True
+        victim = self._choose_victim() if self.dice.chance(0.8) else None
+        if victim is not None:
+            self.rolled_back = True
+            self._harm(victim)
+        if INDEX in self.files and (victim is None or self.dice.chance(0.2)):
+            self._harm(Victim("index", ""))
         self.recover()
+
+    def _choose_victim(self) -> Victim | None:
+        """Something that a restore of the newest checkpoint reads; as a rule, that of the one before does not."""
+        directory = self._open()
+        history = iter(list(directory.history.candidates()))
+        newest, older = next(history, None), next(history, None)
+        if newest is None:
+            return None
+        victims = self._needed_by(newest)
+        if self.dice.chance(0.6) and any(victim.kind == "base" for victim in victims):
+            victims = [victim for victim in victims if victim.kind == "base"]
+        elif older is not None and self.dice.chance(0.8):
+            shared = set(self._needed_by(older))
+            victims = [victim for victim in victims if victim not in shared]
+        return self.dice.choose(victims)
+
+    def _whole(self, checkpoint: Retained) -> bool:
+        try:
+            return self._victims.isdisjoint(self._read_by(checkpoint))
+        except CorruptSnapshot:
+            return False
+
+    def _needed_by(self, checkpoint: Retained) -> list[Victim]:
+        """All that a restore reads; up to the first of it that is damaged."""
+        needed: list[Victim] = []
+        with suppress(CorruptSnapshot):
+            needed.extend(self._read_by(checkpoint))
+        return needed
+
+    def _read_by(self, checkpoint: Retained) -> Iterator[Victim]:
+        """Raises CorruptSnapshot when it can't be known."""
+        journal = self.directory.journal
+        yield Victim("journal", checkpoint.offset)
+        for part in journal.manifest(checkpoint).parts:
+            if part.base:
+                yield from (Victim("base", key) for key in self.bases.keys_of(part.base))
+            yield from (Victim("journal", offset) for offset in journal.chain(part.head, part.first))
+
+    def _harm(self, victim: Victim) -> None:
+        self.harmed[victim.kind] += 1
+        self._victims.add(victim)
+        match victim:
+            case Victim("journal", int(offset)):
+                self.log.damaged.add((PARTITION, offset))
+                self.damaged_places.add(damaged_text(PARTITION, offset))
+            case Victim("base", str(key)):
+                self._backup.setdefault(key, self.bases.blobs.damage(key, self.dice))
+                self.damaged_places.add(self.bases.blobs.place(key))
+            case _:
+                harmed = damage_bytes(self.dice, self.files.pop(INDEX))
+                if harmed is not None:
+                    self.files[INDEX] = harmed
 
     # Recovery.
 
     def recover(self, *, replay: int | None = None) -> None:
         """Begin a new attempt, as a worker that starts does."""
-        history = self._open_history()
-        manifest, restored = self._restore(history, replay)
-        lineage = None if manifest is None else manifest.lineage
-        number = 0 if manifest is None else manifest.checkpoint
-        replay = replay if replay == number else None
-        attempt = history.next_attempt(lineage, number, self.clock_ms, "replay" if replay is not None else "start")
-        offset = self.journal.append_control(attempt)
+        manifest, restored = self._restore(replay)
+        directory = self.directory
+        replayed = directory.replay is not None
+        attempt = directory.next_attempt(manifest, self.clock_ms, staged=staged_attempts(restored))
         if self.dice.chance(0.05):
-            self._crash()
-            if replay is not None and self.log.end(PARTITION) > offset:
-                self._tell("chosen", attempt)
-            self.recover()
+            self._die_beginning(attempt, replayed=replayed)
             return
-        self.log.flush_partition(PARTITION)
-        history.apply(offset, attempt)
-        self.history = history
+        directory.begin_attempt(attempt)
         self.recoveries += 1
-        self._build(attempt, restored)
-        self.journal.write_index(history)
-        self._tell("restored", self.current, manifest, restored, replay is not None)
+        self._build(attempt, manifest, restored)
+        directory.journal.write_index(directory.history)
+        self._tell("restored", self.current, manifest, restored, replayed)
 
-    def _open_history(self) -> History:
-        self.journal = Journal(self.log, INDEX)
-        return self.journal.read_history()
+    def _die_beginning(self, attempt: AttemptBegun, *, replayed: bool) -> None:
+        """The power fails while an attempt begins, or behind that."""
+        end = self.log.end(PARTITION)
+        self.log.fails_once = self.dice.chance(0.7)
+        with suppress(PowerFailure):
+            self.directory.begin_attempt(attempt)
+        self.log.fails_once = False
+        self._crash()
+        if replayed and self.log.end(PARTITION) > end:
+            self._tell("chosen", attempt)
+        self.recover()
 
-    def _restore(self, history: History, replay: int | None) -> tuple[Manifest | None, list[Restored]]:
-        candidates = list(history.candidates()) if replay is None else [history.chosen(replay)]
-        for candidate in candidates:
+    def _restore(self, replay: int | None) -> tuple[Manifest | None, list[Restored]]:
+        """What a start continues, and `directory`, which it was read from. Whoever is refused does what it asks for."""
+        while True:
+            directory = self._open(replay)
             try:
-                manifest = self.journal.manifest(candidate)
-                return manifest, [self.restore_part(part) for part in manifest.parts]
-            except CorruptSnapshot:
-                self.older += 1
-                if not self.log.damaged:
+                manifest, restored = directory.restore(WALKS, _no_progress)
+                refuse_forgotten(self.log, restored)
+            except CorruptSnapshot as error:
+                if replay is None:
+                    self._bring_back(error)
+                replay = None  # The person is told that it is damaged, and starts without a wish.
+            except ProtocolError:
+                if not self.forgotten:
                     raise
-                history.checkpoints.pop(candidate.checkpoint)
-        if replay is not None:
-            return self._restore(history, None)  # The person is told that it is damaged, and starts without a wish.
-        assert not candidates, "the world leaves one checkpoint whole"
-        return None, [self.restore_part(Part(task, "", 0, -1, 0, -1, 0, 0)) for task in range(self.tasks)]
+                replay = None
+                self._bring_back(None)
+            else:
+                return manifest, restored
+
+    def _bring_back(self, error: CorruptSnapshot | None) -> None:
+        """A person brings back what was damaged, from a backup: nothing whole is left."""
+        candidates = list(self._open().history.candidates())
+        whole = [each.checkpoint for each in candidates if each.checkpoint not in self.forgotten and self._whole(each)]
+        if not self._victims or (error is not None and whole):
+            raise Violation("DamageIsPassedOver", f"a start is refused, and these are whole: {whole}: {error}")
+        self.brought_back += 1
+        self._victims.clear()
+        self.log.damaged.clear()
+        self.bases.blobs.restore(self._backup)
+        self._backup.clear()
+
+    def _open(self, replay: int | None = None) -> SimulatedDirectory:
+        self.directory = SimulatedDirectory(
+            self.log, self.bases, self.tasks, replay=replay, passed_over=self._passed_over
+        )
+        return self.directory
+
+    def _passed_over(self, damaged: Retained, error: CorruptSnapshot) -> None:
+        self.older += 1
+        self._tell("refused", damaged, error)
 
     def restore_part(self, part: Part) -> Restored:
-        return restore_task(
-            part, self.journal, self._open_base, cache_bytes_max=1 << 20, progress=lambda done, total: None
-        )
+        return self.directory.restore_part(part)
 
-    def _open_base(self, name: str) -> Backend:
-        backend = MemoryBackend()
-        if name:
-            if name not in self.bases:
-                raise CorruptSnapshot("PEN0404", f"Base {name} is missing.")
-            backend.write(self.bases[name].rows)
-        return backend
-
-    def _build(self, attempt: AttemptBegun, restored: list[Restored]) -> None:
-        options = CoordinatorOptions(WALKS.name, self.tasks, _FINGERPRINTS, 10, TIMEOUT_MS, GENERATION)
+    def _build(self, attempt: AttemptBegun, manifest: Manifest | None, restored: list[Restored]) -> None:
+        generation = GENERATION if manifest is None else manifest.generation
+        options = CoordinatorOptions(WALKS.name, self.tasks, _FINGERPRINTS, 10, TIMEOUT_MS, generation)
         run = Run(attempt, Coordinator(options, attempt))
         self.runs.append(run)
         epoch = first_epoch(attempt)
+        retained = self.directory.retained_attempts()
         for task, each in enumerate(restored):
-            run.nodes.append(self._build_node(attempt, epoch, task, each))
+            node = self._build_node(attempt, epoch, task, each)
+            if retained is not None:
+                node.driver.retain(attempt.lineage.attempts | retained)
+            node.driver.handle(RowsRestored(each.staged.get(EGRESS, ())))
+            run.nodes.append(node)
 
     def _build_node(self, attempt: AttemptBegun, epoch: int, task: int, restored: Restored) -> Node:
         completions = Completions()
@@ -659,20 +716,15 @@ class World:
             task, attempt.lineage, epoch, base=restored.base, head=restored.head, checksum=restored.checksum
         )
         producer = Producer(self.log, buffered=self.buffered, resend=lambda: self.dice.chance(self.mix.resend))
-        sources = sources_of(task, self.inputs[task], self.log, core.meta.ingress_positions)
-        node = Node(task, core, restored.overlay, snapshot, completions, handlers, sources, producer, self.journal)
+        inputs = {name: known for name, known in self.inputs.items() if key_group(name) % self.tasks == task}
+        sources = sources_of(task, inputs, self.log, core.meta.ingress_positions)
+        journal = self.directory.journal
+        node = Node(task, core, restored.overlay, snapshot, completions, handlers, sources, producer, journal)
         driver = SimulatedDriver(task, self.database, self.dice, partial(node.unit.committed, EGRESS))
         driver.failing = self.sink_fails
-        driver.retain(attempt.lineage.attempts | self._retained_attempts())
         node.unit.adopt(restored)
         node.connect(driver)
-        driver.handle(RowsRestored(restored.staged.get(EGRESS, ())))
         return node
-
-    def _retained_attempts(self) -> frozenset[int]:
-        oldest = oldest_of_attempts(list(self.history.checkpoints.values()))
-        lineages = [self.journal.manifest(each).lineage for each in oldest]
-        return frozenset(attempt for lineage in lineages for attempt in lineage.attempts)
 
     def build_core(self, task: int, restored: Restored, start: Start) -> TaskCore:
         core = TaskCore(
@@ -697,21 +749,6 @@ class World:
         self.dropped += sum(node.snapshot.dropped for node in run.nodes)
         self.duplicates += sum(node.core.statistics().duplicate_frames for node in run.nodes)
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """The only file a world writes is the index of its journal."""
-
-        def read(path: Path) -> bytes:
-            if path not in self.files:
-                raise FileNotFoundError(path)
-            return self.files[path]
-
-        with (
-            patch.object(journal_module, "write_checked", self.files.__setitem__),
-            patch.object(journal_module, "read_bytes_checked", read),
-        ):
-            yield
-
 
 def first_epoch(attempt: AttemptBegun) -> int:
     """The highest id reserved before the attempt: nothing was ever sent in a later epoch (PROTOCOL 16)."""
@@ -734,3 +771,7 @@ def _small_numbers() -> Iterator[None]:
         for module in (coordinator_module, recovery_module):
             stack.enter_context(patch.object(module, "RESERVED_IDS", IDS_RESERVED))
         yield
+
+
+def _no_progress(progress: object) -> None:
+    pass
