@@ -38,6 +38,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     nobody has said which those are."""
     fingerprints: dict[str, dict[str, object]] | None = None
     """Of the code that ran the task, where they are not those of the manifest: a worker may have another version."""
+    visible: int = -1
+    """All rows of egresses that checkpoints up to this one have decided were visible at the cut. -1: nobody said."""
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):

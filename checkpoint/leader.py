@@ -49,6 +49,7 @@ from penstock.checkpoint.reports import (
     Finish,
     Hint,
     Leading,
+    Pinned,
     Prepare,
     Prepared,
     Report,
@@ -213,6 +214,14 @@ class _Member:
 
 
 @dataclass(slots=True)
+class _Pin:
+    """A checkpoint that somebody reads."""
+
+    checkpoint: int
+    heard_ms: float
+
+
+@dataclass(slots=True)
 class _Move:
     """A task on its way to another worker; to nobody when `target` is empty."""
 
@@ -255,6 +264,8 @@ class Leader:
             refuse_other_functions(options.application, self.history.attempt.fingerprints, options.fingerprints)
         self._members: dict[str, _Member] = {}
         self._gone: dict[str, str] = {}
+        self._pins: dict[str, _Pin] = {}
+        """By who said so."""
         self._owners: dict[int, str] = {}
         self._version = 0
         self._listed: frozenset[str] = frozenset()
@@ -362,6 +373,8 @@ class Leader:
                     if move is not None and move.target == worker:
                         move.prepared = True
                 return self._tick_checkpoints(now_ms)
+            case Pinned(holder, checkpoint):
+                return self._pin(holder, checkpoint, now_ms)
             case _:
                 return self._hear_of_attempt(report, now_ms)
 
@@ -664,9 +677,13 @@ class Leader:
             silent_ms = now_ms - member.heard_ms
             if silent_ms > self._options.session_ms:
                 actions += self._lose(name, f"was silent for {silent_ms / 1000:.1f} s", now_ms)
+        for holder, pin in list(self._pins.items()):
+            pin.heard_ms = now_ms if deaf else min(now_ms, pin.heard_ms + unheeded_ms)
+            if now_ms - pin.heard_ms > self._options.session_ms:
+                del self._pins[holder]
         if now_ms - self._told_ms >= LEADING_MS:
             self._told_ms = now_ms
-            actions.append(Tell(Leading(self._options.name, tuple(self.members))))
+            actions.append(self._show())
             if self._finished and self._attempt is not None:
                 actions.append(Tell(Finish(self._attempt.lineage.attempt)))
         if self._phase is Phase.WAITING:
@@ -814,6 +831,21 @@ class Leader:
 
     # Retention.
 
+    def _pin(self, holder: str, checkpoint: int, now_ms: float) -> list[Action]:
+        """Retain what somebody reads, for as long as they say so. The first time they are told: from then on they may
+        rely on it."""
+        known = self._pins.pop(holder, None)
+        if not checkpoint:
+            return []
+        self._pins[holder] = _Pin(checkpoint, now_ms)
+        return [self._show()] if known is None or known.checkpoint != checkpoint else []
+
+    def _show(self) -> Tell:
+        """Say that this leader is there, and what it knows."""
+        retained = self.history.checkpoints.keys() | self.history.missing
+        pinned = {pin.checkpoint for pin in self._pins.values()} & retained
+        return Tell(Leading(self._options.name, tuple(self.members), tuple(sorted(pinned))))
+
     def _age(self, now_ms: float) -> list[Action]:
         """Forget checkpoints that need not be retained any more. Only when a record says what those before it said may
         they be deleted. It is written as well when there are many."""
@@ -822,7 +854,7 @@ class Leader:
             return []
         if self._unwritten or self.history.missing:
             return []  # The record would repeat what was decided before those, behind them. The next time is soon.
-        needed = frozenset({attempt.restored})
+        needed = frozenset({attempt.restored, *(pin.checkpoint for pin in self._pins.values())})
         retained = list(self.history.checkpoints.values())
         if not tells_what_is_read(retained, attempt=attempt.lineage.attempt, restored=attempt.restored):
             return []

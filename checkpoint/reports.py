@@ -89,7 +89,15 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     reason: str = ""
 
 
-Report = Alive | Changed | Acknowledgement | Unable | Prepared | Fault | Ended
+class Pinned(msgspec.Struct, frozen=True, array_like=True, tag="pinned"):
+    """Somebody who takes no part in the application reads this checkpoint: it has to stay retained. Said every second,
+    and at last with checkpoint 0."""
+
+    holder: str
+    checkpoint: int
+
+
+Report = Alive | Changed | Acknowledgement | Unable | Prepared | Fault | Ended | Pinned
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag="begin"):
@@ -105,6 +113,8 @@ class Leading(msgspec.Struct, frozen=True, array_like=True, tag="leading"):
 
     leader: str
     members: tuple[Alive, ...] = ()
+    pinned: tuple[int, ...] = ()
+    """Checkpoints that it retains because somebody asked for it."""
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):

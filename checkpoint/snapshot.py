@@ -110,11 +110,19 @@ class SnapshotTask:
         return Snapshot(frozen, self._head)
 
     def written(
-        self, checkpoint: int, offset: int, checksum: int, *, inbox_end: int, staged: tuple[int, ...] | None = None
+        self,
+        checkpoint: int,
+        offset: int,
+        checksum: int,
+        *,
+        inbox_end: int,
+        staged: tuple[int, ...] | None = None,
+        visible: int = -1,
     ) -> Part:
         """The delta was appended at `offset`, behind everything this task sent before the cut. `staged`: the earlier
-        attempts of rows whose fate the cut does not know. Returns what to acknowledge. The delta is the one the next
-        extends, whether this checkpoint completes or not (PROTOCOL 10)."""
+        attempts of rows whose fate the cut does not know; `visible`: rows of checkpoints up to this one were visible.
+        Returns what to acknowledge. The delta is the one the next extends, whether this checkpoint completes or not
+        (PROTOCOL 10)."""
         assert checkpoint == self._writing
         assert self._unwritten is not None
         meta = self._unwritten.meta
@@ -133,6 +141,7 @@ class SnapshotTask:
             inbox_end=inbox_end,
             ingress_positions=dict(meta.ingress_positions),
             staged=staged,
+            visible=visible,
         )
 
     def failed(self, checkpoint: int) -> None:

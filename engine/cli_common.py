@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from penstock.checkpoint.recovery import History
     from penstock.checkpoint.retention import Retained
     from penstock.engine.client import Client
+    from penstock.engine.cluster.saved import KafkaCheckpoints
     from penstock.engine.offline import Checkpoints, Directory, StoppedApplication, StoppedCheckpoints
     from penstock.engine.settings import Settings
     from penstock.functions.app import App
@@ -91,10 +92,10 @@ class Where:
         return Directory(self.directory)
 
     @contextmanager
-    def reading(self, *numbers: int, waiting: bool = False) -> Iterator[Checkpoints]:
+    def reading(self, *numbers: int) -> Iterator[Checkpoints]:
         """These checkpoints, or the newest, as they lie in the directory or, if the settings say so, on Kafka.
 
-        Also of a running application. `waiting`: with what they had not admitted.
+        Also of a running application.
         """
         if not self.settings["kafka"]:
             with self.opened() as directory:
@@ -102,6 +103,12 @@ class Where:
             return
         import asyncio
 
+        found = self.topics()
+        asyncio.run(found.load(numbers))
+        yield found
+
+    def topics(self) -> KafkaCheckpoints:
+        """The checkpoints of an application on Kafka, to be loaded."""
         from penstock.checkpoint.stores import open_store
         from penstock.engine.cluster.options import cluster_options
         from penstock.engine.cluster.saved import KafkaCheckpoints
@@ -109,9 +116,7 @@ class Where:
         silence_kafka_client()
         cluster = cluster_options(self.settings, self.directory)
         store = open_store(cluster.store, cluster.store_options)
-        found = KafkaCheckpoints(cluster.kafka, self.app().name, store, self.directory)
-        asyncio.run(found.load(numbers, waiting=waiting))
-        yield found
+        return KafkaCheckpoints(cluster.kafka, self.app().name, store, self.directory)
 
     def app(self) -> App:
         """The application that the settings name."""

@@ -23,13 +23,12 @@ from penstock.engine.cli_common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from penstock.checkpoint.blobs import Blobs
-    from penstock.checkpoint.savepoint import SavepointReader
+    from penstock.checkpoint.savepoint import Savepoint, SavepointReader
     from penstock.engine.client import Client
-    from penstock.engine.config import Config
-    from penstock.engine.offline import Checkpoints, Markers
+    from penstock.engine.savepoints import Progress
 
 POLL_S: Final = 0.1
 
@@ -50,8 +49,11 @@ def savepoint() -> None:
 @output_options
 def create(where: Where, to: str | None, as_json: bool) -> None:
     """Take a savepoint: of a running application as of now, else of its newest checkpoint."""
-    client = where.running()
-    found = _take_running(client, where, to) if client is not None else _take_stopped(where, to)
+    if where.settings["kafka"] and not where.remote:
+        found = _take_on_kafka(where, to)
+    else:
+        client = where.running()
+        found = _take_running(client, where, to) if client is not None else _take_stopped(where, to)
     if as_json:
         print_json(found)
     else:
@@ -162,30 +164,44 @@ def _take_stopped(where: Where, to: str | None) -> dict[str, Any]:
     from penstock.engine.savepoints import default_place, open_place_of, summarize, take_stopped
 
     now_ms, config = int(time.time() * 1000), where.settings.to_config()
-    with where.reading(waiting=True) as checkpoints, progress_bar("Taking the savepoint") as progress:
+    with where.reading() as checkpoints, progress_bar("Taking the savepoint") as progress:
         newest = checkpoints.newest()
         name = checkpoints.manifest(newest).application if newest is not None else ""
         place = to or default_place(where.directory, name, now_ms)
         blobs = open_place_of(place, config)
-        markers, left_out = _markers_on_kafka(where, config, checkpoints)
-        taken = take_stopped(
-            checkpoints, blobs, now_ms=now_ms, progress=progress, markers=markers, left_out=frozenset(left_out)
-        )
-        return summarize(place, taken)
+        return summarize(place, take_stopped(checkpoints, blobs, now_ms=now_ms, progress=progress))
 
 
-def _markers_on_kafka(where: Where, config: Config, checkpoints: Checkpoints) -> tuple[Markers, Sequence[str]]:
-    """What the egresses of an application on Kafka have, and which of its own need not be asked: a checkpoint is taken
-    before its last rows are written. On one machine, the last checkpoint of a stop knows."""
-    if not where.settings["kafka"]:
-        return {}, ()
+def _take_on_kafka(where: Where, to: str | None) -> dict[str, Any]:
+    """It is this process that copies, wherever workers run; if none does, their egresses are asked what they have."""
     import asyncio
 
+    from penstock.engine.cluster.looking import alive_workers
     from penstock.engine.cluster.replies import REPLIES
-    from penstock.engine.cluster.saved import KafkaCheckpoints, markers_of
+    from penstock.engine.cluster.saved import markers_of
+    from penstock.engine.cluster.taking import take_running
+    from penstock.engine.cluster.topics import DEAD
+    from penstock.engine.savepoints import default_place, open_place_of, summarize, take_stopped
 
-    assert isinstance(checkpoints, KafkaCheckpoints)
-    return asyncio.run(markers_of(where.app(), config, where.settings.kafka(), checkpoints)), [REPLIES]
+    now_ms, config, app = int(time.time() * 1000), where.settings.to_config(), where.app()
+    kafka = where.settings.kafka()
+    place = to or default_place(where.directory, app.name, now_ms)
+    blobs = open_place_of(place, config)
+    found = where.topics()
+
+    async def take(progress: Progress) -> Savepoint:
+        await found.refuse_absent()
+        if await alive_workers(kafka, app.name):
+            return await take_running(found, kafka, app.name, blobs, [*app.egresses, REPLIES, DEAD], progress=progress)
+        await found.load([], waiting=True)
+        # A checkpoint is taken before its last rows are written. On one machine, the last one of a stop knows of them.
+        markers = await markers_of(app, config, kafka, found)
+        return take_stopped(
+            found, blobs, now_ms=now_ms, progress=progress, markers=markers, left_out=frozenset({REPLIES})
+        )
+
+    with progress_bar("Taking the savepoint") as progress:
+        return summarize(place, asyncio.run(take(progress)))
 
 
 def _summary(reader: SavepointReader) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 What always holds: the application has its interpreter for itself, and a copy that is given up ends at once. The process
 reads the directory as it lies, like every tool; that the checkpoint stays retained is for whoever asks. It gets its
-order on standard input, and answers on standard output, in JSON: nothing, or a coded error.
+order on standard input, where no other user sees it, and answers on standard output, in JSON: nothing, or a coded
+error.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from penstock.checkpoint.blobs import BucketOptions
+from penstock.checkpoint.blobs import Blobs, BucketOptions
 from penstock.checkpoint.savepoint import Savepoint, SavepointReader
 from penstock.engine.config import Config
 from penstock.engine.offline import Directory
@@ -40,15 +41,19 @@ class _Order(msgspec.Struct):
 
 async def copy_aside(config: Config, checkpoint: int, place: str, committed: Mapping[str, int]) -> Savepoint:
     """Copy a checkpoint of the data directory of `config`, and return what is there then. Raises what went wrong."""
-    blobs = open_place_of(place, config)
     order = _Order(str(config.directory.absolute()), checkpoint, place, config.bucket, dict(committed))
+    return await carry_out("penstock.engine.copying", msgspec.json.encode(order), open_place_of(place, config))
+
+
+async def carry_out(module: str, order: bytes, blobs: Blobs) -> Savepoint:
+    """Let a process of `module` carry out an order, by way of `obey`, and return what is at the place then."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "penstock.engine.copying"),
+        *(sys.executable, "-m", module),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        answer, _ = await process.communicate(msgspec.json.encode(order))
+        answer, _ = await process.communicate(order)
     except BaseException:
         with suppress(ProcessLookupError):
             process.kill()
@@ -65,17 +70,17 @@ async def copy_aside(config: Config, checkpoint: int, place: str, committed: Map
     return SavepointReader(blobs).savepoint
 
 
-def main() -> None:
-    """What that process does."""
+def obey(copy: Callable[[bytes], None]) -> None:
+    """What that process does with its order."""
     os.nice(PATIENCE)
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
     try:
-        _copy(order)
+        copy(sys.stdin.buffer.read())
     except PenstockError as error:
         sys.stdout.buffer.write(msgspec.json.encode(told(error)))
 
 
-def _copy(order: _Order) -> None:
+def _copy(data: bytes) -> None:
+    order = msgspec.json.decode(data, type=_Order)
     config = Config(directory=Path(order.directory), bucket=order.bucket)
     with Directory(config.directory) as directory:
         take(
@@ -88,4 +93,4 @@ def _copy(order: _Order) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    obey(_copy)

@@ -33,7 +33,7 @@ from penstock.engine.offline import Checkpoints, Markers, scratch_directory, wai
 from penstock.engine.regroup import NewTask, OldTask, fill, fold_all
 from penstock.engine.restore import restore_task, rows_of, undecided
 from penstock.engine.views import timestamp
-from penstock.errors import Refused
+from penstock.errors import Refused, Unavailable
 from penstock.functions.app import App
 from penstock.ids import KEY_GROUPS_MAX
 from penstock.state.backend import Backend
@@ -42,6 +42,8 @@ from penstock.state.rocksdb import restore as restore_base
 
 Progress = Callable[[int, int], None]
 """Gets how much is done, and of how much."""
+ROWS_S = 20.0
+"""How long a savepoint waits until what is in it is visible: commits take milliseconds where an egress answers."""
 
 
 def summarize(place: str, savepoint: Savepoint) -> dict[str, Any]:
@@ -118,9 +120,7 @@ def take_stopped(
     """
     newest = directory.newest()
     if newest is None:
-        raise Refused(
-            "PEN0437", f"There is nothing to save: no checkpoint of {directory.place} is complete. Run it first."
-        )
+        raise nothing_to_save(directory.place)
     waiting = waiting_rows(directory, directory.manifest(newest), markers or {})
     if waiting.keys() - left_out:
         raise _undecided(f"Checkpoint {newest.checkpoint} of {directory.place}", waiting)
@@ -353,6 +353,19 @@ def _decide(data: DataDirectory, manifest: Manifest) -> None:
     data.log.flush_nowait()
     data.history.apply(offset, record)
     data.journal.write_index(data.history)
+
+
+def nothing_to_save(place: str) -> Refused:
+    return Refused("PEN0437", f"There is nothing to save: no checkpoint of {place} is complete. Run it first.")
+
+
+def rows_waiting(checkpoint: int, which: str) -> Unavailable:
+    """Rows of the checkpoint were not visible in time."""
+    return Unavailable(
+        "PEN0436",
+        f"No savepoint was taken: rows of checkpoint {checkpoint} are not written after {ROWS_S:g} s. {which}. Try "
+        "again when the egress takes rows.",
+    )
 
 
 def _undecided(what: str, waiting: Mapping[str, int]) -> Refused:

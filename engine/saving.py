@@ -28,7 +28,8 @@ class Saving:
         self._take = take
         self._application = application
         self._directory = directory
-        self._number = 0
+        self._number = int(time.time() * 1000)
+        """Of the newest. It begins with the time: workers behind one address have numbers of their own."""
         self._place = ""
         self._running: asyncio.Task[Savepoint] | None = None
 
@@ -40,10 +41,9 @@ class Saving:
                 f"A savepoint is being taken already, to {self._place}. Wait until it is there, and ask again.",
             )
         place = place or default_place(self._directory, self._application, int(time.time() * 1000))
-        taking = self._take(place)  # Which may refuse at once.
         self._place = place
         self._number += 1
-        self._running = asyncio.get_running_loop().create_task(taking)
+        self._running = asyncio.get_running_loop().create_task(self._take(place))
         self._running.add_done_callback(_looked_at)
         return self._number
 

@@ -101,9 +101,14 @@ class SinkDriver(_Worked):
         """Whether everything decided is visible."""
         return self._core.quiet and self._running is None
 
+    @property
+    def oldest(self) -> int | None:
+        """The oldest checkpoint with rows that are not known to be visible; None when there are none."""
+        return self._core.oldest
+
     def has_written(self, checkpoint: int) -> bool:
         """Whether all rows that were emitted before the cut of `checkpoint` are visible."""
-        oldest = self._core.oldest
+        oldest = self.oldest
         return oldest is None or oldest > checkpoint
 
     @property

@@ -95,6 +95,8 @@ class Writing:
     """How many rows each eager egress was sent before the cut."""
     staged: tuple[int, ...]
     """The earlier attempts of rows whose fate the cut does not know."""
+    visible: int
+    """The newest checkpoint up to which all rows were visible at the cut."""
     offset: int = -1
     """Of its first record; -1 while there is none."""
 
@@ -268,7 +270,12 @@ class TaskUnit:
         eager = [(driver, driver.sent) for driver in self.sinks.values() if isinstance(driver, EagerDriver)]
         fault("cut.frozen")
         staged = tuple(sorted({attempt for _, attempt, _ in self._inherited}))
-        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen, eager, staged)
+        return Writing(DeltaEncoder(taken.frozen, identity), taken.frozen, eager, staged, self._visible(checkpoint))
+
+    def _visible(self, checkpoint: int) -> int:
+        """The newest checkpoint, up to this one, that all rows up to are visible of."""
+        oldest = [driver.oldest for driver in self.sinks.values() if isinstance(driver, SinkDriver)]
+        return min((waiting - 1 for waiting in oldest if waiting is not None), default=checkpoint)
 
     def written(self, writing: Writing) -> Part:
         """The delta is in the journal. Returns what to acknowledge."""
@@ -278,7 +285,12 @@ class TaskUnit:
         self.counters.deltas += 1
         inbox_end = self._channels.inbox_end(self.task)
         return self.snapshot.written(
-            checkpoint, offset, writing.encoder.checksum, inbox_end=inbox_end, staged=writing.staged
+            checkpoint,
+            offset,
+            writing.encoder.checksum,
+            inbox_end=inbox_end,
+            staged=writing.staged,
+            visible=writing.visible,
         )
 
     def abandoned(self, checkpoint: int) -> None:

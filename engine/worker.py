@@ -39,7 +39,7 @@ from penstock.engine.looks import Question, answer
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.rota import Rota
-from penstock.engine.savepoints import open_place_of
+from penstock.engine.savepoints import ROWS_S, open_place_of, rows_waiting
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.sinks import SinkDriver
 from penstock.engine.totals import Totals
@@ -50,9 +50,6 @@ from penstock.faults import fault
 from penstock.functions.app import App
 from penstock.records import Reply
 from penstock.state.backend import Backend
-
-ROWS_S = 20.0
-"""How long a savepoint waits until what is in it is visible: commits take milliseconds where an egress answers."""
 
 
 class Worker:
@@ -396,11 +393,7 @@ class Worker:
                 while not all(driver.has_written(checkpoint) for driver in drivers):  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 return
-        raise Unavailable(
-            "PEN0436",
-            f"No savepoint was taken: rows of checkpoint {checkpoint} are not written after {ROWS_S:g} s. "
-            f"{self._assembly.unwritten()}. Try again when the egress takes rows.",
-        )
+        raise rows_waiting(checkpoint, self._assembly.unwritten())
 
     async def look(self, task: int, question: Question) -> Any:
         return answer(question, self.units[task].core.view())

@@ -1,6 +1,7 @@
 """The HTTP interface of a supervisor: what its workers tell is put together, and what is for one of them is passed on.
 
     /livez  /readyz  /startupz  /metrics  /admin/status     of all workers
+    GET /admin/savepoints/NUMBER                            of the one that takes it
     everything else                                         of any: each reaches every address
 
 What always holds: who may do what is decided by the workers, with the headers as they came; a request that may have
@@ -82,6 +83,7 @@ class Front:
                 web.get("/startupz", self._startupz),
                 web.get("/metrics", self._metrics),
                 web.get("/admin/status", self._status),
+                web.get(r"/admin/savepoints/{number:\d+}", self._savepoint),
                 web.route("*", "/{path:.*}", self._pass_on),
             ]
         )
@@ -173,6 +175,12 @@ class Front:
             return error_response(_nobody())
         processes = {"leader": {"pid": self._supervisor.leader.pid}, "workers": self._workers(told)}
         return json_response(merge_status(told) | {"pid": os.getpid()} | processes)
+
+    async def _savepoint(self, request: web.Request) -> web.Response:
+        """Whoever takes it knows how far it is."""
+        answers = (await self._ask_all(request)).values()
+        known = [answer for answer in answers if answer.status == 200] or list(answers)
+        return known[0].passed_on() if known else error_response(_nobody())
 
     def _workers(self, told: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [

@@ -1,4 +1,4 @@
-"""Listens to whoever leads, for a process that has no tasks and waits for the role.
+"""Listens to whoever leads, for a process that has no tasks: it waits for the role, or for something it asked for.
 
 What always holds: the leader shows itself every second, in the hints; what was said before `start` is of no interest.
 """
@@ -25,6 +25,8 @@ class Listener:
     def __init__(self, kafka: KafkaOptions, application: str, *, failed: Callable[[PenstockError], None]) -> None:
         self.leader = ""
         self.leader_heard_s = 0.0
+        self.pinned: tuple[int, ...] = ()
+        """Checkpoints that it retains because somebody asked for it."""
         self._kafka = kafka
         self._place = (Topics.of(application).control, HINTS)
         self._reader = KafkaReader(kafka, isolation="read_committed", on_records=self._hear, failed=failed)
@@ -41,5 +43,5 @@ class Listener:
         for record in self._reader.take(*self._place, RECORDS_MAX):
             hint = hint_in(record)
             if isinstance(hint, Leading):
-                self.leader = hint.leader
+                self.leader, self.pinned = hint.leader, hint.pinned
                 self.leader_heard_s = asyncio.get_running_loop().time() if hint.leader else -math.inf

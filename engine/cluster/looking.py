@@ -130,7 +130,7 @@ def decisions(topic: str, records: Iterable[Fetched]) -> Iterator[tuple[int, Con
 
 async def refuse_alive(kafka: KafkaOptions, application: str) -> None:
     """Raise Refused when workers of the application run."""
-    workers = await _alive(kafka, application)
+    workers = await alive_workers(kafka, application)
     if workers:
         names = ", ".join(f"process {each.pid} on {each.host}" for each in workers)
         raise Refused(
@@ -138,7 +138,7 @@ async def refuse_alive(kafka: KafkaOptions, application: str) -> None:
         )
 
 
-async def _alive(kafka: KafkaOptions, application: str) -> list[Alive]:
+async def alive_workers(kafka: KafkaOptions, application: str) -> list[Alive]:
     """The workers that report within the time in which each does."""
     place = (Topics.of(application).reports, 0)
     start = (await offsets(kafka, [place]))[place].end

@@ -60,7 +60,7 @@ class KafkaCheckpoints(Checkpoints):
     async def load(self, numbers: Iterable[int], *, waiting: bool = False) -> None:
         """Read what was decided, and these checkpoints, or the newest if there are none; with `waiting`, what they had
         not admitted, too. Raises InvalidInput for one that is not there, as an application may be."""
-        await refuse_absent(self._kafka, self._application)
+        await self.refuse_absent()
         self.history = await read_history(self._kafka, self._application)
         newest = self.newest()
         for number in list(numbers) or ([newest.checkpoint] if newest is not None else []):
@@ -69,6 +69,10 @@ class KafkaCheckpoints(Checkpoints):
             )
             for part in manifest.parts:
                 await self._load_part(part, waiting=waiting)
+
+    async def refuse_absent(self) -> None:
+        """Raise InvalidInput when no such application was ever started."""
+        await refuse_absent(self._kafka, self._application)
 
     async def _load_part(self, part: Part, *, waiting: bool) -> None:
         topics, task = self._topics, part.task

@@ -50,6 +50,7 @@ from penstock.engine.build import Assembly
 from penstock.engine.checkpoints import GENERATION
 from penstock.engine.clock import SteadyClock
 from penstock.engine.cluster.candidate import Candidate, leader_options
+from penstock.engine.cluster.copying import copy_aside
 from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
@@ -69,11 +70,12 @@ from penstock.engine.migrate import check_shapes
 from penstock.engine.operations import Look
 from penstock.engine.requests import Requests
 from penstock.engine.rota import Rota
+from penstock.engine.savepoints import open_place_of
 from penstock.engine.serving import CheckpointStatistics, Recovery, SharedStatistics
 from penstock.engine.totals import Totals
 from penstock.engine.unit import TaskUnit
 from penstock.engine.upkeep import CROWDED, Upkeep
-from penstock.errors import Fenced, PenstockError, ProtocolError, Refused
+from penstock.errors import Fenced, PenstockError, ProtocolError
 from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
@@ -650,13 +652,10 @@ class ClusterWorker:
         assert newest is not None, "an answer was given before a checkpoint was complete"
         return newest.checkpoint
 
-    def take_savepoint(self, place: str) -> Coroutine[Any, Any, Savepoint]:
-        # At once: who asks how far it is may be answered by another worker.
-        raise Refused(
-            "PEN0442",
-            f"{self.app.name} runs on Kafka: a savepoint of it is taken while it stands still. Stop all its workers, "
-            "then: penstock savepoint create.",
-        )
+    async def take_savepoint(self, place: str) -> Savepoint:
+        open_place_of(place, self.config)  # Which refuses what is no place.
+        await self.take_checkpoint()
+        return await copy_aside(self.config, self.cluster, self.app.name, place, self._assembly.sinks)
 
     async def look(self, task: int, question: Question) -> Any:
         return await self.requests.operate(Address("", id_of_task(task, self.config.parallelism)), Look(question))

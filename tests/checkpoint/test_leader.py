@@ -38,6 +38,8 @@ from penstock.checkpoint.reports import (
     Expelled,
     Fault,
     Hint,
+    Leading,
+    Pinned,
     Prepare,
     Prepared,
     Report,
@@ -508,6 +510,57 @@ def test_another_leader_knows_what_is_not_retained_any_more() -> None:
 
     assert set(next_one.leader.history.checkpoints) == {newest}
     assert dropped < newest
+
+
+def test_what_somebody_reads_is_retained_for_as_long_as_they_say_so() -> None:
+    slow = leading("a#1", retention=Retention(all_ms=0, spacing_ms=0, spaced_ms=0))
+    read = complete(slow)
+    (told,) = slow.hear(Pinned("savepoint-1", read))
+    assert isinstance(told, Tell)
+    assert isinstance(told.hint, Leading)
+    assert told.hint.pinned == (read,)
+    assert slow.hear(Pinned("savepoint-1", read)) == []  # They know.
+    forgotten, newest = complete(slow), complete(slow)
+
+    def age() -> set[int]:
+        slow.tell(Aged())
+        while slow.to_write:
+            slow.write()
+        return set(slow.leader.history.checkpoints)
+
+    assert not {read, newest} - age()
+    assert forgotten not in age()
+    for _ in range(20):
+        slow.pass_time(1_000)
+        slow.hear(Alive("a#1", "a"))
+        slow.hear(Pinned("savepoint-1", read))
+    assert read in age()
+    slow.hear(Pinned("savepoint-1", 0))
+    assert read not in age()
+
+
+def test_a_reader_that_is_silent_for_long_has_ended() -> None:
+    slow = leading("a#1")
+    read = complete(slow)
+    slow.hear(Pinned("savepoint-1", read))
+    for _ in range(11):
+        slow.pass_time(1_000)
+        slow.hear(Alive("a#1", "a"))
+
+    hints = [action.hint for action in slow.pass_time(1_000) if isinstance(action, Tell)]
+
+    assert [hint.pinned for hint in hints if isinstance(hint, Leading)] == [()]
+
+
+def test_what_is_not_retained_can_not_be_pinned_any_more() -> None:
+    slow = leading("a#1")
+    complete(slow)
+
+    (told,) = slow.hear(Pinned("savepoint-1", 999_999))
+
+    assert isinstance(told, Tell)
+    assert isinstance(told.hint, Leading)
+    assert told.hint.pinned == ()
 
 
 def test_nothing_is_forgotten_before_an_attempt_from_nothing_has_a_checkpoint_of_its_own() -> None:

@@ -20,6 +20,7 @@ from penstock.checkpoint.reports import (
     Finish,
     Hint,
     Leading,
+    Pinned,
     Prepare,
     Prepared,
     Report,
@@ -41,10 +42,11 @@ REPORTS: list[Report] = [
     Prepared("a#1", (0, 1)),
     Fault("a#1", 3, "a frame is missing", 7),
     Ended("a#1", "stopped"),
+    Pinned("savepoint-1", 7),
 ]
 HINTS: list[Hint] = [
     Begin(3, 8, (1,)),
-    Leading("leader#1", (ALIVE,)),
+    Leading("leader#1", (ALIVE,), (7,)),
     Prepare("a#1", (1,), MANIFEST),
     Prepare("a#1", (1,), None),
     Expelled("a#1", "was silent"),

@@ -185,6 +185,21 @@ async def test_who_may_not_ask_a_worker_may_not_ask_for_all() -> None:
 
 
 @synchronous
+async def test_how_far_a_savepoint_is_says_the_worker_that_takes_it() -> None:
+    async def takes(request: web.Request) -> web.Response:
+        return web.json_response({"done": True})
+
+    async def knows_nothing(request: web.Request) -> web.Response:
+        return web.json_response({"code": "PEN0439"}, status=400)
+
+    async with fronted(knows_nothing, takes) as front:
+        answers = [await front.ask("GET", "/admin/savepoints/7") for _ in range(3)]
+        assert answers == [(200, b'{"done": true}')] * 3
+    async with fronted(knows_nothing, None) as front:
+        assert await front.ask("GET", "/admin/savepoints/7") == (400, b'{"code": "PEN0439"}')
+
+
+@synchronous
 async def test_it_is_ready_when_every_worker_is() -> None:
     async def ready(request: web.Request) -> web.Response:
         return web.json_response({"ready": True, "reason": ""})

@@ -150,6 +150,22 @@ async def copied(kafka: str, topic: str, count: int) -> list[dict[str, Any]]:
             return [json.loads(record.value or b"") for record in copies]
 
 
+async def ended(served: Served, number: int) -> Any:
+    """What is said of a savepoint when it is there, or will not be."""
+    while True:
+        state = await served.get(f"/admin/savepoints/{number}")
+        if state["done"]:
+            return state
+        await asyncio.sleep(0.05)
+
+
+async def savepoint_of(served: Served, place: Path) -> Any:
+    begun = await served.post("/admin/savepoints", {"to": str(place)})
+    state = await ended(served, begun["number"])
+    assert state["error"] is None, state
+    return state["savepoint"]
+
+
 def id_at(served: Served, number: int = 0) -> str:
     """The id, of those that a task of this worker has, with the given number."""
     owned = {unit.task for unit in served.worker.units}
@@ -238,8 +254,14 @@ def test_checkpoints_status_and_metrics_are_those_of_the_application(
             assert (shown["application"], len(shown["tasks"])) == (kafka_app, TASKS)
             unknown = await one.request("GET", "/admin/checkpoints/999999")
             assert (unknown.status, unknown.json["code"]) == (400, "PEN0309")
-            refused = await one.request("POST", "/admin/savepoints")
-            assert (refused.status, refused.json["code"]) == (409, "PEN0442")
+            saved = await savepoint_of(one, tmp_path / "saved")
+            assert saved["parallelism"] == TASKS
+            assert saved["checkpoint"] > taken
+            shown = json.loads(verb("savepoint", "show", str(tmp_path / "saved"), "--json"))
+            assert shown["application"] == kafka_app
+            assert all(task["delta_bytes"] for task in shown["tasks"])
+            again = await one.post("/admin/savepoints", {"to": str(tmp_path / "saved")})
+            assert (await ended(one, again["number"]))["error"]["code"] == "PEN0431"
 
             await until(lambda: all(len(each.worker.link.workers) == 2 for each in (one, other)))
             await until(lambda: all(member.url for member in one.worker.link.workers))

@@ -6,17 +6,61 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.engine.cluster.looking import LISTEN_S
 from tests.kafka.test_run import COUNTING, PENSTOCK, Run
 
 pytestmark = pytest.mark.kafka
 
 COUNT, IDS = 1_500, 97
+
+BACKLOG = """
+import os
+import time
+from collections.abc import Iterator
+
+from penstock import App, Context, FileEgress, GeneratorIngress, State
+
+app = App("backlog")
+rows = app.egress("backlog/rows", FileEgress("out"))
+COUNT, RATE = int(os.environ["COUNT"]), float(os.environ["RATE"])
+
+
+class Count(State):
+    count: int = 0
+
+
+@app.function("backlog/fast")
+def fast(ctx: Context[Count], number: int) -> None:
+    ctx.state.count += 1
+    ctx.send(slow, f"s{ctx.id}", number)
+
+
+@app.function("backlog/slow")
+def slow(ctx: Context[Count], number: int) -> None:
+    time.sleep(0.001)
+    ctx.state.count += 1
+    ctx.emit(rows, {"id": ctx.id, "count": ctx.state.count})
+
+
+def numbers(start: int) -> Iterator[int]:
+    for number in range(start, COUNT):
+        if number % 100 == 0:
+            time.sleep(100 / RATE)
+        yield number
+
+
+app.ingress(GeneratorIngress(numbers), to=fast, key=lambda number: f"{number % 97}", name="numbers")
+"""
+"""More comes in than is done: messages wait in inboxes, and rows go out all the time."""
 
 
 def ask(folder: Path, bootstrap: str, app: str, *arguments: str, code: int = 0) -> Any:
@@ -30,6 +74,26 @@ def ask(folder: Path, bootstrap: str, app: str, *arguments: str, code: int = 0) 
     )
     assert done.returncode == code, done.stderr.decode()
     return json.loads(done.stdout)
+
+
+@contextmanager
+def begun(folder: Path, bootstrap: str, app: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A verb that takes its time. It is killed if it has not ended behind the block."""
+    environment = {**os.environ, "PENSTOCK_KAFKA": bootstrap, "PENSTOCK_NAME": app, "COUNT": "0", "RATE": "1"}
+    with subprocess.Popen(
+        [*PENSTOCK, *arguments, "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def rows_or_hidden(folder: Path) -> Counter[tuple[str, int]]:
+    """Also of parts that are still written to, without a row that is half there."""
+    text = "".join(path.read_text() for path in (folder / "out").rglob("*part*") if path.is_file())
+    whole = [line for line in text.splitlines() if line.endswith("}")]
+    return Counter((row["id"], row["count"]) for row in map(json.loads, whole))
 
 
 def rows(folder: Path) -> Counter[tuple[str, int]]:
@@ -77,3 +141,44 @@ def test_an_application_continues_under_another_name_with_more_tasks(
     )
     again.wait_end(4)
     assert "PEN0433" in again.log
+
+
+def test_of_a_running_application_one_of_whose_workers_is_killed_meanwhile(
+    tmp_path: Path, kafka: str, kafka_app: str
+) -> None:
+    count = 6_000
+    origin, copy = tmp_path / "origin", tmp_path / "copy"
+    for folder in (origin, copy):
+        folder.mkdir()
+        (folder / "app.py").write_text(BACKLOG)
+    first = Run(
+        origin, kafka, kafka_app, "run", "--dir", "one", "--workers", "2", "--until-done", count=count, rate=2_000
+    )
+    first.wait_working()
+    first.wait_until(lambda: rows_or_hidden(origin), "rows")
+    victim = first.get("/admin/status")["workers"][0]["pid"]
+    with begun(origin, kafka, kafka_app, "savepoint", "create", "--dir", "one", "--to", "../saved") as taking:
+        time.sleep(LISTEN_S)  # The application is seen running by then, and the checkpoint is about to be chosen.
+        os.kill(victim, signal.SIGKILL)
+        output, errors = taking.communicate(timeout=60)
+    assert taking.returncode == 0, errors
+    taken = json.loads(output)
+    assert taken["under_way"] > 0
+    then = rows_or_hidden(origin)
+    first.wait_end()
+    expected = Counter({(f"s{n % IDS}", n // IDS + 1): 1 for n in range(count)})
+    assert rows(origin) == expected
+
+    second = Run(
+        copy,
+        *(kafka, f"{kafka_app}-2", "run", "--dir", "two", "--from-savepoint", "../saved", "--until-done"),
+        *("--parallelism", "2"),
+        count=count,
+        rate=100_000,
+    )
+    second.wait_end()
+    after = rows(copy)
+    assert 0 < len(after) < count
+    # What the savepoint has done was visible when it was there, and it does the rest, once each.
+    assert then & (expected - after) == expected - after
+    assert after & expected == after
