@@ -27,7 +27,6 @@ from tests.simulation.invariants import (
 if TYPE_CHECKING:
     from tests.simulation.cluster_leader import SimulatedLeader
     from tests.simulation.cluster_world import ClusterWorld
-    from tests.simulation.world import Client
 
 
 class PlacedIsTheCut(RestoreIsTheCut):
@@ -104,21 +103,13 @@ class RetainedIsThere(Invariant):
                     raise self.fail(f"checkpoint {checkpoint} needs base {part.base}")
 
 
-class AnswersStand(RepliesStand):
-    """What a client was told is still true at the end, unless what was complete has been taken back."""
-
-    def told(self, world: Any, client: Client) -> None:
-        if world.rolled_back and world.told_by_zombie:
-            self._void.add(client.walk)  # It was decided before that, and told after it.
-
-
 def shared_invariants() -> list[Invariant]:
     """Those that know nothing of workers."""
     return [
         EachHopOnce(),
         RowsOnce(),
         RowsPresent(),
-        AnswersStand(),
+        RepliesStand(),
         HandlersSee(),
         OnlyForward(),
         IdsAreNew(),

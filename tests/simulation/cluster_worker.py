@@ -127,15 +127,16 @@ class _Sink:
 class ReplyTopic:
     """The topic of replies, and all callers. It has no markers: what is written again is told again."""
 
-    def __init__(self, told: Callable[[bytes, int, object], None]) -> None:
+    def __init__(self, told: Callable[[bytes, int, int], None]) -> None:
         self._told = told
 
     def open(self, task: int, owner: object) -> dict[int, int]:
         return {}
 
     def commit(self, task: int, owner: object, rows: Sequence[Any], marker: dict[int, int]) -> bool:
+        checkpoint, attempt = max((checkpoint, attempt) for attempt, checkpoint in marker.items())
         for row in rows:
-            self._told(row.value, task, owner)
+            self._told(row.value, attempt, checkpoint)
         return True
 
 

@@ -23,7 +23,6 @@ from penstock.checkpoint.recovery import History
 from penstock.checkpoint.reports import Acknowledgement, Begin, Ended, Unable, encode_message
 from penstock.engine.build import Origin
 from penstock.engine.cluster.deltas import Deltas
-from penstock.engine.cluster.replies import REPLIES
 from penstock.engine.cluster.topics import DECISIONS
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.config import Config
@@ -621,15 +620,10 @@ class ClusterWorld:
             place = (TOPICS.requests, key_group(client.address.id) % self.tasks)
             self.kafka.partition(place).append(encode_request(client.request()))
 
-    def _told(self, answer: bytes, task: int, owner: object) -> None:
+    def _told(self, answer: bytes, attempt: int, checkpoint: int) -> None:
         reply: Reply = _decode_reply(answer)
-        walk = int(reply.request_id.partition("-")[0])
-        unit = self.live.get(task)
-        self.told_by_zombie = unit is None or owner is not unit.sinks.get(REPLIES)
         for client in self.clients:
-            if client.walk == walk and client.answer is None:
-                client.answer = reply
-                self._tell("told", client)
+            client.hear(reply, attempt, checkpoint)
 
     # Faults, and people.
 
@@ -709,7 +703,7 @@ class ClusterWorld:
         """What the invariants of all worlds know as the attempt that runs."""
         return SimpleNamespace(nodes=list(self.live.values()))
 
-    standby = leaving = warming = told_by_zombie = False
+    standby = leaving = warming = False
 
     def owner_of(self, unit: ClusterUnit) -> str:
         """Who owns the task of a unit that counts."""

@@ -212,7 +212,7 @@ def _tell_at_once(self: World, run: Run, node: Node, invocations_max: int) -> bo
     before = len(node.core._replies)
     worked = _turn(self, run, node, invocations_max)
     for reply in node.core._replies[before:]:
-        self._answer(reply)
+        self.answer(reply, run.attempt.lineage.attempt, 0)  # No checkpoint has decided it.
     return worked
 
 

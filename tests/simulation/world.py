@@ -71,12 +71,19 @@ class Client:
         self.address = address
         self.asked = 0
         self.answer: Reply | None = None
+        self.decided = (0, 0)
+        """The attempt and the checkpoint that decided the answer."""
 
     def request(self) -> Envelope:
         self.asked += 1
         name = f"{self.walk}-{self.asked}"
         payload = encode_step(Step(self.walk, 0))
         return request_envelope(self.address, payload, request_id=name, idempotency_key=f"key-{self.walk}")
+
+    def hear(self, reply: Reply, attempt: int, checkpoint: int) -> None:
+        """The first answer to any of its requests counts."""
+        if self.answer is None and int(reply.request_id.partition("-")[0]) == self.walk:
+            self.answer, self.decided = reply, (attempt, checkpoint)
 
 
 class Victim(NamedTuple):
@@ -287,6 +294,7 @@ class World:
                 for client in self._unanswered:
                     self._ask(client)
             self._fair_round(run)
+            self._hear_of_it(run)
             if round > 1 and not self._busy(run):
                 return
         raise Violation("Progress", f"there is work left after {ROUNDS_MAX} rounds without faults")
@@ -307,6 +315,9 @@ class World:
         while run.mail:
             self._deliver(run, run.mail.pop(0))
         self._decide(run)
+
+    def _hear_of_it(self, run: Run) -> None:
+        """Everybody learns what is complete, and rows go out."""
         for node in run.nodes:
             while node.announced:
                 self._learn(node)
@@ -400,8 +411,9 @@ class World:
 
     def _learn(self, node: Node) -> None:
         if node.announced:
+            manifest = node.announced[0]
             for reply in node.learn():
-                self._answer(reply)
+                self.answer(reply, manifest.lineage.attempt, manifest.checkpoint)
 
     def _fold(self, run: Run, node: Node) -> None:
         overlay = node.unit.overlay
@@ -492,12 +504,9 @@ class World:
         if self.dice.chance(0.7):
             self.log.flush_partition(partition)
 
-    def _answer(self, reply: Reply) -> None:
-        walk = int(reply.request_id.partition("-")[0])
+    def answer(self, reply: Reply, attempt: int, checkpoint: int) -> None:
         for client in self.clients:
-            if client.walk == walk and client.answer is None:
-                client.answer = reply
-                self._tell("told", client)
+            client.hear(reply, attempt, checkpoint)
 
     # Faults.
 
