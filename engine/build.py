@@ -132,6 +132,7 @@ def build_core(
             eager=eager_egresses(app),
             idempotency_keep_ms=config.idempotency_keep_ms,
             check_state=config.check_state,
+            always_replay=config.always_replay,
             dead_egress=dead_egress,
         ),
         start,
@@ -307,6 +308,7 @@ class Assembly:
         completions = Completions()
         suspended = Suspended(completions, self._wake)
         core = self._core(task, restored, origin, suspended)
+        core.outside = suspended
         lineage = origin.attempt.lineage
         snapshot = SnapshotTask(
             task, lineage, origin.epoch, base=restored.base, head=restored.head, checksum=restored.checksum
@@ -459,6 +461,7 @@ class Assembly:
 
     async def _cancel(self, placed: _Placed) -> None:
         timeout_s = self._config.stop_timeout_ms / 1000
+        placed.unit.core.close()
         await placed.suspended.cancel_all(timeout_s)
         await asyncio.gather(*(driver.stop(timeout_s) for driver in placed.unit.sinks.values()))
 

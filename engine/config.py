@@ -35,6 +35,8 @@ class Config:
     message_bytes_max: int = 1 << 20
     idempotency_keep_ms: int = 24 * 3_600_000
     check_state: bool = False
+    always_replay: bool = False
+    """For tests: put a handler aside wherever it waits, so that each result has it run again from its start."""
     """Read every state back before it is stored, so that a value of a wrong type fails the message that left it."""
     host: str = "127.0.0.1"
     port: int | None = 7070

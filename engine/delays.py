@@ -64,6 +64,11 @@ class Delays:
         if delayed.token:
             self._overlay.put(_token_key(sender.id, delayed.token), key)
 
+    def schedule_own(self, envelope: Envelope, token: str, due_ms: int) -> None:
+        """Keep what the task itself is to do for the address of `envelope` until `due_ms`."""
+        key = self._add(due_ms, _Row(envelope, envelope.id, token))
+        self._overlay.put(_token_key(envelope.id, token), key)
+
     def cancel(self, owner: str, token: str) -> None:
         """Call back the message `token` names. Nothing happens when there is none."""
         token_key = _token_key(owner, token)
@@ -94,6 +99,14 @@ class Delays:
         """Whether a delayed message waits for its time. Reads rows until it finds one: not for every turn."""
         rows = self._overlay.scan(*keys.task_kind_range(keys.TIMER))
         return any(_decode(data).envelope is not None for _, data in rows)
+
+    def next_own_ms(self) -> int | None:
+        """When the first of what the task itself is to do is due. Reads rows until it finds one: not for every turn."""
+        for key, data in self._overlay.scan(*keys.task_kind_range(keys.TIMER)):
+            row = _decode(data)
+            if row.envelope is not None and row.envelope.meta is not None:
+                return keys.decode_timer_key(key).due_ms
+        return None
 
     def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration]:
         """Take out what is due, earliest first. The rows are gone when the iterator moves on."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from penstock.records import COMPLETED, FRAMES, EgressRow, Envelope, EpochFrame, QueueCut, Reply, Turn
+from penstock.records import COMPLETED, FRAMES, PERFORMED, EgressRow, Envelope, EpochFrame, QueueCut, Reply, Turn
 
 
 class Rejected(NamedTuple):
@@ -64,7 +64,19 @@ class Completed(NamedTuple):
     error: BaseException | None
 
 
-Input = Column | Deliveries | FrameInput | Completed
+class Performed(NamedTuple):
+    """A step of an invocation has come to its end. `error` is code and text of why it has no value."""
+
+    typename: str
+    id: str
+    cause: int
+    line: int
+    """Of its journal."""
+    value: bytes
+    error: tuple[str, str] | None
+
+
+Input = Column | Deliveries | FrameInput | Completed | Performed
 
 
 class Batch(NamedTuple):
@@ -87,7 +99,13 @@ def taken(inputs: Iterable[Input]) -> list[tuple[str, Any]]:
         if frames:
             found.append((FRAMES, frames))
             frames = 0
-        found.append((COMPLETED, item.number) if isinstance(item, Completed) else (item.source, item.position))
+        match item:
+            case Completed():
+                found.append((COMPLETED, item.number))
+            case Performed():
+                found.append((PERFORMED, list(item)))
+            case _:
+                found.append((item.source, item.position))
     if frames:
         found.append((FRAMES, frames))
     return found

@@ -79,6 +79,7 @@ class Entry(Target):
             accepts=frozenset(codec.types) or None,
             name=codec.name,
             bytes_max=bytes_max,
+            reply_codec=function.reply_codec,
         )
         self.function = function
         self.overlay = overlay
@@ -135,9 +136,16 @@ class Entry(Target):
         value = self.cells.young.get(id)
         return self.overlay.load(self.cells, id) if value is None else value
 
-    def open(self, context: Context[Any], clock_ms: int) -> Opened:
-        """Decode the state of `context.id` into the context."""
-        raw = self.raw(context.id)
+    def open(
+        self,
+        context: Context[Any],
+        clock_ms: int,
+        raw: bytes | None = None,
+        rows_before: Mapping[bytes, bytes | None] | None = None,
+    ) -> Opened:
+        """Decode the state of `context.id` into the context: as it is, or as `raw` and the rows of tables and logs in
+        `rows_before` say that it was."""
+        raw = self.raw(context.id) if raw is None else raw
         if self.storage:
             context.storage = Storage.decode(self.storage, raw, clock_ms)
         if self.state_codec is None:
@@ -148,7 +156,7 @@ class Entry(Target):
         before = {field: _encode(getattr(state, field)) for field in self.expirations}
         collections = None
         if self.collections:
-            collections = RowCollections(self.overlay, self.typename, context.id)
+            collections = RowCollections(self.overlay, self.typename, context.id, rows_before)
             bind_collections(state, collections)
         context.state = state
         return Opened(raw, before, collections)
@@ -168,6 +176,11 @@ class Entry(Target):
         if not self.expirations:
             return data, None
         return encode_expiring(data, deadlines), min(deadlines.values(), default=None)
+
+    def reopen(self, context: Context[Any], opened: Opened, raw: bytes) -> Opened:
+        """The state was stored as `raw`, and the handler goes on with it."""
+        before = {field: _encode(getattr(context.state, field)) for field in self.expirations}
+        return Opened(raw, before, opened.collections)
 
     def sweep(self, id: str, clock_ms: int) -> tuple[bytes, int | None]:
         """The value of an address without its expired fields, and when to look again. Counts as no call."""
@@ -277,12 +290,25 @@ class RowCollections:
     Writes are kept aside until `flush`, so that a handler that raises leaves no trace.
     """
 
-    def __init__(self, overlay: Overlay, typename: str, id: str) -> None:
+    def __init__(
+        self, overlay: Overlay, typename: str, id: str, before: Mapping[bytes, bytes | None] | None = None
+    ) -> None:
         self._overlay = overlay
         self._typename = typename
         self._id = id
         self._group = key_group(id)
+        self._before = before or {}
+        """What rows were, for a handler that is run again."""
         self._changed: dict[bytes, bytes | None] = {}
+
+    @property
+    def changed(self) -> Iterable[bytes]:
+        """The keys of what `flush` would write."""
+        return self._changed
+
+    def caught_up(self) -> None:
+        """The handler has done all again that it did: the rows are as it has left them."""
+        self._changed, self._before = {}, {}
 
     def flush(self) -> None:
         """The handler has returned: make its changes those of the batch."""
@@ -334,11 +360,14 @@ class RowCollections:
         self._changed[key] = first.to_bytes(8) + end.to_bytes(8)
 
     def _row(self, key: bytes) -> bytes | None:
-        return self._changed[key] if key in self._changed else self._overlay.get(key)
+        for known in (self._changed, self._before):
+            if key in known:
+                return known[key]
+        return self._overlay.get(key)
 
     def _scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         rows = dict(self._overlay.scan(start, end))
-        for key, value in self._changed.items():
+        for key, value in (*self._before.items(), *self._changed.items()):
             if start <= key < end:
                 if value is None:
                     rows.pop(key, None)

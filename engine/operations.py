@@ -51,14 +51,49 @@ class BuryRows(msgspec.Struct, frozen=True, array_like=True):
     rows: list[tuple[EgressRow, str]]
 
 
-Operation = SetState | Look | Redrive | Drop | BuryRows
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What an invocation of the address waits for has come: the answer to a call, or the time of a sleep. `error` is
+    code and text of why there is no value."""
 
-_KINDS: dict[str, type[SetState] | type[Look] | type[Redrive] | type[Drop] | type[BuryRows]] = {
+    __match_args__ = ("cause", "index", "value", "error")
+    cause: int
+    index: int
+    value: bytes = b""
+    error: tuple[str, str] | None = None
+
+
+class Resolve(msgspec.Struct, frozen=True, array_like=True):
+    """Keep a promise: `value` is msgpack."""
+
+    __match_args__ = ("name", "value")
+    name: str
+    value: bytes
+
+
+class CancelInvocation(msgspec.Struct, frozen=True, array_like=True):
+    """End what the address is busy with; with `call`, only if it is that call, or take that call out of the line."""
+
+    __match_args__ = ("call",)
+    call: tuple[str, str, int, int] | None = None
+    """Typename and id of the caller, cause of its invocation, and number of the wish."""
+
+
+class ResumeInvocation(msgspec.Struct, frozen=True, array_like=True):
+    """Run an invocation that was parked again, as the code is now."""
+
+
+Operation = SetState | Look | Redrive | Drop | BuryRows | Answer | Resolve | CancelInvocation | ResumeInvocation
+
+_KINDS: dict[str, type[Operation]] = {
     "state.set": SetState,
     "look": Look,
     "dead.redrive": Redrive,
     "dead.drop": Drop,
     "egress.bury": BuryRows,
+    "call.answer": Answer,
+    "call.cancel": CancelInvocation,
+    "call.resume": ResumeInvocation,
+    "promise.resolve": Resolve,
 }
 
 

@@ -38,6 +38,10 @@ class PendingMessage(NamedTuple):
     def queued(self) -> QueuedRow:
         return (self.id, self.payload, self.cause, self.caller, self.meta)
 
+    @property
+    def envelope(self) -> Envelope:
+        return Envelope(self.typename, *self.queued)
+
 
 class Hold:
     """A held address: the number of its current message, and those behind it."""
@@ -46,7 +50,20 @@ class Hold:
 
     def __init__(self, current: int) -> None:
         self.current = current
-        self.waiting: deque[int] = deque()
+        self.waiting: deque[int] | tuple[()] = ()
+
+    def append(self, number: int) -> None:
+        """Put a message in line. Nearly always it is the only one, and a queue takes 600 bytes."""
+        if isinstance(self.waiting, tuple):
+            self.waiting = deque()
+        self.waiting.append(number)
+
+    def pop(self) -> int | None:
+        """The number of the next one, which is current now; None when there is none."""
+        if not self.waiting:
+            return None
+        self.current = self.waiting.popleft()
+        return self.current
 
 
 Held = dict[str, Hold]
@@ -86,7 +103,7 @@ class Pending:
 
     def wait(self, held: Held, typename: str, message: QueuedRow) -> None:
         """Put `message` behind what its held address is busy with."""
-        held[message[0]].waiting.append(self._add(PendingMessage(typename, *message, 1, 0)))
+        held[message[0]].append(self._add(PendingMessage(typename, *message, 1, 0)))
 
     def retry_at(self, number: int, due_ms: int) -> None:
         """The current message of an address failed and shall be tried again at `due_ms`."""
@@ -102,11 +119,15 @@ class Pending:
         hold = held[id]
         self._overlay.put(keys.encode_pending_key(hold.current), None)
         self.count -= 1
-        if not hold.waiting:
+        following = hold.pop()
+        if following is None:
             del held[id]
-            return None
-        hold.current = hold.waiting.popleft()
-        return hold.current
+        return following
+
+    def rewrite(self, number: int, meta: Meta) -> None:
+        """Change what is said of a message besides its value."""
+        message = self.get(number)
+        self._overlay.put(keys.encode_pending_key(number), _encode(message._replace(meta=meta)))
 
     def get(self, number: int) -> PendingMessage:
         data = self._overlay.get(keys.encode_pending_key(number))
@@ -133,7 +154,7 @@ class Pending:
         self.count += 1
         hold = held.get(message.id)
         if hold is not None:
-            hold.waiting.append(number)
+            hold.append(number)
             return False
         held[message.id] = Hold(number)
         if message.due_ms:

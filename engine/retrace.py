@@ -24,11 +24,12 @@ from penstock.engine.config import Config
 from penstock.engine.differences import Change, compare
 from penstock.engine.effects import Batch, Completed, Input
 from penstock.engine.entry import Entry
+from penstock.engine.invocation import Outcome
 from penstock.engine.offline import Directory, restored_checkpoint
 from penstock.engine.recording import Interval, Recording
 from penstock.engine.regroup import fold_all
 from penstock.engine.restore import Restored
-from penstock.engine.task import Outcome, TaskCore
+from penstock.engine.task import TaskCore
 from penstock.engine.views import View, builtins_of, task_view
 from penstock.functions.app import App
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address

@@ -14,12 +14,14 @@ come back as `Completed` inputs. It never sends: whoever calls `run` performs th
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice, repeat
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -33,24 +35,54 @@ from penstock.engine.effects import (
     Deliveries,
     Effects,
     FrameInput,
+    Input,
     OutFrame,
+    Performed,
     Rejected,
     TaskStatistics,
     bounded,
     taken,
 )
 from penstock.engine.entry import EMPTY_STATE, Entry, Opened
+from penstock.engine.invocation import TIMED_OUT, Invocation, Outcome, Signal, Watcher
+from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.letters import DeadLetters, copy_of, describe
 from penstock.engine.looks import answer
-from penstock.engine.operations import BuryRows, Drop, Look, Operation, Redrive, SetState, decode_operation
-from penstock.engine.pending import Pending
+from penstock.engine.operations import (
+    Answer,
+    BuryRows,
+    CancelInvocation,
+    Drop,
+    Look,
+    Operation,
+    Redrive,
+    Resolve,
+    ResumeInvocation,
+    SetState,
+    decode_operation,
+    encode_operation,
+)
+from penstock.engine.pending import Pending, PendingMessage
 from penstock.engine.views import TaskView, View
 from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
 from penstock.faults import fault
 from penstock.functions.answers import encode_answer
-from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Output, Replied
+from penstock.functions.context import (
+    Cancel,
+    CancelCall,
+    Context,
+    Delayed,
+    Emitted,
+    Outlet,
+    Output,
+    Replied,
+    Resolved,
+    Wished,
+    Withdrawn,
+)
+from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Stepped, Wish
 from penstock.functions.function import Function
-from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group
+from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group, output_cause
 from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta, Turn
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Cells, Overlay
@@ -68,6 +100,7 @@ MISS_SAMPLE = 32
 OWN_IDS_MAX = 1 << 15
 """Ids remembered as those of this task, so that the task of a hot id is not computed for each record."""
 
+log = logging.getLogger("penstock")
 _encode = msgspec.msgpack.Encoder().encode
 _new = tuple.__new__
 """Makes a named tuple of a tuple, in a third of the time that its class takes."""
@@ -75,16 +108,17 @@ _value_of: Callable[[EgressRow], bytes] = itemgetter(0)
 _payload_of: Callable[[Envelope], bytes] = itemgetter(2)
 
 
-class Outcome(NamedTuple):
-    """How a handler ended: with a value, or with an error."""
-
-    value: Any
-    error: BaseException | None
-
-
 Start = Callable[[int, "Coroutine[Any, Any, Any]"], Outcome | None]
-"""Start a handler under a number. Returns its outcome when it ended without suspending; otherwise the outcome comes
-later, as `Completed(number, ...)`."""
+"""Let a handler, by the number of its message, go on in the event loop. Returns its outcome when it ended without
+suspending; otherwise the outcome comes later, as `Completed(number, ...)`."""
+
+
+class Outside(Watcher, Protocol):
+    """What goes on between the turns of a task, besides handlers that await the event loop."""
+
+    def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
+        """Carry out a step, and tell what came of it by `Performed`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +136,28 @@ class TaskOptions:
     """The egress that gets a copy of every dead letter; empty for none."""
     check_state: bool = False
     """Whether every state is read back before it is stored, and not only where that costs nothing to speak of."""
+    always_replay: bool = False
+    """Whether a handler is put aside wherever it waits, so that each result has it run again from its start."""
+    journal_lines_max: int = 10_000
+    """What one invocation may ask for: all of it is read and done again when the handler is run again."""
 
 
-class _Running(NamedTuple):
-    """A suspended invocation."""
+class _Run(NamedTuple):
+    """A run of a handler that awaits nothing."""
 
     entry: Entry
     message: QueuedRow
     context: Context[Any]
     opened: Opened
+    journal: None = None
+
+
+EXPIRE_AGAIN_MS = 1_000
+"""How long the expiration of a field waits for a handler that has the state in its hands."""
+CANCEL_AGAIN_MS = 10
+"""How long a cancellation waits for its call to leave the queue."""
+ASLEEP_MS = 1_000
+"""How long a handler that waits is kept in memory."""
 
 
 class TaskCore:
@@ -156,7 +203,16 @@ class TaskCore:
         # What only the present process knows.
         self._ready: deque[tuple[Entry, int]] = deque()
         """Held addresses whose current message may run now."""
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Invocation] = {}
+        self._aside: set[int] = set()
+        """Numbers of the messages whose handlers wait for a result, and are known by their journals alone."""
+        self._asleep: deque[tuple[int, Invocation, int]] = deque()
+        """Handlers that wait, by when they began to, with their count of changes."""
+        self._touched: set[Invocation] = set()
+        """Those whose journals have changed in this batch."""
+        self.outside: Outside | None = None
+        self.late_answers = 0
+        """Results that nobody waited for any more."""
         self._n = 0
 
         self.emitted_bytes = 0
@@ -192,9 +248,10 @@ class TaskCore:
             self._admit(item, positions)
         self._wake_due(batch.invocations_max)
         self._drain()
+        self._put_aside()
         return self._finish(batch, positions, ends)
 
-    def _admit(self, item: Column | Deliveries | FrameInput | Completed, positions: dict[str, Any]) -> None:
+    def _admit(self, item: Input, positions: dict[str, Any]) -> None:
         match item:
             case Column(source, position, typename, ids, payloads, cause):
                 positions[source] = position
@@ -212,6 +269,8 @@ class TaskCore:
                     self._admit_messages(frame.messages)
             case Completed(number, value, error):
                 self._complete(number, Outcome(value, error))
+            case Performed(typename, id, cause, index, value, failed):
+                self._arrived(Address(typename, id), cause, index, value, failed)
 
     def _admit_messages(self, messages: Sequence[Envelope]) -> None:
         """What another task has sent, nearly all of which is for functions that are there."""
@@ -339,6 +398,7 @@ class TaskCore:
                 continue
             context.id = id
             context._caller = caller
+            context._cause = cause
             try:
                 value = decode(payload)
                 raw = young.get(id)
@@ -370,6 +430,7 @@ class TaskCore:
                 continue
             context.id = id
             context._caller = caller
+            context._cause = cause
             try:
                 handler(context, decode(payload))
             except KeyboardInterrupt:
@@ -389,62 +450,254 @@ class TaskCore:
             self._pending.wait(entry.held, entry.typename, message)
             return
         meta = message[4]
-        if meta is not None and self._answered_before(entry, message, meta):
+        if meta is not None and self._needs_no_run(entry, message, meta):
             return
         self._attempt(entry, message, 1, None)
 
     def _run_held(self, entry: Entry, number: int) -> None:
-        """Run the current message of a held address, again or for the first time."""
+        """Run the current message of a held address, again or for the first time, or let its handler go on."""
         self._invocations += 1
+        invocation = self._running.get(number)
+        if invocation is not None:
+            self._advance(invocation)
+            return
         pending = self._pending.get(number)
         meta = pending.meta
-        if meta is not None and pending.attempt == 1 and self._answered_before(entry, pending.queued, meta):
+        is_fresh = pending.attempt == 1 and not self._has_begun(entry, pending.id)
+        if meta is not None and is_fresh and self._needs_no_run(entry, pending.queued, meta):
             self._release(entry, pending.id)
             return
         self._attempt(entry, pending.queued, pending.attempt, number)
 
     def _attempt(self, entry: Entry, message: QueuedRow, attempt: int, number: int | None) -> None:
         """Run one message once. `number` is its pending row, when it has one already."""
-        id, payload, _, caller, meta = message
+        id, payload, cause, caller, meta = message
         context = entry.new_context()
-        context.id, context._caller, context._meta = id, caller, meta
+        context.id, context._caller, context._meta, context._cause = id, caller, meta, cause
         context._clock_ms, context._attempt = self._meta.clock_ms, attempt
+        journal = None
+        if number is not None and entry.function.is_async:
+            journal = InvocationJournal.load(self._overlay, context.address)
         try:
             value = entry.decode(payload)
-            opened = entry.open(context, self._meta.clock_ms)
+            if journal is None:
+                opened = entry.open(context, self._meta.clock_ms)
+            else:
+                context._clock_ms = journal.clock_ms
+                opened = entry.open(context, journal.clock_ms, journal.state, journal.undo)
             result = entry.function.handler(context, value)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # As above.
-            self._fail(entry, message, error, attempt, number)
+            self._fail(entry, message, error, attempt, number, journal)
             return
         if not entry.function.is_async:
-            self._end(_Running(entry, message, context, opened), Outcome(result, None), attempt, number)
+            self._end(_Run(entry, message, context, opened), Outcome(result, None), attempt, number)
             return
-        if number is None:
-            number = self._pending.hold(entry.held, entry.typename, message, attempt=attempt)
-        self._running[number] = _Running(entry, message, context, opened)
-        outcome = self._start(number, result)
-        if outcome is not None:
-            self._end(self._running.pop(number), outcome, attempt, number)
+        if journal is None:
+            journal = InvocationJournal(self._overlay, context.address, cause, self._meta.clock_ms, opened.raw)
+        journal.parked = ""
+        invocation = Invocation(entry, message, context, opened, journal, attempt=attempt, watcher=self.outside)
+        invocation.begin(result)
+        if number is not None:
+            invocation.number = number
+            self._running[number] = invocation
+        self._advance(invocation)
+
+    # A handler that awaits.
+
+    def _has_begun(self, entry: Entry, id: str) -> bool:
+        return entry.function.is_async and InvocationJournal.exists(self._overlay, (entry.typename, id))
+
+    def _advance(self, invocation: Invocation) -> None:
+        """Let it go on as far as it can: to its end, or to where it waits."""
+        while invocation.outcome is None and invocation.mismatch is None:
+            if not invocation.at_rest:
+                self._hold(invocation)
+                if invocation.excursion is None:
+                    invocation.watch()
+                    return
+                if invocation.excursion.started:
+                    invocation.watch_if_composing()
+                    return
+                invocation.excursion.started = True
+                outcome = self._start(invocation.number, invocation.excursion)
+                if outcome is None:
+                    return
+                self._returned(invocation, outcome)
+                continue
+            try:
+                self._commit(invocation)
+            except Exception as error:  # noqa: BLE001  # A state that can't be written, say.
+                invocation.outcome = Outcome(None, error)
+                break
+            if not invocation.deliver():
+                self._hold(invocation)
+                if self._options.always_replay and invocation.can_be_put_aside:
+                    self._lay_aside(invocation)
+                else:
+                    self._asleep.append((self._meta.clock_ms, invocation, invocation.changes))
+                return
+        self._running.pop(invocation.number, None)
+        self._touched.discard(invocation)
+        number = invocation.number if invocation.number >= 0 else None
+        if invocation.mismatch is not None:
+            self._park(invocation, invocation.mismatch)
+        else:
+            assert invocation.outcome is not None
+            self._end(invocation, invocation.outcome, invocation.attempt, number)
+
+    def _hold(self, invocation: Invocation) -> None:
+        """It will not end within this step: its address is held, and its journal kept."""
+        if invocation.number < 0:
+            entry = invocation.entry
+            number = self._pending.hold(entry.held, entry.typename, invocation.message, attempt=invocation.attempt)
+            invocation.number = number
+            self._running[number] = invocation
+        self._touched.add(invocation)
+
+    def _commit(self, invocation: Invocation) -> None:
+        """Take over the segment that has ended, unless that was done before."""
+        entry, context, journal = invocation.entry, invocation.context, invocation.journal
+        clock_ms = self._meta.clock_ms
+        if invocation.replaying:
+            context.outputs.clear()
+            if invocation.passed():
+                self._catch_up(invocation)
+            return
+        if len(journal.lines) + len(invocation.fresh) > self._options.journal_lines_max:
+            raise _journal_too_long(context.address, self._options.journal_lines_max)
+        opened = invocation.opened
+        new, expires_ms = entry.close(context, opened, clock_ms)
+        if new != opened.raw:
+            self._overlay.put_value(entry.cells, context.id, new)
+        if opened.collections is not None:
+            journal.before(opened.collections.changed)
+            opened.collections.flush()
+        if expires_ms is not None:
+            self._delays.expire_at(context.address, expires_ms)
+        invocation.opened = entry.reopen(context, opened, new)
+        for wish in invocation.fresh:
+            journal.add(wish, clock_ms, timed=_is_timed(wish, context._meta))
+        base = invocation.segment_cause
+        invocation.committed()
+        self._apply(context.outputs, base, context.address, invocation)
+
+    def _catch_up(self, invocation: Invocation) -> None:
+        """It has done again what it did. What it left must be what is stored, and steps that were under way are begun
+        again."""
+        entry, context, opened = invocation.entry, invocation.context, invocation.opened
+        if opened.collections is not None:
+            opened.collections.caught_up()
+        new, _ = entry.close(context, opened, self._meta.clock_ms)
+        stored = entry.raw(context.id)
+        if new != stored and not (entry.expirations or entry.storage):
+            invocation.differ_in_state()
+            return
+        invocation.opened = entry.reopen(context, opened, stored)
+        for index, wish in invocation.wishes.items():
+            if wish.kind == STEP and not invocation.journal.lines[index].arrived:
+                self._perform_step(invocation, index, wish)
+
+    def _perform_step(self, invocation: Invocation, index: int, wish: Wish) -> None:
+        assert self.outside is not None, "whoever runs handlers with steps carries them out"
+        self.outside.perform(*invocation.context.address, invocation.journal.cause, index, wish.wants)
+
+    def _put_aside(self) -> None:
+        """Forget handlers that have waited for a while: their journals are enough. Write the journals that changed."""
+        until_ms = self._meta.clock_ms - ASLEEP_MS
+        while self._asleep and self._asleep[0][0] <= until_ms:
+            _, invocation, changes = self._asleep.popleft()
+            is_there = self._running.get(invocation.number) is invocation
+            if is_there and invocation.changes == changes and invocation.can_be_put_aside:
+                self._lay_aside(invocation)
+        for invocation in self._touched:
+            invocation.journal.flush(passive=invocation.waits_for_messages)
+        self._touched.clear()
+
+    def _lay_aside(self, invocation: Invocation) -> None:
+        del self._running[invocation.number]
+        self._touched.discard(invocation)
+        invocation.journal.flush(passive=True)
+        invocation.close()
+        self._aside.add(invocation.number)
+
+    def _arrived(self, address: Address, cause: int, index: int, value: bytes, error: tuple[str, str] | None) -> None:
+        """Something that an invocation waits for has come, or nobody waits for it any more."""
+        found = self._awaiting(address)
+        if found is None or found[1].cause != cause:
+            self.late_answers += 1
+            return
+        number, journal = found
+        if not journal.arrive(index, value, error, self._meta.clock_ms):
+            self.late_answers += 1
+            return
+        if journal.lines[index].timed:
+            self._delays.cancel(address.id, _timer_token(address, cause, index))
+        self._wake(address, number, journal)
+
+    def _awaiting(self, address: Address) -> tuple[int, InvocationJournal] | None:
+        """The invocation that an address is busy with: the number of its message, and its journal."""
+        entry = self._entries.get(address.typename)
+        hold = entry.held.get(address.id) if entry is not None else None
+        if hold is None:
+            return None
+        invocation = self._running.get(hold.current)
+        journal = invocation.journal if invocation is not None else InvocationJournal.load(self._overlay, address)
+        return None if journal is None else (hold.current, journal)
+
+    def _wake(self, address: Address, number: int, journal: InvocationJournal) -> None:
+        """Something has arrived in a journal."""
+        entry = self._entries[address.typename]
+        invocation = self._running.get(number)
+        if invocation is not None:
+            self._touched.add(invocation)
+            self._ready.append((entry, number))
+            return
+        journal.flush(passive=False)
+        if number in self._aside:
+            self._aside.discard(number)
+            self._ready.append((entry, number))
+
+    def _park(self, invocation: Invocation, error: PenstockError) -> None:
+        """It can't go on with this code: its address is held until somebody corrects the code, or cancels it."""
+        self.failures[invocation.entry.typename] = self.failures.get(invocation.entry.typename, 0) + 1
+        invocation.close()
+        invocation.journal.parked = str(error)
+        invocation.journal.flush(passive=False)
+        log.error("%s", error)
 
     def _complete(self, number: int, outcome: Outcome) -> None:
-        running = self._running.pop(number)
-        running.context._clock_ms = self._meta.clock_ms
-        self._end(running, outcome, running.context._attempt, number)
+        invocation = self._running.get(number)
+        if invocation is not None:
+            self._returned(invocation, outcome)
+            self._advance(invocation)
 
-    def _end(self, running: _Running, outcome: Outcome, attempt: int, number: int | None) -> None:
+    def _returned(self, invocation: Invocation, outcome: Outcome) -> None:
+        """The handler is back from the event loop, or at rest in it."""
+        invocation.context._clock_ms = max(invocation.context._clock_ms, self._meta.clock_ms)
+        if isinstance(outcome.value, Signal):
+            invocation.back(outcome.value)
+        else:
+            invocation.outcome = outcome
+
+    def _end(self, run: _Run | Invocation, outcome: Outcome, attempt: int, number: int | None) -> None:
         """The handler has returned or raised: take over what it did, or nothing of it."""
-        entry, message, context, opened = running
+        entry, message, context, opened, journal = run.entry, run.message, run.context, run.opened, run.journal
         if outcome.error is not None:
-            self._fail(entry, message, outcome.error, attempt, number)
+            self._fail(entry, message, outcome.error, attempt, number, journal)
+            return
+        if isinstance(run, Invocation) and run.replaying:
+            run.differ_at_end()
+            assert run.mismatch is not None
+            self._park(run, run.mismatch)
             return
         meta = message[4]
         try:
             new, expires_ms = entry.close(context, opened, self._meta.clock_ms)
             answer = _encode_answer(context, outcome.value) if meta is not None and _is_awaited(meta) else b""
         except Exception as error:  # noqa: BLE001  # As above.
-            self._fail(entry, message, error, attempt, number)
+            self._fail(entry, message, error, attempt, number, journal)
             return
         if new != opened.raw:
             self._overlay.put_value(entry.cells, context.id, new)
@@ -452,9 +705,13 @@ class TaskCore:
             opened.collections.flush()
         if expires_ms is not None:
             self._delays.expire_at(context.address, expires_ms)
-        self._apply(context.outputs, message[2], context.address)
+        if isinstance(run, Invocation):
+            self._apply(context.outputs, run.segment_cause, context.address, run)
+            run.journal.delete()
+        else:
+            self._apply(context.outputs, message[2], context.address)
         if meta is not None and _is_awaited(meta):
-            self._answer(context.address, meta, answer)
+            self._answer(context.address, message, meta, answer)
         if number is not None:
             self._release(entry, context.id)
 
@@ -465,7 +722,9 @@ class TaskCore:
 
     # Outputs.
 
-    def _apply(self, outputs: list[Output], cause: int, sender: tuple[str, str]) -> None:
+    def _apply(
+        self, outputs: list[Output], cause: int, sender: tuple[str, str], invocation: Invocation | None = None
+    ) -> None:
         """Take over what a handler asked for, and empty the list. The i-th output's cause follows from the invocation's
         and i (PROTOCOL 6)."""
         task, tasks = self._options.task, self._options.tasks
@@ -485,11 +744,20 @@ class TaskCore:
                 row = _new(EgressRow, (value, output_cause, key, topic, headers, partition, timestamp_ms))
                 self._batch_egress[name].append(row)
             else:
-                self._apply_rare(Address(*sender), output, output_cause)
+                self._apply_rare(Address(*sender), output, output_cause, invocation)
         outputs.clear()
 
-    def _apply_rare(self, address: Address, output: Output, cause: int) -> None:
+    def _apply_rare(self, address: Address, output: Output, cause: int, invocation: Invocation | None) -> None:
         match output:
+            case Wished(index, wish):
+                assert invocation is not None
+                self._bring_about(invocation, index, wish, cause)
+            case Withdrawn(index) if invocation is not None:
+                self._delays.cancel(address.id, _timer_token(address, invocation.journal.cause, index))
+            case CancelCall(index) if invocation is not None:
+                self._cancel_call(invocation, index, cause)
+            case Resolved(target, id, name, value):
+                self._deliver(_operation(target.typename, id, Resolve(name, value), cause, address))
             case Delayed():
                 self._delays.schedule(address, output, cause, self._meta.clock_ms)
             case Cancel(token):
@@ -498,6 +766,64 @@ class TaskCore:
                 assert isinstance(
                     output, Replied
                 )  # Whoever waits was answered when the invocation ended; nobody waits for this one.
+
+    def _bring_about(self, invocation: Invocation, index: int, wish: Wish, cause: int) -> None:
+        """See that what a handler waits for comes."""
+        address, journal = invocation.context.address, invocation.journal
+        due_ms = 0
+        if invocation.outcome is not None:  # Nobody awaits it any more: a call is a message then, and all else nothing.
+            if wish.kind == CALL:
+                called = wish.wants
+                self._deliver(Envelope(called.target.typename, called.id, called.payload, cause, address, None))
+            return
+        match wish.kind:
+            case "call":
+                due_ms = self._call(invocation, index, wish.wants, cause)
+            case "run":
+                self._perform_step(invocation, index, wish)
+            case "promise":
+                key = keys.encode_promise_key(key_group(address.id), *address, wish.name)
+                kept = self._overlay.get(key)
+                if kept is not None:
+                    self._overlay.put(key, None)
+                    journal.arrive(index, kept, None, self._meta.clock_ms)
+            case _:
+                due_ms = self._meta.clock_ms + wish.wants
+        if due_ms:
+            error = (TIMED_OUT, f"{wish.name} did not answer in time.") if wish.kind == CALL else None
+            timer = _operation(*address, Answer(journal.cause, index, b"", error), cause, address)
+            self._delays.schedule_own(timer, _timer_token(address, journal.cause, index), due_ms)
+
+    def _call(self, invocation: Invocation, index: int, called: Called, cause: int) -> int:
+        """Send a call. Returns when its answer is not wanted any more; 0 for never."""
+        context = invocation.context
+        inherited = context._meta.deadline_ms if context._meta is not None else 0
+        chain = (
+            *(context._meta.chain if context._meta is not None else ()),
+            (context.address.typename, context.address.id),
+        )
+        due_ms = 0 if called.timeout_ms is None else self._meta.clock_ms + called.timeout_ms
+        due_ms = min(filter(None, (due_ms, inherited)), default=0)
+        to = (called.target.typename, called.id)
+        if to in chain:
+            cycle = " -> ".join("/".join(each) for each in (*chain[chain.index(to) :], to))
+            text = (
+                f"{context.address} calls {'/'.join(to)}, which waits for this very call: {cycle}. None of them could "
+                "ever go on. Send a message instead of calling, or call the other way round."
+            )
+            invocation.journal.arrive(index, b"", ("PEN0273", text), self._meta.clock_ms)
+            return 0
+        meta = Meta(call=(invocation.journal.cause, index), chain=chain, deadline_ms=due_ms)
+        self._deliver(Envelope(*to, called.payload, cause, context.address, meta))
+        return due_ms
+
+    def _cancel_call(self, invocation: Invocation, index: int, cause: int) -> None:
+        line = invocation.journal.lines[index]
+        wish = invocation.wishes.get(index)
+        if wish is not None and line.kind == CALL and not line.arrived:
+            address = invocation.context.address
+            wanted = CancelInvocation((*address, invocation.journal.cause, index))
+            self._deliver(_operation(wish.wants.target.typename, wish.wants.id, wanted, cause, address))
 
     def _deliver(self, envelope: Envelope) -> None:
         """To the queue of its function here, or into the frame of the task that owns its id."""
@@ -542,8 +868,22 @@ class TaskCore:
 
     # Failures.
 
-    def _fail(self, entry: Entry, message: QueuedRow, error: BaseException, attempt: int, number: int | None) -> None:
+    def _fail(
+        self,
+        entry: Entry,
+        message: QueuedRow,
+        error: BaseException,
+        attempt: int,
+        number: int | None,
+        journal: InvocationJournal | None = None,
+    ) -> None:
         """A message could not be processed: try again later, give it up, or halt, as the function's policy says."""
+        if journal is not None and journal.cancelled and isinstance(error, asyncio.CancelledError):
+            self._cancelled(Envelope(entry.typename, *message))
+            journal.delete()
+            if number is not None:
+                self._release(entry, message[0])
+            return
         self.failures[entry.typename] = self.failures.get(entry.typename, 0) + 1
         options = entry.function.options
         if isinstance(error, CorruptSnapshot | Unavailable) and error.code.startswith("PEN04"):
@@ -552,6 +892,8 @@ class TaskCore:
         if attempt < options.attempts and not isinstance(error, InvalidInput):
             self._retries += 1
             due_ms = self._meta.clock_ms + options.backoff_ms(attempt)
+            if journal is not None and journal.segments:
+                journal.flush(passive=False)
             if number is None:
                 self._pending.hold(entry.held, entry.typename, message, attempt=attempt + 1, due_ms=due_ms)
             else:
@@ -560,6 +902,8 @@ class TaskCore:
         if options.on_failure == "halt":
             raise _halted(Address(entry.typename, message[0]), error, attempt) from error
         self._bury(Envelope(entry.typename, *message), error, attempts=attempt)
+        if journal is not None:
+            journal.delete()
         if number is not None:
             self._release(entry, message[0])
 
@@ -590,6 +934,9 @@ class TaskCore:
         if meta is not None and meta.request_id:
             text = f"{letter.code} {letter.reason.rstrip('.')}. It is dead letter {letter.number}."
             self._batch_replies.append(Reply(meta.request_id, b"", text))
+        if meta is not None and meta.call is not None:
+            text = f"{letter.reason.rstrip('.')}. It is dead letter {letter.number}."
+            self._answer_call(envelope, meta.call, Answer(*meta.call, b"", (letter.code, text)))
 
     def _bury_row(self, egress: str, row: EgressRow, error: BaseException) -> None:
         """Make a dead letter of a row. A copy of a letter that can't be written needs none: its letter is there."""
@@ -612,6 +959,13 @@ class TaskCore:
 
     # Requests from outside.
 
+    def _needs_no_run(self, entry: Entry, message: QueuedRow, meta: Meta) -> bool:
+        """Whether its answer is known, or wanted by nobody any more."""
+        if meta.deadline_ms and meta.deadline_ms <= self._meta.clock_ms:
+            self.late_answers += 1
+            return True
+        return self._answered_before(entry, message, meta)
+
     def _answered_before(self, entry: Entry, message: QueuedRow, meta: Meta) -> bool:
         """A repeat of a request whose result is kept gets that result, and the handler does not run."""
         if not meta.idempotency_key:
@@ -624,8 +978,10 @@ class TaskCore:
             self._batch_replies.append(Reply(meta.request_id, kept))
         return True
 
-    def _answer(self, address: Address, meta: Meta, answer: bytes) -> None:
+    def _answer(self, address: Address, message: QueuedRow, meta: Meta, answer: bytes) -> None:
         """Give the caller what the invocation answered, and keep it for repeats of the request."""
+        if meta.call is not None:
+            self._answer_call(Envelope(address.typename, *message), meta.call, Answer(*meta.call, answer))
         if meta.request_id:
             self._batch_replies.append(Reply(meta.request_id, answer))
         if meta.idempotency_key:
@@ -633,15 +989,39 @@ class TaskCore:
             self._overlay.put(key, answer)
             self._delays.forget_at(key, self._meta.clock_ms + self._options.idempotency_keep_ms)
 
+    def _answer_call(self, envelope: Envelope, call: tuple[int, int], answer: Answer) -> None:
+        """To the function that waits for it, here or in another task."""
+        assert envelope.caller is not None
+        caller = Address(*envelope.caller)
+        if self._single or key_group(caller.id) % self._options.tasks == self._options.task:
+            self._arrived(caller, *call, answer.value, answer.error)
+        else:
+            address = Address(envelope.typename, envelope.id)
+            self._deliver(_operation(*caller, answer, output_cause(envelope.cause, 0), address))
+
+    def _cancelled(self, envelope: Envelope) -> None:
+        """A message was cancelled: tell who waits."""
+        meta = envelope.meta or Meta()
+        address = Address(envelope.typename, envelope.id)
+        error = ("PEN0272", f"{address} was cancelled before it answered.")
+        if meta.call is not None:
+            self._answer_call(envelope, meta.call, Answer(*meta.call, b"", error))
+        if meta.request_id:
+            self._batch_replies.append(Reply(meta.request_id, b"", " ".join(error)))
+
     def _operate(self, envelope: Envelope, meta: Meta) -> None:
         """Carry out what a person asked of the task itself. It is part of the batch like any message."""
         operation = decode_operation(meta.operation, envelope.payload)
         try:
             answered = self._perform(Address(envelope.typename, envelope.id), operation)
         except InvalidInput as error:
-            self._batch_replies.append(Reply(meta.request_id, b"", str(error)))
+            if meta.request_id:
+                self._batch_replies.append(Reply(meta.request_id, b"", str(error)))
+            else:
+                self._bury(envelope, error, attempts=1)
         else:
-            self._batch_replies.append(Reply(meta.request_id, msgspec.json.encode(answered)))
+            if meta.request_id:
+                self._batch_replies.append(Reply(meta.request_id, msgspec.json.encode(answered)))
 
     def _perform(self, address: Address, operation: Operation) -> Any:
         match operation:
@@ -656,10 +1036,99 @@ class TaskCore:
                 for letter in found:
                     self._letters.drop(letter)
                 return len(found)
+            case Answer(cause, index, value, error):
+                self._arrived(address, cause, index, value, error)
+                return True
+            case Resolve(name, value):
+                return self._resolve(address, name, value)
+            case CancelInvocation(call):
+                return self._cancel(address, call)
+            case ResumeInvocation():
+                return self._resume(address)
             case BuryRows(egress, rows):
                 for row, reason in rows:
                     self._bury_row(egress, row, InvalidInput("PEN0215", reason))
                 return len(rows)
+
+    def _resolve(self, address: Address, name: str, value: bytes) -> bool:
+        """Keep a promise: for who waits for it, or for who will."""
+        if address.typename not in self._entries:
+            raise self._unknown(address.typename)
+        found = self._awaiting(address)
+        lines = found[1].lines if found is not None else []
+        named = [index for index, line in enumerate(lines) if (line.kind, line.name) == (PROMISE, name)]
+        key = keys.encode_promise_key(key_group(address.id), *address, name)
+        waiting = [index for index in named if not lines[index].arrived]
+        if self._overlay.get(key) is not None or (named and not waiting):
+            raise InvalidInput(
+                "PEN0268",
+                f"Promise {name!r} of {address} is resolved already, and is kept once: the first value stands.",
+            )
+        if found is None or not waiting:
+            self._overlay.put(key, value)
+            return True
+        number, journal = found
+        for index in waiting:
+            journal.arrive(index, value, None, self._meta.clock_ms)
+        self._wake(address, number, journal)
+        return True
+
+    def _cancel(self, address: Address, call: tuple[str, str, int, int] | None) -> bool:
+        """End what the address is busy with, or take a call out of the line. False when there is no such call."""
+        entry = self._entries.get(address.typename)
+        if entry is None:
+            raise self._unknown(address.typename)
+        found = self._awaiting(address)
+        hold = entry.held.get(address.id)
+        if hold is not None and (call is None or _is_call(self._pending.get(hold.current).queued, call)):
+            if found is None:
+                raise _nothing_to_cancel(address)
+            number, journal = found
+            if journal.cancel(self._meta.clock_ms):
+                self._wake_to_end(address, number, journal)
+            return True
+        if call is None:
+            raise _nothing_to_cancel(address)
+        return self._withdraw(entry, address.id, call)
+
+    def _wake_to_end(self, address: Address, number: int, journal: InvocationJournal) -> None:
+        if journal.parked and number not in self._running:
+            self._cancelled(self._pending.get(number).envelope)
+            journal.delete()
+            self._release(self._entries[address.typename], address.id)
+        else:
+            self._wake(address, number, journal)
+
+    def _withdraw(self, entry: Entry, id: str, call: tuple[str, str, int, int]) -> bool:
+        """Have a call that waits in line not run when its turn comes, and tell the caller."""
+        hold = entry.held.get(id)
+        for number in hold.waiting if hold is not None else ():
+            message = self._pending.get(number)
+            if _is_call(message.queued, call):
+                assert message.meta is not None
+                self._pending.rewrite(number, msgspec.structs.replace(message.meta, deadline_ms=1))
+                self._cancelled(message.envelope)
+                return True
+        if not any(row[0] == id and _is_call(row, call) for row in entry.queue):
+            return False
+        # It is about to be taken out of the queue: ask again then.
+        again = _operation(entry.typename, id, CancelInvocation(call), call[2], Address(*call[:2]))
+        self._delays.schedule_own(again, f"\0cancel {call[2]:x} {call[3]}", self._meta.clock_ms + CANCEL_AGAIN_MS)
+        return True
+
+    def _resume(self, address: Address) -> bool:
+        """Run a parked invocation again."""
+        found = self._awaiting(address)
+        if found is None or not found[1].parked or found[0] in self._running:
+            raise InvalidInput(
+                "PEN0269",
+                f"Nothing of {address} is parked. What waits, and why, is told by penstock calls list.",
+            )
+        number, journal = found
+        journal.parked = ""
+        journal.flush(passive=False)
+        self._ready.append((self._entries[address.typename], number))
+        return True
 
     def _existing(self, numbers: Iterable[int]) -> list[DeadLetter]:
         return [letter for number in numbers if (letter := self._letters.get(number)) is not None]
@@ -689,7 +1158,7 @@ class TaskCore:
                 f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
             )
         entry = self._entries[address.typename]
-        if any(running.entry is entry and running.context.id == address.id for running in self._running.values()):
+        if self._is_busy(entry, address.id):
             raise InvalidInput(
                 "PEN0303",
                 f"State of {address} was not set: a handler that waits holds it, and would overwrite it when it ends. "
@@ -698,10 +1167,18 @@ class TaskCore:
         self._overlay.put_value(entry.cells, address.id, encoded)
         return True
 
+    def _is_busy(self, entry: Entry, id: str) -> bool:
+        """Whether a handler has the state of an address in its hands."""
+        hold = entry.held.get(id)
+        return hold is not None and (hold.current in self._running or hold.current in self._aside)
+
     def _expire(self, address: Address) -> None:
         """Look whether fields of an address have expired, and take them out."""
         entry = self._entries.get(address.typename)
         if entry is None:
+            return
+        if self._is_busy(entry, address.id):
+            self._delays.expire_at(address, self._meta.clock_ms + EXPIRE_AGAIN_MS)
             return
         new, again_ms = entry.sweep(address.id, self._meta.clock_ms)
         if new != entry.raw(address.id):
@@ -780,6 +1257,13 @@ class TaskCore:
         for name, queue in effects.queues.items():
             _apply_queue(self._entries[name], queue)
         self._record(effects)
+
+    def close(self) -> None:
+        """This core is not used any more: drop the handlers that wait. Their journals are where the last cut left
+        them."""
+        for invocation in self._running.values():
+            invocation.close()
+        self._running.clear()
 
     # Cuts.
 
@@ -878,7 +1362,10 @@ class TaskCore:
                 self._pending.discard(number)
                 self._deliver_here(Envelope(message.typename, *message.queued))
             elif self._pending.readmit(known.held, number, message):
-                self._ready.append((known, number))
+                if known.function.is_async and self._waits_for_messages(message):
+                    self._aside.add(number)
+                else:
+                    self._ready.append((known, number))
         for egress, batches in staged.items():
             if egress not in self._outlets:
                 self._bury_undeclared(egress, batches)
@@ -886,6 +1373,10 @@ class TaskCore:
         self._batch_egress = defaultdict(list)
         # A migration, or what was for functions and egresses that are gone: the next checkpoint makes it last.
         self._changed = any(self._overlay.take_batch())
+
+    def _waits_for_messages(self, message: PendingMessage) -> bool:
+        """Whether a restored invocation need not be run before something arrives."""
+        return InvocationJournal.waits_for_messages(self._overlay, (message.typename, message.id))
 
     def _bury_undeclared(self, egress: str, batches: Sequence[Staged]) -> None:
         """Nobody will write these rows: keep them where people find them."""
@@ -926,8 +1417,8 @@ class TaskCore:
 
     @property
     def suspended(self) -> int:
-        """Handlers that wait for something outside."""
-        return len(self._running)
+        """Handlers that wait for something."""
+        return len(self._running) + len(self._aside)
 
     @property
     def clock_ms(self) -> int:
@@ -965,6 +1456,10 @@ class TaskCore:
         """When the next failed message is tried again; None when none waits for that."""
         return self._pending.next_retry_ms()
 
+    def next_wake_ms(self) -> int | None:
+        """When the first sleep or deadline of a handler that awaits is over. Reads rows: not for every turn."""
+        return self._delays.next_own_ms()
+
     def statistics(self) -> TaskStatistics:
         return TaskStatistics(
             invocations=self._total,
@@ -995,7 +1490,46 @@ def _apply_queue(entry: Entry, cut: QueueCut) -> None:
 
 def _is_awaited(meta: Meta) -> bool:
     """Whether the answer is of use: somebody waits for it, or it is kept for repeats of the request."""
-    return bool(meta.request_id or meta.idempotency_key)
+    return bool(meta.request_id or meta.idempotency_key or meta.call is not None)
+
+
+def _is_timed(wish: Wish, meta: Meta | None) -> bool:
+    """Whether a timer is to end the waiting for it."""
+    if wish.kind != CALL:
+        return wish.kind in (SLEEP, DEADLINE)
+    return wish.wants.timeout_ms is not None or (meta is not None and bool(meta.deadline_ms))
+
+
+def _is_call(row: QueuedRow, call: tuple[str, str, int, int]) -> bool:
+    """Whether a message is the call that is meant."""
+    caller, meta = row[3], row[4]
+    return meta is not None and meta.call is not None and caller is not None and (*caller, *meta.call) == tuple(call)
+
+
+def _timer_token(address: Address, cause: int, index: int) -> str:
+    """Names the timer of a wish, as no user names one of theirs."""
+    return f"\0{address.typename} {cause:x} {index}"
+
+
+def _operation(typename: str, id: str, operation: Operation, cause: int, sender: Address) -> Envelope:
+    name, payload = encode_operation(operation)
+    return Envelope(typename, id, payload, cause, sender, Meta(operation=name))
+
+
+def _nothing_to_cancel(address: Address) -> InvalidInput:
+    return InvalidInput(
+        "PEN0270",
+        f"{address} is not busy with anything that can be cancelled: only an async handler that awaits can. What "
+        "waits is told by penstock calls list.",
+    )
+
+
+def _journal_too_long(address: Address, lines_max: int) -> InvalidInput:
+    return InvalidInput(
+        "PEN0266",
+        f"{address} has asked for more than {lines_max:,} things in one invocation, all of which are kept and done "
+        "again when its handler is run again. Split the work: let the handler send itself a message to go on.",
+    )
 
 
 def _encode_answer(context: Context[Any], returned: Any) -> bytes:

@@ -25,12 +25,16 @@ from penstock.checkpoint.delta import DeltaEncoder, DeltaIdentity
 from penstock.checkpoint.sinks import Completed as CheckpointCompleted
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.snapshot import BaseRef, SnapshotTask
-from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input
+from penstock.engine.effects import Batch, Column, Completed, Deliveries, Effects, FrameInput, Input, Performed
 from penstock.engine.feeds import Completions, Feed
+from penstock.engine.invocation import Outcome, Signal, outside_of_handlers
 from penstock.engine.restore import META, SETTLED_META, SETTLING_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
-from penstock.engine.task import Outcome, TaskCore
+from penstock.engine.steps import Blocking, Performance, perform
+from penstock.engine.task import TaskCore
 from penstock.faults import fault
+from penstock.functions.durable import Stepped
+from penstock.ids import Address
 from penstock.records import EgressRow, EpochFrame, Frozen, Reply, TaskMeta
 from penstock.router.frames import encode_frames
 from penstock.router.log import Log
@@ -403,25 +407,52 @@ def _size(item: Input) -> int:
             return len(item.envelopes)
         case FrameInput():
             return len(item.frame.messages) if item.frame is not None else 0
-        case Completed():
+        case Completed() | Performed():
             return 1
 
 
 class Suspended:
-    """Starts handlers that may suspend, as tasks of the event loop, and reports how they end."""
+    """What handlers have going on between turns: what they await of the event loop, and their steps."""
 
-    def __init__(self, completions: Completions, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, completions: Completions, wake: Callable[[], None], blocking: Blocking = asyncio.to_thread
+    ) -> None:
         self._completions = completions
         self._wake = wake
+        self._blocking = blocking
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
-        task = asyncio.get_running_loop().create_task(_contained(handler))
-        self._tasks.add(task)
+        task = self._spawn(_contained(handler))
         # Closing it matters for one that was cancelled before its first step; for all others it does nothing.
         task.add_done_callback(lambda _: handler.close())
         task.add_done_callback(lambda ended: self._ended(number, ended))
         return None
+
+    def rested(self, number: int, signal: Signal) -> None:
+        self._tell(Completed(number, signal, None))
+
+    def began(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
+        task = self._spawn(
+            perform(step, key=f"{cause:016x}-{index}", address=Address(typename, id), blocking=self._blocking)
+        )
+
+        def ended(task: asyncio.Task[Performance]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                self._tell(Performed(typename, id, cause, index, *task.result()))
+
+        task.add_done_callback(ended)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        # In a context of its own, and not in that of the handler that happens to run: it is no part of it.
+        task = outside_of_handlers().run(asyncio.get_running_loop().create_task, work)
+        self._tasks.add(task)
+        return task
 
     def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -429,7 +460,10 @@ class Suspended:
             error: BaseException | None = asyncio.CancelledError("the handler was cancelled")
         else:
             error = task.exception()
-        self._completions.add(Completed(number, None if error is not None else task.result(), error))
+        self._tell(Completed(number, None if error is not None else task.result(), error))
+
+    def _tell(self, what: Completed | Performed) -> None:
+        self._completions.add(what)
         self._wake()
 
     async def cancel_all(self, timeout_s: float | None = None) -> None:

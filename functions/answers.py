@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -39,3 +40,32 @@ def decode_answer(data: bytes, codec: Codec[Any]) -> Any:
         return codec.convert(_decode(data))
     except Exception:  # noqa: BLE001  # `ctx.reply` may answer with anything, whatever the handler returns.
         return _decode(data)
+
+
+def read_answer(codec: Codec[Any] | None, whose: str, data: bytes) -> Any:
+    """The value of an answer, for who awaits it. Raises InvalidInput when it is of another type than was declared."""
+    if codec is None:
+        return _decode(data)
+    try:
+        if isinstance(codec, MsgspecCodec):
+            return codec.decode(data)
+        return codec.convert(_decode(data))
+    except Exception as error:
+        raise InvalidInput(
+            "PEN0267",
+            f"The answer of {whose} is not of the type that is declared, {codec.name}: {str(error).rstrip('.')}. "
+            "Correct the annotation, or what it answers.",
+        ) from error
+
+
+def read_nothing(data: bytes) -> None:
+    """What has no value but that it has come."""
+
+
+def result_codec(step: Callable[..., Any]) -> Codec[Any] | None:
+    """How to read what a step returns: as its annotation says, or as whatever it is."""
+    try:
+        returned = get_type_hints(step).get("return", Any)
+        return None if returned is Any else codec_for(type(None) if returned is None else returned)
+    except Exception:  # noqa: BLE001  # No annotation that says anything: a callable of another library, say.
+        return None

@@ -12,10 +12,31 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from uuid import UUID
+from zlib import crc32
 
 from penstock.durations import parse_duration
 from penstock.errors import ConfigurationError, InvalidInput
+from penstock.functions.answers import encode_answer, read_answer, read_nothing, result_codec
+from penstock.functions.codecs import Codec
+from penstock.functions.durable import (
+    CALL,
+    DEADLINE,
+    PROMISE,
+    SLEEP,
+    STEP,
+    Called,
+    Deadline,
+    Durable,
+    Keeper,
+    Retry,
+    Stepped,
+    Wish,
+)
+from penstock.functions.types import codec_for
 from penstock.ids import Address, is_utf8
 from penstock.records import EgressRow, Envelope, Meta, QueuedRow
 
@@ -25,6 +46,10 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 M = TypeVar("M")
+R = TypeVar("R")
+T = TypeVar("T")
+
+DEFAULT_RETRY = Retry()
 
 _new = tuple.__new__
 """Makes a named tuple of a tuple, in a third of the time that its class takes."""
@@ -36,7 +61,7 @@ class Target:
     One object per function and task, so that a send costs one dictionary look-up.
     """
 
-    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "route", "typename")
+    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "reply_codec", "route", "typename")
 
     def __init__(
         self,
@@ -46,6 +71,7 @@ class Target:
         accepts: frozenset[type] | None,
         name: str,
         bytes_max: int,
+        reply_codec: Codec[Any] | None = None,
     ) -> None:
         self.typename = typename
         self.encode = encode
@@ -54,6 +80,8 @@ class Target:
         self.name = name
         """The accepted type as the user wrote it, for error messages."""
         self.bytes_max = bytes_max
+        self.reply_codec = reply_codec
+        """Of what a call of it answers; None for anything."""
         self.route = (self, dict.fromkeys(accepts or (), encode), bytes_max)
         """What a send needs, in one attribute: finding the encoder by type is also the check of the type."""
         self.queue: deque[QueuedRow] = deque()
@@ -115,10 +143,38 @@ class Cancel(NamedTuple):
     token: str
 
 
+class Wished(NamedTuple):
+    """What a handler waits for, as its wish number `line`."""
+
+    line: int
+    wish: Wish
+
+
+class Withdrawn(NamedTuple):
+    """It does not want that any more."""
+
+    line: int
+
+
+class CancelCall(NamedTuple):
+    """The wish to end what was called by the wish with number `line`."""
+
+    line: int
+
+
+class Resolved(NamedTuple):
+    """A promise of another address that is kept; the value is an answer."""
+
+    target: Target
+    id: str
+    name: str
+    value: bytes
+
+
 Send = tuple[Target, str, bytes]
 """A message sent: to whom, under which id, and its bytes. A bare tuple, because it is by far the most frequent
 output."""
-Output = Send | Delayed | Cancel | Emitted | Replied
+Output = Send | Delayed | Cancel | Emitted | Replied | Wished | Withdrawn | CancelCall | Resolved
 
 
 class MessageInfo(NamedTuple):
@@ -148,9 +204,12 @@ class Context(Generic[S]):
     __slots__ = (
         "_attempt",
         "_caller",
+        "_cause",
         "_clock_ms",
+        "_keeper",
         "_meta",
         "_outlets",
+        "_random",
         "_targets",
         "_typename",
         "id",
@@ -170,6 +229,9 @@ class Context(Generic[S]):
         self._clock_ms = 0
         self._caller: tuple[str, str] | None = None
         self._meta: Meta | None = None
+        self._keeper: Keeper | None = None
+        self._cause = 0
+        self._random: tuple[int, Random] | None = None
         self._attempt = 1
         self.id = ""
         self.storage: Storage = None  # type: ignore[assignment]  # Bound by the core when the function declares storage.
@@ -280,6 +342,111 @@ class Context(Generic[S]):
                 f"{self.address} replied twice to one message. A call has one answer: keep the last ctx.reply.",
             )
         self.outputs.append(Replied(value))
+
+    # What can be awaited, in an `async def`.
+
+    def call(
+        self,
+        target: Function[M, R] | str,
+        id: str,
+        message: M,
+        *,
+        timeout: str | float | timedelta | None = None,
+    ) -> Durable[R]:
+        """Send `message` and await the answer: `total = await ctx.call(cart, "alice", GetTotal())`.
+
+        The call is sent at once, whether it is awaited now or later, and once: a handler that is run again gets the
+        answer that came. With `timeout` (seconds, a timedelta, or text such as "30s") it raises CallTimeout, a
+        TimeoutError, when there is no answer by then; what was called is told the deadline, and may still be done.
+        Awaiting it raises FunctionError with code and text when the message became a dead letter or the call was
+        cancelled, InvalidInput when the answer is not of the declared type.
+
+        Raises as `send` does, and FunctionError when the function called waits, directly or through others, for this
+        one: the message spells the cycle out.
+        """
+        keeper = self._keep("call")
+        self.send(target, id, message)
+        to, _, payload = cast("Send", self.outputs.pop())
+        timeout_ms = None if timeout is None else parse_duration(timeout)
+        read = partial(read_answer, to.reply_codec, f"{to.typename}/{id}")
+        return keeper.wish(Wish(CALL, f"{to.typename}/{id}", crc32(payload), Called(to, id, payload, timeout_ms), read))
+
+    def run(
+        self, name: str, step: Callable[..., Any], /, *arguments: Any, retry: Retry = DEFAULT_RETRY
+    ) -> Durable[Any]:
+        """Do something with an effect on the outside, and keep its result: `await ctx.run("charge", charge, amount)`.
+
+        `step` is an `async def`, or a plain function, which runs in a thread. It is run at least once, and its result
+        is taken exactly once: a handler that is run again gets the one that is kept. If it has a parameter
+        `idempotency_key`, it is given text that is the same at every try of this step and of no other: hand it on to
+        whoever must not do it twice. What it raises is tried again as `retry` says, and then raised here as
+        FunctionError. `name` is for the journal.
+
+        Raises InvalidInput, when awaited, for a result that can't be written.
+        """
+        keeper = self._keep("run")
+        self._check_text("name of a step", name)
+        retry.check(name)
+        read = partial(read_answer, result_codec(step), f"step {name}")
+        return keeper.wish(Wish(STEP, name, 0, Stepped(step, arguments, retry), read))
+
+    def sleep(self, duration: str | float | timedelta) -> Durable[None]:
+        """Wait: seconds, a timedelta, or text such as "1h30m". A process that stops meanwhile does not matter."""
+        delay_ms = parse_duration(duration)
+        return self._keep("sleep").wish(Wish(SLEEP, f"{delay_ms} ms", 0, delay_ms, read_nothing))
+
+    def promise(self, name: str, type: type[T] | Any = Any) -> Durable[T]:
+        """Wait until somebody resolves `name` for this address: `ctx.resolve`, `penstock calls resolve`, or HTTP.
+
+        One that was resolved before is there at once. The value is read as `type`.
+        """
+        self._check_text("name of a promise", name)
+        read = partial(read_answer, codec_for(type), f"promise {name}")
+        return self._keep("promise").wish(Wish(PROMISE, name, 0, None, read))
+
+    def timeout(self, duration: str | float | timedelta) -> Deadline:
+        """A limit for what is awaited inside: `async with ctx.timeout("30s"): ...` raises TimeoutError behind it."""
+        delay_ms = parse_duration(duration)
+        return Deadline(self._keep("timeout"), Wish(DEADLINE, f"{delay_ms} ms", 0, delay_ms, read_nothing))
+
+    def cancel_call(self, call: Durable[Any]) -> None:
+        """Ask whoever was called to end: asyncio.CancelledError is raised where it waits, so that its `finally` and
+        `except` blocks can put things right. `call` then raises FunctionError, unless the answer came before."""
+        self._keep("cancel_call")
+        self.outputs.append(CancelCall(call.index))
+
+    def resolve(self, target: Function[Any, Any] | str, id: str, name: str, value: Any = None) -> None:
+        """Keep the promise `name` that the address waits for, or will wait for.
+
+        Raises InvalidInput for a value that can't be written, ConfigurationError when there is no such function.
+        """
+        to = self._targets.get(target)
+        if to is None:
+            raise self._unknown_function(target)
+        self._check_text("name of a promise", name)
+        payload = encode_answer(self.address, value)
+        self._check_sendable(to, id, len(payload))
+        self.outputs.append(Resolved(to, id, name, payload))
+
+    @property
+    def random(self) -> Random:
+        """Random numbers that are the same whenever this message is processed again."""
+        if self._random is None or self._random[0] != self._cause:
+            self._random = (self._cause, Random(self._cause))
+        return self._random[1]
+
+    def uuid(self) -> UUID:
+        """A new UUID (version 4), the same whenever this message is processed again."""
+        return UUID(int=self.random.getrandbits(128), version=4)
+
+    def _keep(self, method: str) -> Keeper:
+        if self._keeper is None:
+            raise ConfigurationError(
+                "PEN0264",
+                f"{self.address} uses ctx.{method}, which is to be awaited and needs a journal. Declare the handler "
+                "with async def; in a test, run it in penstock.testing.Harness.",
+            )
+        return self._keeper
 
     def emit(
         self,

@@ -14,10 +14,23 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
-from penstock.functions.answers import encode_answer
+from penstock.functions.answers import encode_answer, read_answer
 from penstock.functions.app import Egress
 from penstock.functions.codecs import Codec
-from penstock.functions.context import Cancel, Context, Delayed, Emitted, Outlet, Replied, Target, context_for
+from penstock.functions.context import (
+    Cancel,
+    CancelCall,
+    Context,
+    Delayed,
+    Emitted,
+    Outlet,
+    Replied,
+    Resolved,
+    Target,
+    Wished,
+    Withdrawn,
+    context_for,
+)
 from penstock.functions.function import Function
 from penstock.functions.state import bind_collections, flush_collections, new_state, storage_of
 from penstock.functions.storage import Storage, Value
@@ -58,6 +71,8 @@ class Trial:
     delayed: list[DelayedMessage] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     """The tokens given to `ctx.cancel`."""
+    resolved: list[tuple[str, str, str, Any]] = field(default_factory=list)
+    """Typename, id, name and value of each `ctx.resolve`."""
     emitted: list[tuple[Any, Any]] = field(default_factory=list)
     """Egress and value of each `ctx.emit`, in order."""
     rows: list[EgressRow] = field(default_factory=list)
@@ -137,8 +152,10 @@ def _collect(function: Function[Any, Any], context: Context[Any], returned: Any)
                 trial.delayed.append(DelayedMessage(delay, written.by, id, written.value, token))
             case Cancel(token):
                 trial.cancelled.append(token)
-            case Replied():
-                pass  # Found above.
+            case Resolved(target, id, name, value):
+                trial.resolved.append((target.typename, id, name, read_answer(None, name, value)))
+            case Replied() | Wished() | Withdrawn() | CancelCall():
+                pass  # The first is found above, and the others need a journal, which is not to be had here.
             case (_, id, payload):
                 trial.sent.append((_written(payload).by, id, _written(payload).value))
     return trial

@@ -13,6 +13,8 @@ behind.
     0x04 EXPIRATION   typename, id                       0xF4 EGRESS   egress, checkpoint (8), number (4)
     0x05 IDEMPOTENCY  typename, id, key                  0xF5 REPLY    request id
     0x06 TOKEN        id, token                          0xF6 DEAD     number (8)
+    0x07 JOURNAL      typename, id, part (1), number (4)
+    0x08 PROMISE      typename, id, name
 
 Invariants: no key is the beginning of another; keys sort as their components do, text by code point and
 numbers by size; every key decodes to exactly what it was encoded from. Numbers are big-endian and of fixed
@@ -40,6 +42,8 @@ LOG: Final = 0x03
 EXPIRATION: Final = 0x04
 IDEMPOTENCY: Final = 0x05
 TOKEN: Final = 0x06
+JOURNAL: Final = 0x07
+PROMISE: Final = 0x08
 
 META: Final = 0xF0
 TIMER: Final = 0xF1
@@ -252,6 +256,16 @@ def encode_token_key(group: int, id: str, token: str) -> bytes:
 def decode_token_key(key: bytes) -> TokenKey:
     reader = _Reader(key)
     return reader.finish(TokenKey(reader.group(TOKEN), reader.text(), reader.text()))
+
+
+def encode_journal_key(group: int, typename: str, id: str, part: int, number: int = 0) -> bytes:
+    """The key of a row of the journal of the invocation that holds an address: of a kind, `part`, by number."""
+    return _head(group, JOURNAL, typename) + _text(id) + bytes((part,)) + _U32.pack(number)
+
+
+def encode_promise_key(group: int, typename: str, id: str, name: str) -> bytes:
+    """The key of a promise that was resolved before somebody asked for it."""
+    return _head(group, PROMISE, typename) + _text(id) + _text(name)
 
 
 def group_range(group: int) -> KeyRange:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.errors import (
+        CallTimeout,
         ConfigurationError,
         CorruptSnapshot,
         DecodeError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from penstock.functions.app import App, Egress, Ingress
     from penstock.functions.context import Context, MessageInfo
+    from penstock.functions.durable import Durable, Retry
     from penstock.functions.formats import (
         Avro,
         CloudEvents,
@@ -65,11 +67,13 @@ __all__ = [
     "Address",
     "App",
     "Avro",
+    "CallTimeout",
     "CloudEvents",
     "ConfigurationError",
     "Context",
     "CorruptSnapshot",
     "DecodeError",
+    "Durable",
     "Egress",
     "Expire",
     "Fenced",
@@ -98,6 +102,7 @@ __all__ = [
     "ProtocolError",
     "Raw",
     "Refused",
+    "Retry",
     "SchemaRegistry",
     "State",
     "StdoutEgress",
@@ -109,6 +114,7 @@ __all__ = [
 if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exist.
     _NAMES = {
         "penstock.errors": (
+            "CallTimeout",
             "ConfigurationError",
             "CorruptSnapshot",
             "DecodeError",
@@ -122,6 +128,7 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
         ),
         "penstock.functions.app": ("App", "Egress", "Ingress"),
         "penstock.functions.context": ("Context", "MessageInfo"),
+        "penstock.functions.durable": ("Durable", "Retry"),
         "penstock.functions.formats": (
             "Avro",
             "CloudEvents",

@@ -6,6 +6,7 @@
     ├── InvalidInput           one record, request or value is not acceptable; everything else goes on
     │   └── DecodeError        its bytes do not fit the declared type (carries path, expected, got)
     ├── FunctionError          user code raised; carries the address
+    │   └── CallTimeout        a call was not answered in time (a TimeoutError, too)
     ├── Unavailable            something outside does not answer; try again later
     ├── Fenced                 this process was replaced; it must stop now
     ├── CorruptSnapshot        a checkpoint's bytes are damaged; use an older checkpoint
@@ -63,6 +64,10 @@ class FunctionError(PenstockError):
     def __init__(self, code: str, message: str, *, address: str = "") -> None:
         super().__init__(code, message)
         self.address = address
+
+
+class CallTimeout(FunctionError, TimeoutError):
+    """A call had no answer when its time was over. What was called may have been done all the same."""
 
 
 class Unavailable(PenstockError):

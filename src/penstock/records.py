@@ -27,6 +27,13 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """Where it entered, for people: `departures.csv line 12`, `POST /send/shop/cart/7`."""
     operation: str = ""
     """Empty for a message to a function; otherwise what the task itself shall do (see `penstock.engine.operations`)."""
+    call: tuple[int, int] | None = None
+    """Of a call of another function: the cause of the invocation that waits for the answer, and the number of its
+    wish."""
+    chain: tuple[tuple[str, str], ...] = ()
+    """Those who wait for that invocation, the outermost first."""
+    deadline_ms: int = 0
+    """When nobody waits for the answer any more; 0 for never."""
 
 
 class Envelope(NamedTuple):
@@ -120,11 +127,12 @@ class Turn(NamedTuple):
     """How many it did run."""
     taken: list[tuple[str, Any]]
     """Inputs, as the name of each source and its position behind what was taken; `FRAMES` and how many; `COMPLETED`
-    and the number of a suspended handler that ended."""
+    and the number of a handler that has come back from the event loop; `PERFORMED` and the result of a step."""
 
 
 FRAMES = ""
 COMPLETED = "!"
+PERFORMED = "!!"
 
 
 class TaskMeta(msgspec.Struct, array_like=True):

@@ -42,6 +42,7 @@ MODULES: Final = (
         ("App", "Ingress", "Egress", "Function", "Context", "MessageInfo", "Address"),
     ),
     ("Messages and state", "penstock", ("Message", "State", "Table", "Log", "Expire", "Value")),
+    ("Awaiting", "penstock", ("Durable", "Retry")),
     ("Ingresses", "penstock", ("FileIngress", "KafkaIngress", "GeneratorIngress", "MemoryIngress")),
     (
         "Egresses",
@@ -63,6 +64,7 @@ MODULES: Final = (
             "InvalidInput",
             "DecodeError",
             "FunctionError",
+            "CallTimeout",
             "Unavailable",
             "Fenced",
             "CorruptSnapshot",
@@ -169,7 +171,7 @@ def _class_lines(node: ast.ClassDef) -> Iterator[str]:
     bases = ", ".join(ast.unparse(base) for base in node.bases)
     yield f"class {node.name}({bases})" if bases else f"class {node.name}"
     init = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
-    if init is not None and node.name not in ("Context", "Function", "Ingress", "Egress", "MessageInfo"):
+    if init is not None and node.name not in ("Context", "Function", "Ingress", "Egress", "MessageInfo", "Durable"):
         yield f"    {node.name}{_arguments(init)}"
 
 

@@ -11,10 +11,11 @@ import msgspec
 from penstock.checkpoint.control import Part
 from penstock.checkpoint.delta import DeltaIdentity, decode_delta, encode_delta
 from penstock.engine.effects import Batch, Completed, DeadLetter, Deliveries, Effects, Input
+from penstock.engine.invocation import Outcome
 from penstock.engine.journal import Journal
 from penstock.engine.operations import Operation, encode_operation
 from penstock.engine.restore import Restored, restore_task
-from penstock.engine.task import Outcome, TaskCore, TaskOptions
+from penstock.engine.task import TaskCore, TaskOptions
 from penstock.functions.app import App
 from penstock.functions.context import Outlet
 from penstock.functions.function import Function

@@ -17,8 +17,9 @@ from penstock.checkpoint.coordinator import Acknowledged, Failed
 from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Column, Completed, Effects, FrameInput, Input
 from penstock.engine.feeds import Completions, FeedKind, RequestFeed
+from penstock.engine.invocation import Outcome
 from penstock.engine.journal import PARTITION, Journal
-from penstock.engine.task import Outcome, TaskCore
+from penstock.engine.task import TaskCore
 from penstock.engine.unit import LogChannels, TaskUnit, Writing
 from penstock.ids import Offset
 from penstock.records import Reply

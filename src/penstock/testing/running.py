@@ -76,9 +76,10 @@ class Harness:
     """See the module. Use it as a context manager, from a plain `def`: it runs an event loop of its own.
 
     With `parallelism` tasks, a power of two, messages between them travel as frames. With `restart_every=3` the
-    application is restarted after every third message, which must make no difference to any result. Egresses are kept
-    in memory, whatever they are; ingresses are fed by hand. With a `seed`, tasks take turns in another order for each
-    seed, and `faults` are possible.
+    application is restarted after every third message, which must make no difference to any result. With
+    `always_replay` a handler that awaits is dropped at each await and run again from its start, which finds code that
+    does not do the same twice. Egresses are kept in memory, whatever they are; ingresses are fed by hand. With a
+    `seed`, tasks take turns in another order for each seed, and `faults` are possible.
 
     Raises ConfigurationError when the application can't run.
     """
@@ -92,6 +93,7 @@ class Harness:
         start: datetime = START,
         message_bytes_max: int = 1 << 20,
         seed: int | None = None,
+        always_replay: bool = False,
     ) -> None:
         app.check()
         self.app = self._first_app = app
@@ -104,7 +106,12 @@ class Harness:
         """What was called so far: name, arguments, and those with names."""
         self._answers: list[tuple[str, Any]] = []
         self._trouble = Trouble(seed)
-        self._config = Config(parallelism=parallelism, message_bytes_max=message_bytes_max, check_state=True)
+        self._config = Config(
+            parallelism=parallelism,
+            message_bytes_max=message_bytes_max,
+            check_state=True,
+            always_replay=always_replay,
+        )
         self._restart_every = restart_every
         self._start_ms = int(start.timestamp() * 1000)
         self._loop = VirtualLoop()
@@ -389,9 +396,10 @@ class Harness:
             part, self._journal, self._open_base, cache_bytes_max=config.cache_bytes, progress=lambda done, total: None
         )
         completions = Completions()
-        suspended = Suspended(completions, lambda: None)
+        suspended = Suspended(completions, lambda: None, _at_once)
         self._suspended.append(suspended)
         core = build_core(app, config, part.task, restored, outlets, suspended.start, manifest=self._manifest)
+        core.outside = suspended
         snapshot = SnapshotTask(
             part.task,
             self._lineage,
@@ -540,6 +548,8 @@ class Harness:
         return _copy(self._bases[name]) if name else MemoryBackend()
 
     async def _tear_down(self) -> None:
+        for unit in self._units:
+            unit.core.close()
         for suspended in self._suspended:
             await suspended.cancel_all()
         for feed in self._feeds:
@@ -636,9 +646,8 @@ class Harness:
 
     def _jump(self) -> bool:
         """Go to when the next thing happens, if something that is under way waits for time."""
-        retries = any(unit.core.next_retry_ms() is not None for unit in self._units)
         next_ms = self._next_ms()
-        if next_ms is None or not (retries or self._loop.next_ms is not None):
+        if next_ms is None or not (self._loop.next_ms is not None or any(map(_waits_for_time, self._units))):
             return False
         self._loop.jump(next_ms)
         return True
@@ -821,3 +830,13 @@ def _never_refuses(rows: Any) -> Any:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
+
+
+async def _at_once(work: Callable[..., Any], *arguments: Any) -> Any:
+    """A step that would run in a thread: time stands still meanwhile."""
+    return work(*arguments)
+
+
+def _waits_for_time(unit: TaskUnit) -> bool:
+    """Whether a message is to be tried again, or a handler sleeps."""
+    return unit.core.next_retry_ms() is not None or unit.core.next_wake_ms() is not None

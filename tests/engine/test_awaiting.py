@@ -1,0 +1,486 @@
+"""Handlers that await: calls, steps, sleeps, promises, deadlines, and gatherings of them, each the same however often
+the handler is run again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from penstock import App, CallTimeout, Context, Function, FunctionError, InvalidInput, Retry, State
+from penstock.errors import ConfigurationError
+from penstock.testing import Harness
+
+WAYS = [
+    {},
+    {"parallelism": 4},
+    {"always_replay": True},
+    {"parallelism": 4, "always_replay": True},
+    {"restart_every": 1},
+    {"parallelism": 2, "restart_every": 3, "always_replay": True},
+]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: "-".join(way) or "plain")
+def way(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = request.param
+    return found
+
+
+class Count(State):
+    n: int = 0
+
+
+class Notes(State):
+    seen: list[str] = []  # noqa: RUF012  # A field.
+
+
+def shop() -> tuple[App, Function[int, int]]:
+    app = App("shop")
+
+    @app.function("shop/cart")
+    def cart(ctx: Context[Count], amount: int) -> int:
+        ctx.state.n += amount
+        return ctx.state.n
+
+    return app, cart
+
+
+def test_a_call_is_answered_and_each_segment_is_kept_once(way: dict[str, Any]) -> None:
+    app, cart = shop()
+    runs: list[str] = []
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        runs.append("run")
+        ctx.state.seen.append("asked")
+        ctx.send(cart, "sent", 1)
+        first = await ctx.call(cart, "alice", amount)
+        ctx.state.seen.append(f"first {first}")
+        ctx.send(cart, "sent", 1)
+        second = await ctx.call(cart, "alice", amount)
+        ctx.state.seen.append(f"second {second}")
+        return f"{first} {second}"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == "5 10"
+        assert h.state(order, "o").seen == ["asked", "first 5", "second 10"]
+        assert (h.state(cart, "alice").n, h.state(cart, "sent").n) == (10, 2)
+        assert h.dead_letters() == []
+    if way.get("always_replay"):
+        assert len(runs) >= 3
+
+
+def test_several_are_awaited_together(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    async def twice(ctx: Context[Notes], id: str) -> int:
+        await ctx.sleep("1s")
+        await ctx.call(cart, id, 1)
+        return await ctx.call(cart, id, 1)
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> list[int]:
+        gathered = await asyncio.gather(ctx.call(cart, "a", amount), ctx.call(cart, "b", 2 * amount))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(twice(ctx, id)) for id in "cd"]
+        return [*gathered, *(task.result() for task in tasks)]
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == [5, 10, 2, 2]
+        assert [h.state(cart, id).n for id in "abcd"] == [5, 10, 2, 2]
+
+
+def test_a_step_is_taken_once_and_knows_its_key(way: dict[str, Any]) -> None:
+    app, _ = shop()
+    keys: list[str] = []
+
+    def charge(amount: int, *, idempotency_key: str) -> str:
+        keys.append(idempotency_key)
+        return f"paid {amount}"
+
+    async def tell(text: str) -> str:
+        await asyncio.sleep(0.1)
+        return text.upper()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        ctx.state.seen.append(await ctx.run("charge", charge, amount))
+        ctx.state.seen.append(await ctx.run("charge", charge, amount))
+        ctx.state.seen.append(await ctx.run("tell", tell, "done"))
+        return " ".join(ctx.state.seen)
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == "paid 5 paid 5 DONE"
+    assert len(set(keys)) == 2
+
+
+def test_a_step_that_fails_is_tried_again_and_then_raised(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    def refuse() -> None:
+        raise ValueError("no")
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        try:
+            await ctx.run("refuse", refuse, retry=Retry(attempts=2, backoff="1s"))
+        except FunctionError as error:
+            return error.code + " " + error.message
+        return "charged"
+
+    with Harness(app, **way) as h:
+        began = h.now
+        told = h.call(order, "o", 5)
+        assert told.startswith("PEN0271 Step test_a_step_that_fails_is_tried_again_and_then_raised.<locals>.refuse of ")
+        assert "failed 2 times, the last time with ValueError: no" in told
+        assert (h.now - began).total_seconds() >= 1
+
+
+def test_sleeping_takes_its_time_and_nothing_else(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> float:
+        before = ctx.now
+        await ctx.sleep("1h30m")
+        await ctx.call(cart, "alice", 1)
+        return (ctx.now - before).total_seconds()
+
+    with Harness(app, **way) as h:
+        h.send(order, "o", 1)
+        h.advance("1h29m")
+        assert h.state(cart, "alice").n == 0
+        h.advance("1m")
+        assert h.state(cart, "alice").n == 1
+        assert h.call(order, "o", 1) == 5400.0
+
+
+def test_a_promise_is_kept_before_or_after_it_is_asked_for(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], name: str) -> str:
+        ctx.state.seen.append(await ctx.promise(name, str))
+        return ctx.state.seen[-1]
+
+    @app.function("shop/clerk")
+    def clerk(ctx: Context[None], name: str) -> None:
+        ctx.resolve(order, "o", name, f"{name} by {ctx.id}")
+
+    with Harness(app, **way) as h:
+        h.send(order, "o", "late")
+        h.advance("1s")
+        h.send(clerk, "eve", "late")
+        h.send(clerk, "adam", "early")
+        h.advance("1s")
+        assert h.call(order, "o", "early") == "early by adam"
+        assert h.state(order, "o").seen == ["late by eve", "early by adam"]
+
+
+def test_a_deadline_ends_what_is_awaited_inside(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        try:
+            async with ctx.timeout("10s"):
+                await ctx.promise("never")
+        except TimeoutError:
+            ctx.state.seen.append("timeout")
+        async with ctx.timeout("10s") as limit:
+            await ctx.call(cart, "alice", 1)
+        ctx.state.seen.append(f"passed {limit.passed}")
+        await ctx.sleep("20s")
+        return " ".join(ctx.state.seen)
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == "timeout passed False"
+
+
+def test_a_call_that_is_not_answered_in_time(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/slow")
+    async def slow(ctx: Context[Count], _: int) -> int:
+        await ctx.sleep("1m")
+        ctx.state.n += 1
+        return 1
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        try:
+            await ctx.call(slow, "s", 1, timeout="10s")
+        except CallTimeout as error:
+            return f"{error.code} {isinstance(error, TimeoutError)}"
+        return "answered"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "PEN0260 True"
+        h.advance("2m")
+        assert h.state(slow, "s").n == 1  # The answer came late, and nobody waited for it.
+        assert h.call(order, "o", 1) == "PEN0260 True"
+
+
+def test_who_waits_in_line_until_the_deadline_is_not_run(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/slow")
+    async def slow(ctx: Context[Count], _: int) -> int:
+        ctx.state.n += 1
+        await ctx.sleep("1m")
+        return 1
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        try:
+            await ctx.call(slow, "s", 1, timeout="10s")
+        except TimeoutError:
+            return "late"
+        return "answered"
+
+    with Harness(app, **way) as h:
+        h.send(slow, "s", 1)
+        h.advance("1s")
+        assert h.call(order, "o", 1) == "late"
+        h.advance("5m")
+        assert h.state(slow, "s").n == 1
+
+
+def test_the_caller_of_a_dead_letter_is_told(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/broken")
+    def broken(ctx: Context[Count], _: int) -> int:
+        raise ValueError("broken")
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        try:
+            await ctx.call(broken, "b", 1)
+        except FunctionError as error:
+            return f"{error.code} {error.message}"
+        return "answered"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1).startswith("PEN0210 Handler raised ValueError: broken. It is dead letter ")
+        assert len(h.dead_letters()) == 1
+
+
+def test_a_cycle_of_calls_is_spelled_out(way: dict[str, Any]) -> None:
+    app = App("cycle")
+
+    @app.function("cycle/a")
+    async def a(ctx: Context[None], depth: int) -> str:
+        return await ctx.call(b, "2", depth)
+
+    @app.function("cycle/b")
+    async def b(ctx: Context[None], depth: int) -> str:
+        try:
+            return await ctx.call(a, "1", depth)
+        except FunctionError as error:
+            return f"{error.code} {error.message}"
+
+    with Harness(app, **way) as h:
+        told = h.call(a, "1", 0)
+    assert told.startswith("PEN0273 cycle/b/2 calls cycle/a/1, which waits for this very call")
+    assert "cycle/a/1 -> cycle/b/2 -> cycle/a/1" in told
+
+
+def test_cancelling_a_call_runs_its_compensation(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/slow")
+    async def slow(ctx: Context[Count], _: int) -> int:
+        try:
+            ctx.state.n += 1
+            await ctx.sleep("1h")
+        except asyncio.CancelledError:
+            await ctx.call(cart, "refunds", 1)
+            raise
+        return 1
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        call = ctx.call(slow, "s", 1)
+        await ctx.sleep("10s")
+        ctx.cancel_call(call)
+        try:
+            await call
+        except FunctionError as error:
+            return error.code
+        return "answered"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "PEN0272"
+        assert (h.state(slow, "s").n, h.state(cart, "refunds").n) == (1, 1)
+        assert h.dead_letters() == []
+
+
+def test_a_failed_segment_is_tried_again_and_earlier_ones_are_not(way: dict[str, Any]) -> None:
+    app, cart = shop()
+    tries: list[int] = []
+
+    @app.function("shop/order", attempts=3, backoff="1s")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        ctx.state.seen.append("asked")
+        got = await ctx.call(cart, "alice", amount)
+        tries.append(ctx.message.attempt)
+        if ctx.message.attempt < 3:
+            raise ValueError("not yet")
+        ctx.state.seen.append("got")
+        return got
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == 5
+        assert h.state(order, "o").seen == ["asked", "got"]
+        assert h.state(cart, "alice").n == 5
+    assert {1, 2, 3} <= set(tries)
+
+
+def test_others_wait_for_their_turn(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], name: str) -> str:
+        ctx.state.seen.append(f"{name} in")
+        await ctx.call(cart, "alice", 1)
+        await ctx.sleep(1)
+        ctx.state.seen.append(f"{name} out")
+        return name
+
+    with Harness(app, **way) as h:
+        for name in "abc":
+            h.send(order, "o", name)
+        h.advance("10s")
+        assert h.state(order, "o").seen == ["a in", "a out", "b in", "b out", "c in", "c out"]
+
+
+# What is not the same when it is run again.
+
+
+def test_code_that_goes_another_way_is_parked_and_says_so() -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        ctx.state.seen.append("asked")
+        await ctx.call(cart, f"id-{random.random()}", amount)
+        return await ctx.call(cart, "alice", amount)
+
+    with Harness(app, always_replay=True) as h:
+        h.send(order, "o", 5)
+        h.send(order, "o", 6)
+        h.advance("1h")
+        assert h.state(order, "o").seen == ["asked"]
+        assert h.state(cart, "alice").n == 0
+        assert h.dead_letters() == []
+
+
+def test_numbers_and_ids_of_the_context_are_the_same_again() -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        drawn = f"{ctx.random.random()} {ctx.uuid()}"
+        await ctx.call(cart, drawn, amount)
+        await ctx.sleep(1)
+        return f"{drawn} {ctx.uuid()} {ctx.now_ms}"
+
+    with Harness(app) as h:
+        plain = h.call(order, "o", 5, idempotency_key="k")
+    with Harness(app, always_replay=True) as h:
+        assert h.call(order, "o", 5, idempotency_key="k") == plain
+
+
+# What can't be meant.
+
+
+def test_a_plain_handler_can_await_nothing() -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    def order(ctx: Context[Notes], amount: int) -> None:
+        ctx.call(cart, "alice", amount)
+
+    with Harness(app) as h:
+        h.send(order, "o", 1)
+        h.run_until_idle()
+        (letter,) = h.dead_letters()
+    assert letter.code == "PEN0264"
+    with pytest.raises(ConfigurationError, match="PEN0264"):
+        order.test(1, id="o")
+
+
+def test_an_answer_of_another_type_is_refused() -> None:
+    app = App("types")
+
+    @app.function("types/liar")
+    def liar(ctx: Context[None], _: int) -> int:
+        ctx.reply("text")
+        return 1
+
+    @app.function("types/asker")
+    async def asker(ctx: Context[None], _: int) -> str:
+        try:
+            await ctx.call(liar, "l", 1)
+        except InvalidInput as error:
+            return str(error)
+        return "fine"
+
+    with Harness(app) as h:
+        assert h.call(asker, "a", 1) == (
+            "PEN0267 The answer of types/liar/l is not of the type that is declared, int: Expected `int`, got `str`. "
+            "Correct the annotation, or what it answers."
+        )
+
+
+def test_a_clock_of_asyncio_around_a_durable_await_is_refused() -> None:
+    app, _ = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> None:
+        async with asyncio.timeout(5):
+            await ctx.promise("never")
+
+    with Harness(app) as h:
+        h.send(order, "o", 1)
+        h.run_until_idle()
+        (letter,) = h.dead_letters()
+    assert letter.code == "PEN0263"
+
+
+def test_a_raw_await_beside_a_durable_one_is_refused() -> None:
+    app, _ = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> None:
+        await asyncio.wait(
+            [asyncio.ensure_future(ctx.promise("never")), asyncio.ensure_future(asyncio.sleep(5))],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await ctx.sleep(1)
+
+    with Harness(app) as h:
+        h.send(order, "o", 1)
+        h.run_until_idle()
+        (letter,) = h.dead_letters()
+    assert letter.code == "PEN0262"
+
+
+def test_a_raw_await_alone_is_allowed(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        await asyncio.sleep(1)
+        first = await ctx.call(cart, "alice", amount)
+        async with asyncio.timeout(5):
+            await asyncio.sleep(1)
+        return first + await ctx.call(cart, "alice", amount)
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == 15
+        assert h.dead_letters() == []
