@@ -201,10 +201,12 @@ class DataDirectory:
                 "another directory with --dir.",
             )
         if manifest.parallelism != self._config.parallelism:
+            # Else a start with that would be refused for the newer one, before it is found to be damaged.
+            chosen = f" --from {manifest.checkpoint}: newer checkpoints are damaged" if self._passed_over else ""
             raise Refused(
                 "PEN0305",
                 f"{self.path} was made with parallelism {manifest.parallelism}, and {self._config.parallelism} was "
-                f"asked for. Start with --parallelism {manifest.parallelism}.",
+                f"asked for. Start with --parallelism {manifest.parallelism}{chosen}.",
             )
         check_shapes(app, manifest)
 

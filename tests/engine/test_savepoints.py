@@ -510,3 +510,18 @@ def test_what_goes_back_is_a_replay_and_another_parallelism_is_none(tmp_path: Pa
     (replay,) = replays()
     run_turns(app, data, 2, 1)
     assert replays() == (replay,)
+
+
+def test_where_newer_checkpoints_are_damaged_a_start_with_the_tasks_of_an_older_one_names_that(tmp_path: Path) -> None:
+    run_turns(flow(100), tmp_path, 2, 5)
+    rescale(flow(100), config(tmp_path, 4), 2, now_ms=1_000, progress=lambda done, total: None)
+    newest = max((tmp_path / "store" / "bases").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+
+    with pytest.raises(
+        Refused, match=r"PEN0305 .* Start with --parallelism 2 --from (\d+): newer checkpoints are"
+    ) as caught:
+        run_out(flow(100), tmp_path, 4)
+
+    older = int(caught.value.message.partition("--from ")[2].partition(":")[0])
+    asyncio.run(Worker(flow(100), config(tmp_path, 2, from_checkpoint=older, until_done=True)).run())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from penstock.engine.data import DataDirectory
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.journal import Journal
+from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.unit import TaskUnit
 from penstock.errors import CorruptSnapshot
@@ -41,6 +43,19 @@ Files = dict[Path, bytes]
 """All that stands in files of its own: the index of the journal."""
 
 
+@dataclass(frozen=True)
+class SimulatedConfig:
+    """The part of a configuration that is asked for here. The number of tasks need not be a power of two."""
+
+    parallelism: int
+    from_checkpoint: int | None = None
+    fresh: bool = False
+    directory: Path = INDEX.parent
+    store_bytes: int = 0
+    cache_bytes: int = 8 << 20
+    retention: Retention = KEPT_LITTLE
+
+
 class SimulatedDirectory(DataDirectory):
     """See the module. `passed_over` learns of each checkpoint that is damaged."""
 
@@ -53,14 +68,7 @@ class SimulatedDirectory(DataDirectory):
         replay: int | None,
         passed_over: Callable[[Retained, CorruptSnapshot], None],
     ) -> None:
-        config: Any = SimpleNamespace(
-            parallelism=tasks,
-            from_checkpoint=replay,
-            fresh=False,
-            store_bytes=0,
-            cache_bytes=tasks << 20,
-            retention=KEPT_LITTLE,
-        )
+        config: Any = SimulatedConfig(parallelism=tasks, from_checkpoint=replay)
         simulated: Any = log
         self._config = config
         self.path = INDEX.parent
@@ -77,6 +85,8 @@ class SimulatedDirectory(DataDirectory):
         self.storage_error = ""
         self.pinned = set()
         self.replay = replay
+        self.refused: Manifest | None = None
+        """A checkpoint that has another number of tasks than was asked for."""
         self._told = passed_over
 
     def close(self) -> None:
@@ -97,6 +107,7 @@ class SimulatedDirectory(DataDirectory):
 
     def _check(self, manifest: Manifest, app: App) -> None:
         if manifest.parallelism != self._config.parallelism:  # All else is the same for all, and slow.
+            self.refused = manifest
             super()._check(manifest, app)
 
     def _pass_over(self, damaged: Retained, error: CorruptSnapshot) -> None:
@@ -143,6 +154,7 @@ def simulated_files(files: Files) -> Iterator[None]:
         (journal_module, "read_bytes_checked", read),
         (data_module, "open_base", lambda store, name, path, memory: store.open(name)),
         (data_module, "RocksMemory", lambda bytes_max: None),
+        (logger, "disabled", True),
         (forgetting_module, "in_thread", _here),
         (forgetting_module, "UNREFERENCED_S", UNREFERENCED_MS / 1000),
     ]

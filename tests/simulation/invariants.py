@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -59,6 +60,9 @@ class Invariant:
 
     def refused(self, world: World, retained: Retained, error: CorruptSnapshot) -> None:
         """A checkpoint is passed over, because something that it needs is damaged."""
+
+    def regrouping(self, world: World, manifest: Manifest | None, restored: list[Restored]) -> None:
+        """The application stands still, to go on with another number of tasks."""
 
     def retained(self, world: World) -> None:
         """What no retained checkpoint needs was deleted."""
@@ -129,11 +133,20 @@ class RowsOnce(Invariant):
     ) -> None:
         for task in range(world.tasks):
             past = self._of(task)
+            if manifest is not None and not self._known(world, manifest, task):
+                past.entries[:] = world.database.rows.get(task, [])  # Tasks were regrouped when all was visible.
+                past.lengths[manifest.checkpoint] = len(past.entries)
             length = past.lengths[manifest.checkpoint] if manifest is not None else 0
             if manifest is not None and length > len(past.entries):
                 return  # Another branch: what it emitted is not remembered.
             del past.entries[length:]
             self.committed(world, task)
+
+    def regrouping(self, world: World, manifest: Manifest | None, restored: list[Restored]) -> None:
+        self.ended(world)
+
+    def _known(self, world: World, manifest: Manifest, task: int) -> bool:
+        return manifest.checkpoint in self._of(task).lengths
 
     def committed(self, world: World, task: int) -> None:
         if world.rolled_back:
@@ -243,6 +256,8 @@ class IdsAreNew(Invariant):
         if attempt <= max(self._attempts, default=0):
             raise self.fail(f"attempt {attempt} begins after {max(self._attempts)}")
         self._attempts.add(attempt)
+        if manifest is not None:
+            self._used.add(manifest.checkpoint)  # One that regrouped tasks was begun by nobody.
         self._floor[attempt] = max(self._used, default=0)
 
     def begun(self, world: World, run: Run, checkpoint: int) -> None:
@@ -291,7 +306,10 @@ class RestoreIsTheCut(Invariant):
         for node, each in zip(run.nodes, restored, strict=True):
             expected = Image({}, {}, {}, TaskMeta())
             if manifest is not None:
-                expected = self._cuts[node.task, manifest.checkpoint]
+                cut = (node.task, manifest.checkpoint)
+                if cut not in self._cuts:  # Tasks were regrouped: `RescaleChangesNothing` has looked at it.
+                    self._cuts[cut] = deepcopy(image_of(each))
+                expected = self._cuts[cut]
                 self._compare(node, each, expected, manifest.checkpoint)
             self._live[node] = Image(expected.values.copy(), expected.rows.copy(), {}, expected.meta)
 
@@ -345,6 +363,32 @@ class RedoIsRun(Invariant):
         for name, entry in node.core.entries.items():
             if standby.entries[name].queue != entry.queue:
                 raise self.fail(f"task {node.task} at {frozen.checkpoint}: another queue of {name} redone than run")
+
+
+class RescaleChangesNothing(Invariant):
+    """With another number of tasks the state is what it was, and everything that was under way is still."""
+
+    def __init__(self) -> None:
+        self._before: tuple[int, Content] | None = None
+
+    def regrouping(self, world: World, manifest: Manifest | None, restored: list[Restored]) -> None:
+        assert manifest is not None
+        self._before = manifest.checkpoint, content_of(restored)
+
+    def restored(
+        self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
+    ) -> None:
+        if self._before is None or manifest is None:
+            return
+        (checkpoint, before), self._before = self._before, None
+        if manifest.checkpoint == checkpoint:
+            return  # It was not decided.
+        after = content_of(restored)
+        if after._replace(waiting={}) != before._replace(waiting={}):
+            raise self.fail(f"checkpoint {checkpoint} held {before}, and the other tasks hold {after}")
+        for address, messages in before.waiting.items():
+            if after.waiting.get(address, [])[: len(messages)] != messages:
+                raise self.fail(f"{address} had {messages} waiting, and has {after.waiting.get(address)}")
 
 
 class ReplayStands(Invariant):
@@ -434,6 +478,7 @@ def all_invariants() -> list[Invariant]:
         ReplayStands(),
         RetainedIsWhole(),
         DamageIsNamed(),
+        RescaleChangesNothing(),
     ]
 
 
@@ -481,6 +526,41 @@ def image_of(restored: Restored) -> Image:
     }
     queues = {name: rows for name, (_, _, rows) in restored.queues.items() if rows}
     return Image(values, rows, queues, restored.meta)
+
+
+class Content(NamedTuple):
+    """What the tasks of a checkpoint hold together, whichever of them holds it."""
+
+    values: dict[tuple[str, str], bytes]
+    rows: dict[bytes, object]
+    """Those of key groups; one that names a delayed message has that instead of its number."""
+    timers: list[tuple[int, bytes]]
+    held: list[bytes]
+    letters: list[bytes]
+    waiting: dict[tuple[str, str], list[QueuedRow]]
+    """Messages in queues, by their target."""
+
+
+def content_of(restored: list[Restored]) -> Content:
+    content = Content({}, {}, [], [], [], {})
+    for each in restored:
+        image = image_of(each)
+        content.values.update(image.values)
+        timers = {key: (keys.decode_timer_key(key).due_ms, row) for key, row in _of_kind(image, keys.TIMER)}
+        content.timers.extend(timers.values())
+        content.held.extend(row for _, row in _of_kind(image, keys.PENDING))
+        content.letters.extend(row for _, row in _of_kind(image, keys.DEAD))
+        content.rows.update({key: timers.get(row, row) for key, row in image.rows.items() if key[0] < keys.META})
+        for typename, rows in image.queues.items():
+            for row in rows:
+                content.waiting.setdefault((typename, row[0]), []).append(row)
+    for unordered in (content.timers, content.held, content.letters):
+        unordered.sort()
+    return content
+
+
+def _of_kind(image: Image, kind: int) -> list[tuple[bytes, bytes]]:
+    return [(key, row) for key, row in image.rows.items() if key[0] == kind]
 
 
 def _texts(rows: list[EgressRow]) -> list[Any]:

@@ -52,6 +52,8 @@ class Move(IntEnum):
     """The clock jumps: far ahead, or a little back."""
     DAMAGE = auto()
     """The disk spoils something that was durable: a delta, a manifest, a file of a base, the index of the journal."""
+    RESCALE = auto()
+    """The application is stopped, and goes on with another number of tasks."""
 
 
 USUAL = {
@@ -80,6 +82,7 @@ FAULTS = {
     Move.DISK_FULL: 0.7,
     Move.CLOCK: 0.3,
     Move.DAMAGE: 0.08,
+    Move.RESCALE: 0.3,
 }
 
 

@@ -20,7 +20,7 @@ from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.sinks import Action, Staged, TwoPhaseSink, _Decided
 from penstock.checkpoint.snapshot import Admission, Snapshot, SnapshotTask
 from penstock.checkpoint.store import BaseStore
-from penstock.engine import data, forgetting
+from penstock.engine import data, forgetting, offline, regroup, savepoints
 from penstock.engine.data import DataDirectory
 from penstock.engine.delays import Delays
 from penstock.engine.effects import Batch
@@ -48,6 +48,7 @@ DAMAGES = EVERYTHING.more(
     steps=250,
 )
 PEOPLE = EVERYTHING.more({Move.REPLAY: 0.4})
+RESCALES = EVERYTHING.more({Move.RESCALE: 1.5, Move.TURN: 50.0}, tasks=(4,))
 JUMPS = EVERYTHING.more({Move.CLOCK: 4.0, Move.CRASH: 0.0, Move.TAKE_OVER: 0.0})
 DISKS = EVERYTHING.more(
     {
@@ -259,6 +260,13 @@ def _believe_any_file(content: bytes, place: str) -> bytes:
 
 
 MUTANTS = [
+    # How tasks are regrouped.
+    Mutant("what is under way goes with its target", savepoints, "not_admitted", lambda marks, frames: (), RESCALES),
+    Mutant("what was admitted does not", savepoints, "not_admitted", lambda marks, frames: frames, RESCALES),
+    Mutant("what was rolled back does not", offline, "sent_before", lambda manifest, frames: frames, RESCALES),
+    Mutant("delayed messages are numbered anew", regroup, "_offsets", lambda counts: [0, *counts], RESCALES),
+    Mutant("inputs go on where they stood", regroup, "positions_of", lambda task, tasks, before: {}, RESCALES),
+    # What restores compare, and pass over.
     Mutant("a damaged checkpoint is passed over", data, "restore_newest", _first_of_all, DAMAGES),
     Mutant("nobody starts from nothing unasked", DataDirectory, "_pass_over", _pass_over_quietly, DAMAGES),
     Mutant("ids are passed over where records are lost", History, "skip", lambda self, count: None, DAMAGES),

@@ -127,7 +127,8 @@ RULES = (
     ),
     Rule(
         18,
-        "A task that changes hands stands still at a cut, and goes on when that is complete",
+        "A task that changes hands stands still at a cut, and goes on when that is complete; another number of tasks "
+        "begins with all that was under way, and no row",
         (
             "a released task stands still",
             "it does so until an assignment",
@@ -139,6 +140,11 @@ RULES = (
             "COMPLETE before ASSIGN",
             "ASSIGN after what is given up",
             "ASSIGN of a new leader",
+            "what is under way goes with its target",
+            "what was admitted does not",
+            "what was rolled back does not",
+            "delayed messages are numbered anew",
+            "inputs go on where they stood",
         ),
     ),
     Rule(

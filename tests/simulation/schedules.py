@@ -67,6 +67,7 @@ PER_THOUSAND_MIN = Coverage(
     bases_harmed=1,
     indexes_harmed=70,
     brought_back=20,
+    rescales=50,
 )
 """Below these a run has not seen enough to mean anything."""
 

@@ -13,9 +13,11 @@ from functools import partial
 from typing import NamedTuple
 from unittest.mock import patch
 
+import msgspec
+
 from penstock.checkpoint import coordinator as coordinator_module
 from penstock.checkpoint import recovery as recovery_module
-from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, Part
+from penstock.checkpoint.control import AttemptBegun, Complete, ControlRecord, Manifest, Part
 from penstock.checkpoint.coordinator import (
     Abandoned,
     Acknowledged,
@@ -33,11 +35,12 @@ from penstock.checkpoint.coordinator import (
 from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
+from penstock.engine import savepoints as savepoints_module
 from penstock.engine.feeds import Completions, request_envelope
 from penstock.engine.journal import PARTITION
 from penstock.engine.restore import Restored, staged_attempts
 from penstock.engine.task import Start, TaskCore, TaskOptions
-from penstock.errors import CorruptSnapshot, ProtocolError
+from penstock.errors import CorruptSnapshot, ProtocolError, Refused
 from penstock.functions.context import Outlet
 from penstock.ids import Address, key_group
 from penstock.records import Envelope, Reply
@@ -49,6 +52,7 @@ from tests.simulation.invariants import Invariant, Violation, all_invariants
 from tests.simulation.log import PowerFailure, Producer, SimulatedLog, damaged_text
 from tests.simulation.mix import Mix, Move
 from tests.simulation.node import GENERATION, Handlers, Node, sources_of
+from tests.simulation.rescale import rescale
 from tests.simulation.store import SimulatedBlobs, SimulatedStore, Stored, damage_bytes
 from tests.simulation.walks import EGRESS, FUNCTIONS, IDS, NATURE, OUT, POISON, WALKS, Step, encode_step
 
@@ -57,6 +61,10 @@ IDS_RESERVED = 3
 TIMEOUT_MS = 150
 ROUNDS_MAX = 300
 """Of fair scheduling without faults, until everything must have been done."""
+PARALLELISMS = (2, 4, 8)
+"""Between which a world that has one of these may change: only powers of two can be regrouped."""
+STARTS_MAX = 8
+"""Of a person who does what the last one asked for."""
 SWEEPS_MAX = 8
 """Turns of every task in one such round, before what they did is in a checkpoint."""
 _OUTLETS = {EGRESS: Outlet(EGRESS, OUT.spec.encode, 1 << 20)}
@@ -127,6 +135,7 @@ class Coverage(NamedTuple):
     indexes_harmed: int = 0
     brought_back: int = 0
     """Directories of which nothing whole was left."""
+    rescales: int = 0
 
     def plus(self, other: Coverage) -> Coverage:
         return Coverage(*map(sum, zip(self, other, strict=True)))
@@ -170,7 +179,7 @@ class World:
         self._backup: dict[str, Stored] = {}
         """What was in the damaged files of bases."""
         self.recoveries = self.replays = self.abandoned = self.completed = self.dropped = 0
-        self.colour_cuts = self.duplicates = self.bases_made = self.older = self.brought_back = 0
+        self.colour_cuts = self.duplicates = self.bases_made = self.older = self.brought_back = self.rescales = 0
         self.invariants = all_invariants()
         self._told_of: dict[str, list[Callable[..., None]]] = {}
         self._turned = _hooks(self.invariants, "turned")
@@ -224,6 +233,7 @@ class World:
             self.harmed["base"],
             self.harmed["index"],
             self.brought_back,
+            self.rescales,
         )
 
     def take_apart(self) -> None:
@@ -277,6 +287,7 @@ class World:
             Move.DISK_FULL: (self._fill_disk, lambda run, node: node.writing),
             Move.CLOCK: (self._jump, None),
             Move.DAMAGE: (self._damage, None),
+            Move.RESCALE: (self._rescale, lambda run, node: self.tasks in PARALLELISMS),
         }
 
     def settle_down(self) -> None:
@@ -299,13 +310,13 @@ class World:
                 return
         raise Violation("Progress", f"there is work left after {ROUNDS_MAX} rounds without faults")
 
-    def _fair_round(self, run: Run) -> None:
+    def _fair_round(self, run: Run, *, sweeps_max: int = SWEEPS_MAX) -> None:
         """Everybody does at once what there is to do, and a checkpoint of it is taken."""
         self._tick(run)
         for node in run.nodes:
             while node.begins:
                 self._begin(node)
-        for _ in range(SWEEPS_MAX):
+        for _ in range(sweeps_max):
             worked = [self._sweep(run, node) for node in run.nodes]
             if not any(worked):
                 break
@@ -467,7 +478,8 @@ class World:
                     if self.fenced(run):
                         run.coordinator = None
                         return
-                    run.unsynced = (self.directory.journal.append_control(record), action)
+                    written = Write(self._with_inbox_ends(record))
+                    run.unsynced = (self.directory.journal.append_control(written.record), written)
                 case Begin(checkpoint):
                     self._tell("begun", run, checkpoint)
                     for node in run.nodes:
@@ -477,6 +489,16 @@ class World:
                         node.announced.append(manifest)
                 case Abandoned():
                     self.abandoned += 1
+
+    def _with_inbox_ends(self, record: ControlRecord) -> ControlRecord:
+        """Tasks of a worker say where their inboxes end when all are frozen, and all they sent is durable."""
+        if not isinstance(record, Complete):
+            return record
+        parts = tuple(
+            msgspec.structs.replace(part, inbox_end=int(self.log.end(f"inbox-{part.task}")))
+            for part in record.manifest.parts
+        )
+        return Complete(msgspec.structs.replace(record.manifest, parts=parts))
 
     def fenced(self, run: Run) -> bool:
         """Whether the control log refuses what `run` writes."""
@@ -615,6 +637,58 @@ class World:
                 yield from (Victim("base", key) for key in self.bases.keys_of(part.base))
             yield from (Victim("journal", offset) for offset in journal.chain(part.head, part.first))
 
+    def _rescale(self, run: Run, node: Node) -> None:
+        """`penstock rescale`, whose last step power may end."""
+        after = self.dice.choose([tasks for tasks in PARALLELISMS if tasks != self.tasks])
+        self._crash()
+        try:
+            rescale(
+                WALKS,
+                self.tasks,
+                after,
+                clock_ms=self.clock_ms,
+                write_rows=self._write_rows,
+                open_directory=lambda tasks: self._open(tasks=tasks),
+            )
+        except PowerFailure:
+            self.log.fails_once = False
+        except Refused as error:
+            if error.code != "PEN0437":
+                raise  # Nothing was ever complete.
+        else:
+            self.tasks = after
+            self.rescales += 1
+        self._crash()
+        self.recover()
+
+    def _write_rows(self) -> None:
+        """A start without a turn: all rows become visible, and the last checkpoint says so."""
+        self.recover()
+        run = self.current
+        for node in run.nodes:
+            node.driver.failing = 0.0
+        for _ in range(ROUNDS_MAX):
+            self.clock_ms += 20
+            self._fair_round(run, sweeps_max=0)
+            for node in run.nodes:
+                node.core.tell_commits()
+            if not self._anything_untold(run):
+                break
+        else:
+            raise Violation("Progress", f"a start without a turn is not done after {ROUNDS_MAX} rounds")
+        self._crash()
+        self._tell("regrouping", *self._restore(None))
+        self.log.fails_once = self.dice.chance(0.15)
+
+    def _anything_untold(self, run: Run) -> bool:
+        coordinator = run.coordinator
+        assert coordinator is not None
+        return (
+            coordinator.owing
+            or coordinator.phase is not Phase.IDLE
+            or any(node.core.changed or node.writing or node.announced or not node.driver.quiet for node in run.nodes)
+        )
+
     def _harm(self, victim: Victim) -> None:
         self.harmed[victim.kind] += 1
         self._victims.add(victim)
@@ -661,15 +735,24 @@ class World:
 
     def _restore(self, replay: int | None) -> tuple[Manifest | None, list[Restored]]:
         """What a start continues, and `directory`, which it was read from. Whoever is refused does what it asks for."""
-        while True:
+        notes: list[str] = []
+        for tries in range(STARTS_MAX):
             directory = self._open(replay)
+            notes = directory.notes
             try:
                 manifest, restored = directory.restore(WALKS, _no_progress)
                 refuse_forgotten(self.log, restored)
             except CorruptSnapshot as error:
-                if replay is None:
-                    self._bring_back(error)
+                if replay is None or tries:
+                    self._bring_back(error if replay is None else None)
                 replay = None  # The person is told that it is damaged, and starts without a wish.
+            except Refused as error:
+                if directory.refused is None:
+                    raise
+                self.tasks = directory.refused.parallelism
+                if "--from" in error.message:
+                    replay = directory.refused.checkpoint
+                    self.rolled_back = True
             except ProtocolError:
                 if not self.forgotten:
                     raise
@@ -677,6 +760,7 @@ class World:
                 self._bring_back(None)
             else:
                 return manifest, restored
+        raise Violation("Restorable", f"a start is refused, whatever is tried: {notes}")
 
     def _bring_back(self, error: CorruptSnapshot | None) -> None:
         """A person brings back what was damaged, from a backup: nothing whole is left."""
@@ -690,9 +774,9 @@ class World:
         self.bases.blobs.restore(self._backup)
         self._backup.clear()
 
-    def _open(self, replay: int | None = None) -> SimulatedDirectory:
+    def _open(self, replay: int | None = None, *, tasks: int = 0) -> SimulatedDirectory:
         self.directory = SimulatedDirectory(
-            self.log, self.bases, self.tasks, replay=replay, passed_over=self._passed_over
+            self.log, self.bases, tasks or self.tasks, replay=replay, passed_over=self._passed_over
         )
         return self.directory
 
@@ -777,7 +861,7 @@ def _close(run: Run) -> None:
 @contextmanager
 def _small_numbers() -> Iterator[None]:
     with ExitStack() as stack:
-        for module in (coordinator_module, recovery_module):
+        for module in (coordinator_module, recovery_module, savepoints_module):
             stack.enter_context(patch.object(module, "RESERVED_IDS", IDS_RESERVED))
         yield
 
