@@ -670,6 +670,7 @@ class World:
         for _ in range(ROUNDS_MAX):
             self.clock_ms += 20
             self._fair_round(run, sweeps_max=0)
+            self._hear_of_it(run)
             for node in run.nodes:
                 node.core.tell_commits()
             if not self._anything_untold(run):
