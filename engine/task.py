@@ -21,11 +21,12 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from itertools import compress, islice, repeat
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from penstock.checkpoint.sinks import Staged
+from penstock.engine.awaiting import Awaiting, Limits, Outside, operation_for, timer_token
 from penstock.engine.delays import Delays, DueMessage
 from penstock.engine.effects import (
     Batch,
@@ -44,7 +45,7 @@ from penstock.engine.effects import (
     taken,
 )
 from penstock.engine.entry import EMPTY_STATE, Entry, Opened
-from penstock.engine.invocation import TIMED_OUT, Invocation, Outcome, Signal, Watcher
+from penstock.engine.invocation import Invocation, Outcome
 from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.letters import DeadLetters, copy_of, describe
 from penstock.engine.looks import answer
@@ -60,9 +61,8 @@ from penstock.engine.operations import (
     ResumeInvocation,
     SetState,
     decode_operation,
-    encode_operation,
 )
-from penstock.engine.pending import Pending, PendingMessage
+from penstock.engine.pending import Pending
 from penstock.engine.views import TaskView, View
 from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
 from penstock.faults import fault
@@ -80,7 +80,6 @@ from penstock.functions.context import (
     Wished,
     Withdrawn,
 )
-from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Stepped, Wish
 from penstock.functions.function import Function
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group, output_cause
 from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta, Turn
@@ -111,14 +110,6 @@ _payload_of: Callable[[Envelope], bytes] = itemgetter(2)
 Start = Callable[[int, "Coroutine[Any, Any, Any]"], Outcome | None]
 """Let a handler, by the number of its message, go on in the event loop. Returns its outcome when it ended without
 suspending; otherwise the outcome comes later, as `Completed(number, ...)`."""
-
-
-class Outside(Watcher, Protocol):
-    """What goes on between the turns of a task, besides handlers that await the event loop."""
-
-    def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
-        """Carry out a step, and tell what came of it by `Performed`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +145,6 @@ class _Run(NamedTuple):
 
 EXPIRE_AGAIN_MS = 1_000
 """How long the expiration of a field waits for a handler that has the state in its hands."""
-CANCEL_AGAIN_MS = 10
-"""How long a cancellation waits for its call to leave the queue."""
-ASLEEP_MS = 1_000
-"""How long a handler that waits is kept in memory."""
 
 
 class TaskCore:
@@ -203,16 +190,9 @@ class TaskCore:
         # What only the present process knows.
         self._ready: deque[tuple[Entry, int]] = deque()
         """Held addresses whose current message may run now."""
-        self._running: dict[int, Invocation] = {}
-        self._aside: set[int] = set()
-        """Numbers of the messages whose handlers wait for a result, and are known by their journals alone."""
-        self._asleep: deque[tuple[int, Invocation, int]] = deque()
-        """Handlers that wait, by when they began to, with their count of changes."""
-        self._touched: set[Invocation] = set()
-        """Those whose journals have changed in this batch."""
         self.outside: Outside | None = None
-        self.late_answers = 0
-        """Results that nobody waited for any more."""
+        limits = Limits(options.journal_lines_max, options.always_replay)
+        self._awaiting = Awaiting(self, overlay, self._pending, self._delays, self._ready, limits)
         self._n = 0
 
         self.emitted_bytes = 0
@@ -248,7 +228,7 @@ class TaskCore:
             self._admit(item, positions)
         self._wake_due(batch.invocations_max)
         self._drain()
-        self._put_aside()
+        self._awaiting.end_turn()
         return self._finish(batch, positions, ends)
 
     def _admit(self, item: Input, positions: dict[str, Any]) -> None:
@@ -259,7 +239,7 @@ class TaskCore:
             case Deliveries(source, position, envelopes, rejected):
                 positions[source] = position
                 for envelope in envelopes:
-                    self._deliver(envelope)
+                    self.deliver(envelope)
                 for bad in rejected:
                     self._reject(bad)
             case FrameInput(position, frame):
@@ -268,9 +248,9 @@ class TaskCore:
                 if frame is not None and self._is_new(frame.attempt, frame.source, frame.sequence):
                     self._admit_messages(frame.messages)
             case Completed(number, value, error):
-                self._complete(number, Outcome(value, error))
+                self._awaiting.complete(number, Outcome(value, error))
             case Performed(typename, id, cause, index, value, failed):
-                self._arrived(Address(typename, id), cause, index, value, failed)
+                self._awaiting.arrived(Address(typename, id), cause, index, value, failed)
 
     def _admit_messages(self, messages: Sequence[Envelope]) -> None:
         """What another task has sent, nearly all of which is for functions that are there."""
@@ -289,7 +269,7 @@ class TaskCore:
         if not (self._single or self._own.issuperset(ids)) and (foreign := self._foreign(ids)):
             for id, payload, each in zip(ids, payloads, causes, strict=True):
                 if id in foreign:
-                    self._deliver(Envelope(typename, id, payload, each, None, None))
+                    self.deliver(Envelope(typename, id, payload, each, None, None))
             own = [id not in foreign for id in ids]
             payloads, causes = list(compress(payloads, own)), list(compress(causes, own))
             ids = list(compress(ids, own))
@@ -331,7 +311,7 @@ class TaskCore:
         clock_ms = self._meta.clock_ms
         for due in self._delays.pop_due(clock_ms, count_max):
             if isinstance(due, DueMessage):
-                self._deliver(due.envelope)
+                self.deliver(due.envelope)
             else:
                 self._expire(due.address)
         for number in self._pending.pop_retries(clock_ms):
@@ -387,7 +367,7 @@ class TaskCore:
         """The hot path: a synchronous handler with a typed state or none. One screen, and every name local."""
         held, context, cells, typename = entry.held, entry.context, entry.cells, entry.typename
         young, dirty = cells.young, cells.dirty
-        load, apply = self._overlay.load, self._apply
+        load, apply = self._overlay.load, self.apply
         decode, handler = entry.decode, entry.function.handler
         decode_state, encode_state, new_state = entry.decode_state, entry.encoder(), entry.new_state
         context._clock_ms = self._meta.clock_ms
@@ -420,7 +400,7 @@ class TaskCore:
 
     def _run_stateless(self, entry: Entry, messages: Iterable[QueuedRow]) -> None:
         """The same for a function without state."""
-        held, context, apply, typename = entry.held, entry.context, self._apply, entry.typename
+        held, context, apply, typename = entry.held, entry.context, self.apply, entry.typename
         decode, handler = entry.decode, entry.function.handler
         context._clock_ms = self._meta.clock_ms
         for message in messages:
@@ -457,15 +437,13 @@ class TaskCore:
     def _run_held(self, entry: Entry, number: int) -> None:
         """Run the current message of a held address, again or for the first time, or let its handler go on."""
         self._invocations += 1
-        invocation = self._running.get(number)
-        if invocation is not None:
-            self._advance(invocation)
+        if self._awaiting.go_on(number):
             return
         pending = self._pending.get(number)
         meta = pending.meta
-        is_fresh = pending.attempt == 1 and not self._has_begun(entry, pending.id)
+        is_fresh = pending.attempt == 1 and not self._awaiting.has_begun(entry, pending.id)
         if meta is not None and is_fresh and self._needs_no_run(entry, pending.queued, meta):
-            self._release(entry, pending.id)
+            self.release(entry, pending.id)
             return
         self._attempt(entry, pending.queued, pending.attempt, number)
 
@@ -492,196 +470,18 @@ class TaskCore:
             self._fail(entry, message, error, attempt, number, journal)
             return
         if not entry.function.is_async:
-            self._end(_Run(entry, message, context, opened), Outcome(result, None), attempt, number)
+            self.end(_Run(entry, message, context, opened), Outcome(result, None), attempt, number)
             return
         if journal is None:
             journal = InvocationJournal(self._overlay, context.address, cause, self._meta.clock_ms, opened.raw)
         journal.parked = ""
         invocation = Invocation(entry, message, context, opened, journal, attempt=attempt, watcher=self.outside)
         invocation.begin(result)
-        if number is not None:
-            invocation.number = number
-            self._running[number] = invocation
-        self._advance(invocation)
+        self._awaiting.begin(invocation, number)
 
     # A handler that awaits.
 
-    def _has_begun(self, entry: Entry, id: str) -> bool:
-        return entry.function.is_async and InvocationJournal.exists(self._overlay, (entry.typename, id))
-
-    def _advance(self, invocation: Invocation) -> None:
-        """Let it go on as far as it can: to its end, or to where it waits."""
-        while invocation.outcome is None and invocation.mismatch is None:
-            if not invocation.at_rest:
-                self._hold(invocation)
-                if invocation.excursion is None:
-                    invocation.watch()
-                    return
-                if invocation.excursion.started:
-                    invocation.watch_if_composing()
-                    return
-                invocation.excursion.started = True
-                outcome = self._start(invocation.number, invocation.excursion)
-                if outcome is None:
-                    return
-                self._returned(invocation, outcome)
-                continue
-            try:
-                self._commit(invocation)
-            except Exception as error:  # noqa: BLE001  # A state that can't be written, say.
-                invocation.outcome = Outcome(None, error)
-                break
-            if not invocation.deliver():
-                self._hold(invocation)
-                if self._options.always_replay and invocation.can_be_put_aside:
-                    self._lay_aside(invocation)
-                else:
-                    self._asleep.append((self._meta.clock_ms, invocation, invocation.changes))
-                return
-        self._running.pop(invocation.number, None)
-        self._touched.discard(invocation)
-        number = invocation.number if invocation.number >= 0 else None
-        if invocation.mismatch is not None:
-            self._park(invocation, invocation.mismatch)
-        else:
-            assert invocation.outcome is not None
-            self._end(invocation, invocation.outcome, invocation.attempt, number)
-
-    def _hold(self, invocation: Invocation) -> None:
-        """It will not end within this step: its address is held, and its journal kept."""
-        if invocation.number < 0:
-            entry = invocation.entry
-            number = self._pending.hold(entry.held, entry.typename, invocation.message, attempt=invocation.attempt)
-            invocation.number = number
-            self._running[number] = invocation
-        self._touched.add(invocation)
-
-    def _commit(self, invocation: Invocation) -> None:
-        """Take over the segment that has ended, unless that was done before."""
-        entry, context, journal = invocation.entry, invocation.context, invocation.journal
-        clock_ms = self._meta.clock_ms
-        if invocation.replaying:
-            context.outputs.clear()
-            if invocation.passed():
-                self._catch_up(invocation)
-            return
-        if len(journal.lines) + len(invocation.fresh) > self._options.journal_lines_max:
-            raise _journal_too_long(context.address, self._options.journal_lines_max)
-        opened = invocation.opened
-        new, expires_ms = entry.close(context, opened, clock_ms)
-        if new != opened.raw:
-            self._overlay.put_value(entry.cells, context.id, new)
-        if opened.collections is not None:
-            journal.before(opened.collections.changed)
-            opened.collections.flush()
-        if expires_ms is not None:
-            self._delays.expire_at(context.address, expires_ms)
-        invocation.opened = entry.reopen(context, opened, new)
-        for wish in invocation.fresh:
-            journal.add(wish, clock_ms, timed=_is_timed(wish, context._meta))
-        base = invocation.segment_cause
-        invocation.committed()
-        self._apply(context.outputs, base, context.address, invocation)
-
-    def _catch_up(self, invocation: Invocation) -> None:
-        """It has done again what it did. What it left must be what is stored, and steps that were under way are begun
-        again."""
-        entry, context, opened = invocation.entry, invocation.context, invocation.opened
-        if opened.collections is not None:
-            opened.collections.caught_up()
-        new, _ = entry.close(context, opened, self._meta.clock_ms)
-        stored = entry.raw(context.id)
-        if new != stored and not (entry.expirations or entry.storage):
-            invocation.differ_in_state()
-            return
-        invocation.opened = entry.reopen(context, opened, stored)
-        for index, wish in invocation.wishes.items():
-            if wish.kind == STEP and not invocation.journal.lines[index].arrived:
-                self._perform_step(invocation, index, wish)
-
-    def _perform_step(self, invocation: Invocation, index: int, wish: Wish) -> None:
-        assert self.outside is not None, "whoever runs handlers with steps carries them out"
-        self.outside.perform(*invocation.context.address, invocation.journal.cause, index, wish.wants)
-
-    def _put_aside(self) -> None:
-        """Forget handlers that have waited for a while: their journals are enough. Write the journals that changed."""
-        until_ms = self._meta.clock_ms - ASLEEP_MS
-        while self._asleep and self._asleep[0][0] <= until_ms:
-            _, invocation, changes = self._asleep.popleft()
-            is_there = self._running.get(invocation.number) is invocation
-            if is_there and invocation.changes == changes and invocation.can_be_put_aside:
-                self._lay_aside(invocation)
-        for invocation in self._touched:
-            invocation.journal.flush(passive=invocation.waits_for_messages)
-        self._touched.clear()
-
-    def _lay_aside(self, invocation: Invocation) -> None:
-        del self._running[invocation.number]
-        self._touched.discard(invocation)
-        invocation.journal.flush(passive=True)
-        invocation.close()
-        self._aside.add(invocation.number)
-
-    def _arrived(self, address: Address, cause: int, index: int, value: bytes, error: tuple[str, str] | None) -> None:
-        """Something that an invocation waits for has come, or nobody waits for it any more."""
-        found = self._awaiting(address)
-        if found is None or found[1].cause != cause:
-            self.late_answers += 1
-            return
-        number, journal = found
-        if not journal.arrive(index, value, error, self._meta.clock_ms):
-            self.late_answers += 1
-            return
-        if journal.lines[index].timed:
-            self._delays.cancel(address.id, _timer_token(address, cause, index))
-        self._wake(address, number, journal)
-
-    def _awaiting(self, address: Address) -> tuple[int, InvocationJournal] | None:
-        """The invocation that an address is busy with: the number of its message, and its journal."""
-        entry = self._entries.get(address.typename)
-        hold = entry.held.get(address.id) if entry is not None else None
-        if hold is None:
-            return None
-        invocation = self._running.get(hold.current)
-        journal = invocation.journal if invocation is not None else InvocationJournal.load(self._overlay, address)
-        return None if journal is None else (hold.current, journal)
-
-    def _wake(self, address: Address, number: int, journal: InvocationJournal) -> None:
-        """Something has arrived in a journal."""
-        entry = self._entries[address.typename]
-        invocation = self._running.get(number)
-        if invocation is not None:
-            self._touched.add(invocation)
-            self._ready.append((entry, number))
-            return
-        journal.flush(passive=False)
-        if number in self._aside:
-            self._aside.discard(number)
-            self._ready.append((entry, number))
-
-    def _park(self, invocation: Invocation, error: PenstockError) -> None:
-        """It can't go on with this code: its address is held until somebody corrects the code, or cancels it."""
-        self.failures[invocation.entry.typename] = self.failures.get(invocation.entry.typename, 0) + 1
-        invocation.close()
-        invocation.journal.parked = str(error)
-        invocation.journal.flush(passive=False)
-        log.error("%s", error)
-
-    def _complete(self, number: int, outcome: Outcome) -> None:
-        invocation = self._running.get(number)
-        if invocation is not None:
-            self._returned(invocation, outcome)
-            self._advance(invocation)
-
-    def _returned(self, invocation: Invocation, outcome: Outcome) -> None:
-        """The handler is back from the event loop, or at rest in it."""
-        invocation.context._clock_ms = max(invocation.context._clock_ms, self._meta.clock_ms)
-        if isinstance(outcome.value, Signal):
-            invocation.back(outcome.value)
-        else:
-            invocation.outcome = outcome
-
-    def _end(self, run: _Run | Invocation, outcome: Outcome, attempt: int, number: int | None) -> None:
+    def end(self, run: _Run | Invocation, outcome: Outcome, attempt: int, number: int | None) -> None:
         """The handler has returned or raised: take over what it did, or nothing of it."""
         entry, message, context, opened, journal = run.entry, run.message, run.context, run.opened, run.journal
         if outcome.error is not None:
@@ -690,7 +490,7 @@ class TaskCore:
         if isinstance(run, Invocation) and run.replaying:
             run.differ_at_end()
             assert run.mismatch is not None
-            self._park(run, run.mismatch)
+            self._awaiting.park(run, run.mismatch)
             return
         meta = message[4]
         try:
@@ -706,23 +506,23 @@ class TaskCore:
         if expires_ms is not None:
             self._delays.expire_at(context.address, expires_ms)
         if isinstance(run, Invocation):
-            self._apply(context.outputs, run.segment_cause, context.address, run)
+            self.apply(context.outputs, run.segment_cause, context.address, run)
             run.journal.delete()
         else:
-            self._apply(context.outputs, message[2], context.address)
+            self.apply(context.outputs, message[2], context.address)
         if meta is not None and _is_awaited(meta):
             self._answer(context.address, message, meta, answer)
         if number is not None:
-            self._release(entry, context.id)
+            self.release(entry, context.id)
 
-    def _release(self, entry: Entry, id: str) -> None:
+    def release(self, entry: Entry, id: str) -> None:
         following = self._pending.done(entry.held, id)
         if following is not None:
             self._ready.append((entry, following))
 
     # Outputs.
 
-    def _apply(
+    def apply(
         self, outputs: list[Output], cause: int, sender: tuple[str, str], invocation: Invocation | None = None
     ) -> None:
         """Take over what a handler asked for, and empty the list. The i-th output's cause follows from the invocation's
@@ -751,13 +551,13 @@ class TaskCore:
         match output:
             case Wished(index, wish):
                 assert invocation is not None
-                self._bring_about(invocation, index, wish, cause)
+                self._awaiting.bring_about(invocation, index, wish, cause)
             case Withdrawn(index) if invocation is not None:
-                self._delays.cancel(address.id, _timer_token(address, invocation.journal.cause, index))
+                self._delays.cancel(address.id, timer_token(address, invocation.journal.cause, index))
             case CancelCall(index) if invocation is not None:
-                self._cancel_call(invocation, index, cause)
+                self._awaiting.cancel_call(invocation, index, cause)
             case Resolved(target, id, name, value):
-                self._deliver(_operation(target.typename, id, Resolve(name, value), cause, address))
+                self.deliver(operation_for(target.typename, id, Resolve(name, value), cause, address))
             case Delayed():
                 self._delays.schedule(address, output, cause, self._meta.clock_ms)
             case Cancel(token):
@@ -767,65 +567,7 @@ class TaskCore:
                     output, Replied
                 )  # Whoever waits was answered when the invocation ended; nobody waits for this one.
 
-    def _bring_about(self, invocation: Invocation, index: int, wish: Wish, cause: int) -> None:
-        """See that what a handler waits for comes."""
-        address, journal = invocation.context.address, invocation.journal
-        due_ms = 0
-        if invocation.outcome is not None:  # Nobody awaits it any more: a call is a message then, and all else nothing.
-            if wish.kind == CALL:
-                called = wish.wants
-                self._deliver(Envelope(called.target.typename, called.id, called.payload, cause, address, None))
-            return
-        match wish.kind:
-            case "call":
-                due_ms = self._call(invocation, index, wish.wants, cause)
-            case "run":
-                self._perform_step(invocation, index, wish)
-            case "promise":
-                key = keys.encode_promise_key(key_group(address.id), *address, wish.name)
-                kept = self._overlay.get(key)
-                if kept is not None:
-                    self._overlay.put(key, None)
-                    journal.arrive(index, kept, None, self._meta.clock_ms)
-            case _:
-                due_ms = self._meta.clock_ms + wish.wants
-        if due_ms:
-            error = (TIMED_OUT, f"{wish.name} did not answer in time.") if wish.kind == CALL else None
-            timer = _operation(*address, Answer(journal.cause, index, b"", error), cause, address)
-            self._delays.schedule_own(timer, _timer_token(address, journal.cause, index), due_ms)
-
-    def _call(self, invocation: Invocation, index: int, called: Called, cause: int) -> int:
-        """Send a call. Returns when its answer is not wanted any more; 0 for never."""
-        context = invocation.context
-        inherited = context._meta.deadline_ms if context._meta is not None else 0
-        chain = (
-            *(context._meta.chain if context._meta is not None else ()),
-            (context.address.typename, context.address.id),
-        )
-        due_ms = 0 if called.timeout_ms is None else self._meta.clock_ms + called.timeout_ms
-        due_ms = min(filter(None, (due_ms, inherited)), default=0)
-        to = (called.target.typename, called.id)
-        if to in chain:
-            cycle = " -> ".join("/".join(each) for each in (*chain[chain.index(to) :], to))
-            text = (
-                f"{context.address} calls {'/'.join(to)}, which waits for this very call: {cycle}. None of them could "
-                "ever go on. Send a message instead of calling, or call the other way round."
-            )
-            invocation.journal.arrive(index, b"", ("PEN0273", text), self._meta.clock_ms)
-            return 0
-        meta = Meta(call=(invocation.journal.cause, index), chain=chain, deadline_ms=due_ms)
-        self._deliver(Envelope(*to, called.payload, cause, context.address, meta))
-        return due_ms
-
-    def _cancel_call(self, invocation: Invocation, index: int, cause: int) -> None:
-        line = invocation.journal.lines[index]
-        wish = invocation.wishes.get(index)
-        if wish is not None and line.kind == CALL and not line.arrived:
-            address = invocation.context.address
-            wanted = CancelInvocation((*address, invocation.journal.cause, index))
-            self._deliver(_operation(wish.wants.target.typename, wish.wants.id, wanted, cause, address))
-
-    def _deliver(self, envelope: Envelope) -> None:
+    def deliver(self, envelope: Envelope) -> None:
         """To the queue of its function here, or into the frame of the task that owns its id."""
         task = 0 if self._single else key_group(envelope.id) % self._options.tasks
         if task == self._options.task:
@@ -838,14 +580,14 @@ class TaskCore:
         if envelope.meta is not None and envelope.meta.operation:
             self._operate(envelope, envelope.meta)
         elif entry is None:
-            self._bury(envelope, self._unknown(envelope.typename), attempts=0)
+            self._bury(envelope, self.unknown(envelope.typename), attempts=0)
         elif not envelope.id:
             reason = f"A message for {envelope.typename} has an empty id. An id names one instance: give it some text."
             self._bury(envelope, InvalidInput("PEN0203", reason), attempts=0)
         else:
             entry.queue.append(envelope[1:])
 
-    def _unknown(self, typename: str) -> InvalidInput:
+    def unknown(self, typename: str) -> InvalidInput:
         known = ", ".join(sorted(self._entries))
         return InvalidInput("PEN0105", f"{typename} is no function of this application. Known: {known}.")
 
@@ -879,10 +621,10 @@ class TaskCore:
     ) -> None:
         """A message could not be processed: try again later, give it up, or halt, as the function's policy says."""
         if journal is not None and journal.cancelled and isinstance(error, asyncio.CancelledError):
-            self._cancelled(Envelope(entry.typename, *message))
+            self.tell_cancelled(Envelope(entry.typename, *message))
             journal.delete()
             if number is not None:
-                self._release(entry, message[0])
+                self.release(entry, message[0])
             return
         self.failures[entry.typename] = self.failures.get(entry.typename, 0) + 1
         options = entry.function.options
@@ -905,7 +647,7 @@ class TaskCore:
         if journal is not None:
             journal.delete()
         if number is not None:
-            self._release(entry, message[0])
+            self.release(entry, message[0])
 
     def _diagnose(self, entry: Entry, message: QueuedRow, error: BaseException) -> BaseException:
         """Tell an undecodable message or state apart from a failing handler: trying the former again can't help."""
@@ -962,7 +704,7 @@ class TaskCore:
     def _needs_no_run(self, entry: Entry, message: QueuedRow, meta: Meta) -> bool:
         """Whether its answer is known, or wanted by nobody any more."""
         if meta.deadline_ms and meta.deadline_ms <= self._meta.clock_ms:
-            self.late_answers += 1
+            self._awaiting.late += 1
             return True
         return self._answered_before(entry, message, meta)
 
@@ -994,12 +736,12 @@ class TaskCore:
         assert envelope.caller is not None
         caller = Address(*envelope.caller)
         if self._single or key_group(caller.id) % self._options.tasks == self._options.task:
-            self._arrived(caller, *call, answer.value, answer.error)
+            self._awaiting.arrived(caller, *call, answer.value, answer.error)
         else:
             address = Address(envelope.typename, envelope.id)
-            self._deliver(_operation(*caller, answer, output_cause(envelope.cause, 0), address))
+            self.deliver(operation_for(*caller, answer, output_cause(envelope.cause, 0), address))
 
-    def _cancelled(self, envelope: Envelope) -> None:
+    def tell_cancelled(self, envelope: Envelope) -> None:
         """A message was cancelled: tell who waits."""
         meta = envelope.meta or Meta()
         address = Address(envelope.typename, envelope.id)
@@ -1037,98 +779,18 @@ class TaskCore:
                     self._letters.drop(letter)
                 return len(found)
             case Answer(cause, index, value, error):
-                self._arrived(address, cause, index, value, error)
+                self._awaiting.arrived(address, cause, index, value, error)
                 return True
             case Resolve(name, value):
-                return self._resolve(address, name, value)
+                return self._awaiting.resolve(address, name, value)
             case CancelInvocation(call):
-                return self._cancel(address, call)
+                return self._awaiting.cancel(address, call)
             case ResumeInvocation():
-                return self._resume(address)
+                return self._awaiting.resume(address)
             case BuryRows(egress, rows):
                 for row, reason in rows:
                     self._bury_row(egress, row, InvalidInput("PEN0215", reason))
                 return len(rows)
-
-    def _resolve(self, address: Address, name: str, value: bytes) -> bool:
-        """Keep a promise: for who waits for it, or for who will."""
-        if address.typename not in self._entries:
-            raise self._unknown(address.typename)
-        found = self._awaiting(address)
-        lines = found[1].lines if found is not None else []
-        named = [index for index, line in enumerate(lines) if (line.kind, line.name) == (PROMISE, name)]
-        key = keys.encode_promise_key(key_group(address.id), *address, name)
-        waiting = [index for index in named if not lines[index].arrived]
-        if self._overlay.get(key) is not None or (named and not waiting):
-            raise InvalidInput(
-                "PEN0268",
-                f"Promise {name!r} of {address} is resolved already, and is kept once: the first value stands.",
-            )
-        if found is None or not waiting:
-            self._overlay.put(key, value)
-            return True
-        number, journal = found
-        for index in waiting:
-            journal.arrive(index, value, None, self._meta.clock_ms)
-        self._wake(address, number, journal)
-        return True
-
-    def _cancel(self, address: Address, call: tuple[str, str, int, int] | None) -> bool:
-        """End what the address is busy with, or take a call out of the line. False when there is no such call."""
-        entry = self._entries.get(address.typename)
-        if entry is None:
-            raise self._unknown(address.typename)
-        found = self._awaiting(address)
-        hold = entry.held.get(address.id)
-        if hold is not None and (call is None or _is_call(self._pending.get(hold.current).queued, call)):
-            if found is None:
-                raise _nothing_to_cancel(address)
-            number, journal = found
-            if journal.cancel(self._meta.clock_ms):
-                self._wake_to_end(address, number, journal)
-            return True
-        if call is None:
-            raise _nothing_to_cancel(address)
-        return self._withdraw(entry, address.id, call)
-
-    def _wake_to_end(self, address: Address, number: int, journal: InvocationJournal) -> None:
-        if journal.parked and number not in self._running:
-            self._cancelled(self._pending.get(number).envelope)
-            journal.delete()
-            self._release(self._entries[address.typename], address.id)
-        else:
-            self._wake(address, number, journal)
-
-    def _withdraw(self, entry: Entry, id: str, call: tuple[str, str, int, int]) -> bool:
-        """Have a call that waits in line not run when its turn comes, and tell the caller."""
-        hold = entry.held.get(id)
-        for number in hold.waiting if hold is not None else ():
-            message = self._pending.get(number)
-            if _is_call(message.queued, call):
-                assert message.meta is not None
-                self._pending.rewrite(number, msgspec.structs.replace(message.meta, deadline_ms=1))
-                self._cancelled(message.envelope)
-                return True
-        if not any(row[0] == id and _is_call(row, call) for row in entry.queue):
-            return False
-        # It is about to be taken out of the queue: ask again then.
-        again = _operation(entry.typename, id, CancelInvocation(call), call[2], Address(*call[:2]))
-        self._delays.schedule_own(again, f"\0cancel {call[2]:x} {call[3]}", self._meta.clock_ms + CANCEL_AGAIN_MS)
-        return True
-
-    def _resume(self, address: Address) -> bool:
-        """Run a parked invocation again."""
-        found = self._awaiting(address)
-        if found is None or not found[1].parked or found[0] in self._running:
-            raise InvalidInput(
-                "PEN0269",
-                f"Nothing of {address} is parked. What waits, and why, is told by penstock calls list.",
-            )
-        number, journal = found
-        journal.parked = ""
-        journal.flush(passive=False)
-        self._ready.append((self._entries[address.typename], number))
-        return True
 
     def _existing(self, numbers: Iterable[int]) -> list[DeadLetter]:
         return [letter for number in numbers if (letter := self._letters.get(number)) is not None]
@@ -1144,7 +806,7 @@ class TaskCore:
                 )
         for letter in letters:
             if letter.row is None:
-                self._deliver(self._letters.redrive(letter))
+                self.deliver(self._letters.redrive(letter))
             else:
                 self._batch_egress[letter.typename].append(self._letters.redrive_row(letter))
         return len(letters)
@@ -1158,7 +820,7 @@ class TaskCore:
                 f"State of {address} is not what was expected, so it was not set. Read it again, and decide anew.",
             )
         entry = self._entries[address.typename]
-        if self._is_busy(entry, address.id):
+        if self._awaiting.is_busy(entry, address.id):
             raise InvalidInput(
                 "PEN0303",
                 f"State of {address} was not set: a handler that waits holds it, and would overwrite it when it ends. "
@@ -1167,17 +829,12 @@ class TaskCore:
         self._overlay.put_value(entry.cells, address.id, encoded)
         return True
 
-    def _is_busy(self, entry: Entry, id: str) -> bool:
-        """Whether a handler has the state of an address in its hands."""
-        hold = entry.held.get(id)
-        return hold is not None and (hold.current in self._running or hold.current in self._aside)
-
     def _expire(self, address: Address) -> None:
         """Look whether fields of an address have expired, and take them out."""
         entry = self._entries.get(address.typename)
         if entry is None:
             return
-        if self._is_busy(entry, address.id):
+        if self._awaiting.is_busy(entry, address.id):
             self._delays.expire_at(address, self._meta.clock_ms + EXPIRE_AGAIN_MS)
             return
         new, again_ms = entry.sweep(address.id, self._meta.clock_ms)
@@ -1261,9 +918,7 @@ class TaskCore:
     def close(self) -> None:
         """This core is not used any more: drop the handlers that wait. Their journals are where the last cut left
         them."""
-        for invocation in self._running.values():
-            invocation.close()
-        self._running.clear()
+        self._awaiting.close()
 
     # Cuts.
 
@@ -1361,11 +1016,8 @@ class TaskCore:
             if known is None or not message.id:
                 self._pending.discard(number)
                 self._deliver_here(Envelope(message.typename, *message.queued))
-            elif self._pending.readmit(known.held, number, message):
-                if known.function.is_async and self._waits_for_messages(message):
-                    self._aside.add(number)
-                else:
-                    self._ready.append((known, number))
+            elif self._pending.readmit(known.held, number, message) and self._awaiting.readmit(known, number, message):
+                self._ready.append((known, number))
         for egress, batches in staged.items():
             if egress not in self._outlets:
                 self._bury_undeclared(egress, batches)
@@ -1373,10 +1025,6 @@ class TaskCore:
         self._batch_egress = defaultdict(list)
         # A migration, or what was for functions and egresses that are gone: the next checkpoint makes it last.
         self._changed = any(self._overlay.take_batch())
-
-    def _waits_for_messages(self, message: PendingMessage) -> bool:
-        """Whether a restored invocation need not be run before something arrives."""
-        return InvocationJournal.waits_for_messages(self._overlay, (message.typename, message.id))
 
     def _bury_undeclared(self, egress: str, batches: Sequence[Staged]) -> None:
         """Nobody will write these rows: keep them where people find them."""
@@ -1418,7 +1066,7 @@ class TaskCore:
     @property
     def suspended(self) -> int:
         """Handlers that wait for something."""
-        return len(self._running) + len(self._aside)
+        return len(self._awaiting)
 
     @property
     def clock_ms(self) -> int:
@@ -1435,6 +1083,15 @@ class TaskCore:
     @property
     def letters(self) -> DeadLetters:
         return self._letters
+
+    @property
+    def start(self) -> Start:
+        return self._start
+
+    @property
+    def late_answers(self) -> int:
+        """Results that nobody waited for any more."""
+        return self._awaiting.late
 
     def view(self) -> View:
         """What people may see of this task."""
@@ -1491,45 +1148,6 @@ def _apply_queue(entry: Entry, cut: QueueCut) -> None:
 def _is_awaited(meta: Meta) -> bool:
     """Whether the answer is of use: somebody waits for it, or it is kept for repeats of the request."""
     return bool(meta.request_id or meta.idempotency_key or meta.call is not None)
-
-
-def _is_timed(wish: Wish, meta: Meta | None) -> bool:
-    """Whether a timer is to end the waiting for it."""
-    if wish.kind != CALL:
-        return wish.kind in (SLEEP, DEADLINE)
-    return wish.wants.timeout_ms is not None or (meta is not None and bool(meta.deadline_ms))
-
-
-def _is_call(row: QueuedRow, call: tuple[str, str, int, int]) -> bool:
-    """Whether a message is the call that is meant."""
-    caller, meta = row[3], row[4]
-    return meta is not None and meta.call is not None and caller is not None and (*caller, *meta.call) == tuple(call)
-
-
-def _timer_token(address: Address, cause: int, index: int) -> str:
-    """Names the timer of a wish, as no user names one of theirs."""
-    return f"\0{address.typename} {cause:x} {index}"
-
-
-def _operation(typename: str, id: str, operation: Operation, cause: int, sender: Address) -> Envelope:
-    name, payload = encode_operation(operation)
-    return Envelope(typename, id, payload, cause, sender, Meta(operation=name))
-
-
-def _nothing_to_cancel(address: Address) -> InvalidInput:
-    return InvalidInput(
-        "PEN0270",
-        f"{address} is not busy with anything that can be cancelled: only an async handler that awaits can. What "
-        "waits is told by penstock calls list.",
-    )
-
-
-def _journal_too_long(address: Address, lines_max: int) -> InvalidInput:
-    return InvalidInput(
-        "PEN0266",
-        f"{address} has asked for more than {lines_max:,} things in one invocation, all of which are kept and done "
-        "again when its handler is run again. Split the work: let the handler send itself a message to go on.",
-    )
 
 
 def _encode_answer(context: Context[Any], returned: Any) -> bytes:
