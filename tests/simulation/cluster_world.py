@@ -406,7 +406,7 @@ class ClusterWorld:
                 return f"{worker.name} is busy"
         for task in range(self.tasks):
             unit = self.live.get(task)
-            if unit is None or unit.worker not in self.workers or self._unit_busy(unit):
+            if unit is None or unit.worker.name != core.owners[task] or self._unit_busy(unit):
                 return f"task {task}"
         return "" if all(client.answer for client in self.clients) else "clients"
 

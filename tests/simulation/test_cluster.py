@@ -96,6 +96,18 @@ def test_a_unit_of_an_attempt_that_is_over_takes_no_checkpoint_of_the_next_for_i
     assert completed == [own.checkpoint]
 
 
+def test_a_cluster_is_not_done_while_a_task_is_on_its_way_to_its_owner() -> None:
+    """As when whoever gets it finds that a delta is damaged: it has told so, and nobody has heard it yet."""
+    with staged():
+        world = ClusterWorld(3, CALM)
+        world.run()
+        unit = world.live[0]
+        other = next(worker for worker in world.workers if worker is not unit.worker)
+        assert world._hanging() == ""
+        with patch.object(unit, "worker", other):
+            assert world._hanging() == "task 0"
+
+
 def test_one_seed_is_one_run() -> None:
     with staged():
         first, second = ClusterWorld(17, EVERYTHING), ClusterWorld(17, EVERYTHING)
