@@ -74,7 +74,7 @@ class Delays:
         token_key = _token_key(owner, token)
         key = self._overlay.get(token_key)
         if key is not None:
-            self._overlay.put(key, None)
+            self._remove(key)
             self._overlay.put(token_key, None)
 
     def expire_at(self, address: Address, due_ms: int) -> None:
@@ -84,7 +84,7 @@ class Delays:
         if armed is not None:
             if keys.decode_timer_key(armed).due_ms <= due_ms:
                 return
-            self._overlay.put(armed, None)
+            self._remove(armed)
         self._overlay.put(armed_key, self._add(due_ms, _Row(expires=address)))
 
     def forget_at(self, key: bytes, due_ms: int) -> None:
@@ -112,8 +112,7 @@ class Delays:
         """Take out what is due, earliest first. The rows are gone when the iterator moves on."""
         for key in self._index.pop_due(clock_ms, count_max):
             data = self._overlay.get(key)
-            if data is None:
-                continue  # Called back, or moved.
+            assert data is not None, "a timer that was called back or moved is not due"
             self._overlay.put(key, None)
             row = _decode(data)
             if row.envelope is not None:
@@ -134,11 +133,15 @@ class Delays:
         self._index.add(key)
         return key
 
+    def _remove(self, key: bytes) -> None:
+        self._overlay.put(key, None)
+        self._index.remove(key)
+
     def written(self, rows: dict[bytes, bytes | None]) -> None:
         """Rows were changed by redoing effects: learn of the timers among them."""
         for key, value in rows.items():
-            if value is not None and key[0] == keys.TIMER:
-                self._index.add(key)
+            if key[0] == keys.TIMER:
+                self._index.add(key) if value is not None else self._index.remove(key)
 
 
 def key_group_of_timer(data: bytes) -> int:

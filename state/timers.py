@@ -3,8 +3,9 @@
 Each timer is a row whose key sorts by (due, number); the row is the truth, inside every snapshot. This index only says
 which rows are due next, and keeps in memory the near ones alone: everything due before `_horizon`, in a heap, and the
 keys of later timers set since the last fold, because the store does not have those yet. Invariants: a timer fires at
-most once; timers fire in key order; a due scan never looks behind the last fired key (PROTOCOL 24), where the store is
-full of deletions.
+most once; timers fire in key order; one that was removed counts for nothing, so that a restored index gives the same as
+the one that was restored from; a due scan never looks behind the last fired key (PROTOCOL 24), where the store is full
+of deletions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class TimerIndex:
     def __init__(self, scan: Scan) -> None:
         self._scan = scan
         self._near: list[bytes] = []
+        self._removed: set[bytes] = set()
+        """Those in `_near` whose rows are gone."""
         self._cursor, self._end = keys.task_kind_range(keys.TIMER)
         self._horizon = self._cursor
         """Every existing timer whose key is below it is in `_near`."""
@@ -34,19 +37,25 @@ class TimerIndex:
 
     def add(self, key: bytes) -> None:
         """A timer row was written."""
-        if key < self._horizon or self._exhausted:
+        if self._is_near(key):
             heappush(self._near, key)
             if len(self._near) > 4 * NEAR_TIMERS_MAX:
                 self._shrink()
 
+    def remove(self, key: bytes) -> None:
+        """A timer row was deleted that had not fired."""
+        if self._is_near(key):
+            self._removed.add(key)
+
     def next_due_ms(self) -> int | None:
         """When the earliest timer is due, in milliseconds since 1970; None when there is none."""
+        self._drop_removed()
         if not self._near:
             self._load_near()
         return keys.decode_timer_key(self._near[0]).due_ms if self._near else None
 
     def pop_due(self, now_ms: int, count_max: int) -> list[bytes]:
-        """Keys of up to `count_max` timers due at `now_ms`, earliest first. Some may have been deleted meanwhile."""
+        """Keys of up to `count_max` timers due at `now_ms`, earliest first."""
         due: list[bytes] = []
         while len(due) < count_max:
             first = self.next_due_ms()
@@ -56,6 +65,14 @@ class TimerIndex:
             self._cursor = key
             due.append(key)
         return due
+
+    def _is_near(self, key: bytes) -> bool:
+        return key < self._horizon or self._exhausted
+
+    def _drop_removed(self) -> None:
+        near, removed = self._near, self._removed
+        while removed and near and near[0] in removed:
+            removed.discard(heappop(near))
 
     def _load_near(self) -> None:
         """Fill the heap with the next timers in key order, or learn that there are none."""
@@ -72,4 +89,5 @@ class TimerIndex:
         del self._near[NEAR_TIMERS_MAX:]
         heapify(self._near)
         self._horizon = self._near[-1] + b"\x00"
+        self._removed.intersection_update(self._near)
         self._exhausted = False

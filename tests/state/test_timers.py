@@ -24,6 +24,11 @@ class Rows:
         self.keys.add(key)
         index.add(key)
 
+    def remove(self, index: TimerIndex, due_ms: int, number: int) -> None:
+        key = keys.encode_timer_key(due_ms, number)
+        self.keys.remove(key)
+        index.remove(key)
+
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key in sorted(self.keys):
             if start <= key < end:
@@ -77,14 +82,33 @@ def test_a_scan_never_looks_behind_what_has_fired(monkeypatch: pytest.MonkeyPatc
     assert len(rows.scanned) == len(set(rows.scanned)) == 40
 
 
+def test_a_timer_that_was_removed_counts_for_nothing() -> None:
+    rows = Rows()
+    index = TimerIndex(rows.scan)
+    for number, due_ms in enumerate([10, 20, 30, 40]):
+        rows.add(index, due_ms, number)
+
+    rows.remove(index, 10, 0)
+    rows.remove(index, 30, 2)
+
+    assert index.next_due_ms() == 20
+    assert rows.pop(index, 100, 2) == [20, 40]
+
+
 @given(st.lists(st.one_of(st.integers(0, 60), st.tuples(st.integers(0, 5), st.integers(1, 4))), max_size=60))
 def test_nothing_is_lost_when_few_timers_fit_in_memory(steps: list[int | tuple[int, int]]) -> None:
-    """A number sets a timer so much later; a pair moves the clock and takes some that are due."""
+    """A number sets a timer so much later, or removes the last one if it is zero; a pair moves the clock and takes some
+    that are due."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timers, "NEAR_TIMERS_MAX", 3)
         rows, now_ms, due = Rows(), 0, list[int]()
         index = TimerIndex(rows.scan)
         for number, step in enumerate(steps):
+            if step == 0 and rows.keys:
+                last = max(rows.keys)
+                rows.remove(index, *keys.decode_timer_key(last))
+                due.remove(keys.decode_timer_key(last).due_ms)
+                continue
             if isinstance(step, int):
                 rows.add(index, now_ms + step, number)
                 due.append(now_ms + step)
