@@ -89,12 +89,12 @@ class Batch(NamedTuple):
 
 
 def taken(inputs: Iterable[Input]) -> list[tuple[str, Any]]:
-    """What was taken by whoever took these inputs, as `Turn` says it."""
+    """What was taken by whoever took these inputs, all of them new, as `Turn` says it."""
     found: list[tuple[str, Any]] = []
     frames = 0
     for item in inputs:
         if isinstance(item, FrameInput):
-            frames += item.frame is not None
+            frames += 1
             continue
         if frames:
             found.append((FRAMES, frames))

@@ -149,15 +149,16 @@ class Pending:
         for key, data in self._overlay.scan(*keys.task_kind_range(keys.PENDING)):
             yield keys.decode_pending_key(key), _decode(data)
 
-    def readmit(self, held: Held, number: int, message: PendingMessage) -> bool:
-        """Take a restored row back into its address. True when it is current there and may run at once."""
+    def readmit(self, held: Held, number: int, message: PendingMessage, *, ready: bool = False) -> bool:
+        """Take a restored row back into its address. True when it is current there and may run at once; `ready`: it was
+        about to, so its back-off has passed."""
         self.count += 1
         hold = held.get(message.id)
         if hold is not None:
             hold.append(number)
             return False
         held[message.id] = Hold(number)
-        if message.due_ms:
+        if message.due_ms and not ready:
             heappush(self._retries, (message.due_ms, number))
             return False
         return True

@@ -191,6 +191,8 @@ class TaskCore:
         self._ready: deque[tuple[Entry, int]] = deque()
         """Held addresses whose current message may run now."""
         self.outside: Outside | None = None
+        self._redone = False
+        """Whether batches were redone: effects don't say what may run next."""
         limits = Limits(options.journal_lines_max, options.always_replay)
         self._awaiting = Awaiting(self, overlay, self._pending, self._delays, self._ready, limits)
         self._n = 0
@@ -224,14 +226,14 @@ class TaskCore:
         self._expired = expired
         positions: dict[str, Any] = {}
         ends = {name: (entry.queue_head, entry.queue_head + len(entry.queue)) for name, entry in self._entries.items()}
-        for item in batch.inputs:
-            self._admit(item, positions)
+        admitted = [item for item in batch.inputs if self._admit(item, positions)]
         self._wake_due(batch.invocations_max)
         self._drain()
         self._awaiting.end_turn()
-        return self._finish(batch, positions, ends)
+        return self._finish(batch, admitted, positions, ends)
 
-    def _admit(self, item: Input, positions: dict[str, Any]) -> None:
+    def _admit(self, item: Input, positions: dict[str, Any]) -> bool:
+        """Returns whether it is something new. What was passed is not, nor is a frame that came before."""
         match item:
             case Column(source, position, typename, ids, payloads, cause):
                 positions[source] = position
@@ -245,12 +247,14 @@ class TaskCore:
             case FrameInput(position, frame):
                 self._meta.inbox_position = position
                 self._changed = True  # Also when nothing of it is new: the next checkpoint says how far we are.
-                if frame is not None and self._is_new(frame.attempt, frame.source, frame.sequence):
-                    self._admit_messages(frame.messages)
+                if frame is None or not self._is_new(frame.attempt, frame.source, frame.sequence):
+                    return False
+                self._admit_messages(frame.messages)
             case Completed(number, value, error):
                 self._awaiting.complete(number, Outcome(value, error))
             case Performed(typename, id, cause, index, value, failed):
                 self._awaiting.arrived(Address(typename, id), cause, index, value, failed)
+        return True
 
     def _admit_messages(self, messages: Sequence[Envelope]) -> None:
         """What another task has sent, nearly all of which is for functions that are there."""
@@ -845,16 +849,18 @@ class TaskCore:
 
     # The end of a turn, and the same without handlers.
 
-    def _finish(self, batch: Batch, positions: dict[str, Any], ends: Mapping[str, tuple[int, int]]) -> Effects:
-        """Close the batch: merge its rows, number its frames, and say all of it as one value. `ends` are head and tail
-        of the queues before it."""
+    def _finish(
+        self, batch: Batch, admitted: Sequence[Input], positions: dict[str, Any], ends: Mapping[str, tuple[int, int]]
+    ) -> Effects:
+        """Close the batch: merge its rows, number its frames, and say all of it as one value. `admitted` is what was
+        new in it; `ends` are head and tail of the queues before it."""
         meta = self._meta
         meta.ingress_positions.update(positions)
         values, rows = self._overlay.take_batch()
         frames = [frame for task, messages in self._out.items() for frame in self._number_frames(task, messages)]
         effects = Effects(
             n=self._n + 1,
-            turn=Turn(meta.clock_ms, batch.invocations_max, self._invocations, taken(batch.inputs)),
+            turn=Turn(meta.clock_ms, batch.invocations_max, self._invocations, taken(admitted)),
             values=values,
             rows=rows,
             positions=positions,
@@ -903,6 +909,7 @@ class TaskCore:
     def redo(self, effects: Effects) -> None:
         """Apply what another run of the batch did. `effects.n` must follow the last one."""
         assert effects.n == self._n + 1
+        self._redone = True
         meta = self._meta
         meta.clock_ms = effects.clock_ms
         meta.ingress_positions.update(effects.positions)
@@ -956,6 +963,7 @@ class TaskCore:
                 numbers=self._numbers(),
                 committed=dict(meta.committed),
                 schedule=self._schedule,
+                ready=None if self._redone else [number for _, number in self._ready],
             ),
             values=layer.values,
             rows=layer.rows,
@@ -1011,13 +1019,20 @@ class TaskCore:
             entry.queue.extend(rows)
             entry.queue_head = head
             self._frozen_queues[name] = (head, tail)
+        order = {number: place for place, number in enumerate(meta.ready or ())}
         for number, message in self._pending.restore():
             known = self._entries.get(message.typename)
             if known is None or not message.id:
                 self._pending.discard(number)
                 self._deliver_here(Envelope(message.typename, *message.queued))
-            elif self._pending.readmit(known.held, number, message) and self._awaiting.readmit(known, number, message):
+            elif self._pending.readmit(known.held, number, message, ready=number in order) and (
+                number in order or self._awaiting.readmit(known, number, message)
+            ):
                 self._ready.append((known, number))
+        # As they would have run; then those that were suspended, which begin anew.
+        found = sorted(self._ready, key=lambda each: order.get(each[1], len(order)))
+        self._ready.clear()
+        self._ready.extend(found)
         for egress, batches in staged.items():
             if egress not in self._outlets:
                 self._bury_undeclared(egress, batches)

@@ -126,8 +126,9 @@ class Turn(NamedTuple):
     invocations: int
     """How many it did run."""
     taken: list[tuple[str, Any]]
-    """Inputs, as the name of each source and its position behind what was taken; `FRAMES` and how many; `COMPLETED`
-    and the number of a handler that has come back from the event loop; `PERFORMED` and the result of a step."""
+    """Inputs, as the name of each source and its position behind what was taken; `FRAMES` and how many that had not
+    come before; `COMPLETED` and the number of a handler that has come back from the event loop; `PERFORMED` and the
+    result of a step."""
 
 
 FRAMES = ""
@@ -156,6 +157,9 @@ class TaskMeta(msgspec.Struct, array_like=True):
     """Egress -> newest checkpoint of this task whose rows are known to be committed."""
     schedule: list[Turn] = []
     """How the interval ran, turn by turn (PROTOCOL 10)."""
+    ready: list[int] | None = None
+    """Numbers of the pending messages that were next to run, in this order; others of held addresses are suspended, or
+    wait to be tried again. None in what was stored before this was noted."""
 
 
 class Frozen(NamedTuple):

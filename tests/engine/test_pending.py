@@ -81,6 +81,17 @@ def test_restored_rows_take_their_old_places(due_ms: int) -> None:
     assert (again.count, list(held_again["a"].waiting)) == (3, [2])
 
 
+def test_a_restored_row_that_was_about_to_be_tried_again_does_not_wait_once_more() -> None:
+    rows, held, overlay = pending()
+    number = rows.hold(held, "t/f", message(b"1"), attempt=2, due_ms=500)
+
+    again = Pending(overlay)
+    (restored,) = again.restore()
+
+    assert again.readmit(Held(), *restored, ready=True)
+    assert (restored[0], again.next_retry_ms()) == (number, None)
+
+
 def test_a_restored_row_can_be_discarded() -> None:
     rows, held, overlay = pending()
     rows.hold(held, "t/f", message(b"1"), attempt=1)

@@ -358,7 +358,7 @@ class RedoIsRun(Invariant):
             return
         standby.meta.committed = dict(frozen.meta.committed)  # Learnt from the sink, not from effects.
         again = standby.freeze(frozen.checkpoint)
-        if again.meta != msgspec.structs.replace(frozen.meta, schedule=again.meta.schedule):
+        if again.meta != msgspec.structs.replace(frozen.meta, schedule=again.meta.schedule, ready=again.meta.ready):
             raise self.fail(f"task {node.task} at {frozen.checkpoint}: {again.meta} redone, {frozen.meta} run")
         for name, entry in node.core.entries.items():
             if standby.entries[name].queue != entry.queue:
