@@ -3,42 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from penstock.engine.addresses import find_address
-from penstock.engine.cli_common import print_json, print_table
+from penstock.engine.cli_common import print_json, print_table, silence_kafka_client
 from penstock.engine.views import builtins_of, plain, timestamp
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.ids import Address
 
 if TYPE_CHECKING:
+    from penstock.checkpoint.recovery import History
     from penstock.engine.config import Config
-    from penstock.engine.offline import Directory
+    from penstock.engine.offline import Recorded
     from penstock.engine.retrace import Changed, Outcomes, Output, StateChanged
+    from penstock.engine.settings import Settings
 
 
 def print_differences(
-    app: App, config: Config, first: int, *, until: str | None, only: str | None, limit: int, as_json: bool
+    app: App, settings: Settings, first: int, *, until: str | None, only: str | None, limit: int, as_json: bool
 ) -> bool:
     """Run `app` aside from production, and print what differs. Returns whether anything does."""
-    from penstock.engine.offline import Directory
+    from penstock.engine.cli_savepoint import progress_bar
     from penstock.engine.retrace import retrace
 
     address = None if only is None else _address(app, only)
-    with Directory(Path(config.directory)) as directory:
-        last = _last(directory, until)
-        outcomes = asyncio.run(retrace(app, directory, config, first, last, only=address, limit=limit))
+    config = settings.to_config(until_done=True)
+    kafka = settings.kafka() if settings["kafka"] else None
+    with _recorded(app, settings, config, first, until) as (recorded, last), progress_bar("Replaying") as progress:
+        outcomes = asyncio.run(
+            retrace(app, recorded, config, first, last, kafka=kafka, only=address, limit=limit, progress=progress)
+        )
     if as_json:
         print_json(_for_programs(outcomes, limit))
     else:
         _print(outcomes, limit)
     return not outcomes.same
+
+
+@contextmanager
+def _recorded(
+    app: App, settings: Settings, config: Config, first: int, until: str | None
+) -> Iterator[tuple[Recorded, int]]:
+    """What the application has recorded, and the checkpoint that the replay ends at."""
+    if not settings["kafka"]:
+        from penstock.engine.offline import Directory
+
+        with Directory(config.directory) as directory:
+            yield directory, _last(directory.history, until)
+        return
+    from penstock.checkpoint.stores import open_store
+    from penstock.engine.cluster.options import cluster_options
+    from penstock.engine.cluster.recorded import KafkaRecording
+
+    silence_kafka_client()
+    cluster = cluster_options(settings, config.directory)
+    store = open_store(cluster.store, cluster.store_options)
+    recording = KafkaRecording(cluster.kafka, app.name, store, config.directory)
+    asyncio.run(recording.look())
+    last = _last(recording.history, until)
+    asyncio.run(recording.load_between(first, last))
+    yield recording, last
 
 
 def _address(app: App, text: str) -> Address:
@@ -50,9 +81,9 @@ def _address(app: App, text: str) -> Address:
     return address
 
 
-def _last(directory: Directory, until: str | None) -> int:
+def _last(history: History, until: str | None) -> int:
     """The newest checkpoint, or the newest up to a moment or number."""
-    known = list(directory.history.candidates())
+    known = list(history.candidates())
     if until is not None and until.isdecimal():
         return int(until)
     if until is not None:

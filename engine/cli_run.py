@@ -204,10 +204,7 @@ def replay(
     if diff:
         from penstock.engine.cli_replay import print_differences
 
-        if settings["kafka"]:
-            raise click.UsageError("--diff reads a directory: it is not for applications on Kafka.")
-        config = settings.to_config(until_done=True)
-        if print_differences(loaded.app, config, number, until=until, only=only, limit=limit, as_json=as_json):
+        if print_differences(loaded.app, settings, number, until=until, only=only, limit=limit, as_json=as_json):
             click.get_current_context().exit(DIFFERENCES)
         return
     if settings["kafka"]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from penstock.engine.effects import Column, Deliveries, Input, Rejected
 from penstock.engine.feeds import FeedKind
@@ -62,6 +62,20 @@ class Lag(NamedTuple):
     """Of what can be read; -1 while it isn't known."""
 
 
+class ColumnReader(Protocol):
+    """Reads assigned partitions: see `KafkaReader`."""
+
+    def add(self, topic: str, partition: int, offset: int, *, proof: Proof | None = None) -> None: ...
+
+    def remove(self, topic: str, partition: int) -> None: ...
+
+    def take_columns(self, topic: str, partition: int, count_max: int) -> Columns | None: ...
+
+    def position(self, topic: str, partition: int) -> int: ...
+
+    def end(self, topic: str, partition: int) -> int: ...
+
+
 class KafkaIngressFeed:
     """One partition of an ingress. `wake` is called when a take that found nothing is worth repeating."""
 
@@ -74,7 +88,7 @@ class KafkaIngressFeed:
         ingress: str,
         topic: str,
         partition: int,
-        reader: KafkaReader,
+        reader: ColumnReader,
         router: KafkaRouter,
         wake: Callable[[], None],
     ) -> None:

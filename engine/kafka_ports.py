@@ -64,7 +64,7 @@ class KafkaPorts:
     async def sink(self, egress: str, spec: KafkaEgress, history: str) -> Sink:
         """The sink of an egress. `history` names the one that markers are of. Raises ConfigurationError for a topic
         that is not there: each row would become a dead letter."""
-        options = self._options(f"Egress {egress}", "writes", spec)
+        options = cluster_of(spec, self._kafka, f"Egress {egress} writes")
         async with connected(options) as client:
             if not await client.partitions((spec.topic,)):
                 raise ConfigurationError(
@@ -106,21 +106,24 @@ class KafkaPorts:
         await self._registries.close()
 
     def _read(self, ingress: Ingress, spec: KafkaIngress) -> KafkaPartitions:
-        options = self._options(f"Ingress {ingress.name}", "reads", spec)
+        options = cluster_of(spec, self._kafka, f"Ingress {ingress.name} reads")
         router = compile_kafka_router(ingress, spec, self._resolve, self._registries, self._bytes_max)
         return KafkaPartitions(
             self._app.name, ingress, router, options, tasks=self._tasks, wake=self._wake, failed=self._failed
         )
 
-    def _options(self, who: str, does: str, spec: KafkaIngress | KafkaEgress) -> KafkaOptions:
-        if spec.brokers is not None:
-            return KafkaOptions(spec.brokers, spec.properties)
-        if self._kafka is None:
-            raise ConfigurationError(
-                "PEN0779",
-                f"{who} {does} Kafka, and nobody says where that is. Run with --kafka BROKERS, or give it brokers=.",
-            )
-        return self._kafka
+
+def cluster_of(spec: KafkaIngress | KafkaEgress, own: KafkaOptions | None, does: str) -> KafkaOptions:
+    """The cluster of a declaration: `own`, that of the application, if it names none. Raises ConfigurationError where
+    nobody does."""
+    if spec.brokers is not None:
+        return KafkaOptions(spec.brokers, spec.properties)
+    if own is None:
+        raise ConfigurationError(
+            "PEN0779",
+            f"{does} Kafka, and nobody says where that is. Run with --kafka BROKERS, or give it brokers=.",
+        )
+    return own
 
 
 def compile_kafka_router(

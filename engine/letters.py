@@ -138,6 +138,15 @@ def copy_of(letter: DeadLetter) -> EgressRow:
     return EgressRow(msgspec.json.encode(fields), letter.cause, letter.id.encode() or None)
 
 
+def gist(copy: bytes) -> bytes:
+    """What the value of a copy says of a message and its failure, wherever that was found out and whatever failed
+    before."""
+    fields = msgspec.json.decode(copy)
+    return msgspec.json.encode(
+        {name: fields[name] for name in ("code", "reason", "function", "id", "attempts", "headers", "payload", "text")}
+    )
+
+
 def _text_of(payload: bytes) -> str | None:
     if len(payload) > TEXT_BYTES_MAX:
         return None

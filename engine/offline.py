@@ -7,7 +7,7 @@ happened after it is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from penstock.checkpoint.savepoint import Source, sent_before
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.store import BaseStore
 from penstock.engine.data import close_stores, open_base, restore_newest, restore_parts
+from penstock.engine.effects import Rejected
 from penstock.engine.feeds import READ_BYTES, RequestFeed
 from penstock.engine.journal import Journal
 from penstock.engine.restore import DeltaSource, Restored, restore_task, rows_of
@@ -37,7 +38,7 @@ from penstock.engine.views import (
 from penstock.errors import CorruptSnapshot, InvalidInput
 from penstock.functions.app import App
 from penstock.ids import Address, Offset
-from penstock.records import Envelope, EpochFrame
+from penstock.records import Envelope, EpochFrame, Frozen
 from penstock.router.embedded import EmbeddedLog
 from penstock.router.frames import decode_frames
 from penstock.router.requests import decode_request
@@ -110,8 +111,36 @@ class Checkpoints(Protocol):
         )
 
 
-class Directory(Checkpoints):
-    """The data directory of an application: what its log says, as `Checkpoints`. Use it as a context manager."""
+class Recorded(Checkpoints, Protocol):
+    """Checkpoints, and all that tasks took and sent between them."""
+
+    dead_egress: str = ""
+    """The egress that gets a copy of every dead letter; empty where none does."""
+    moved: Collection[tuple[int, int, int]] = frozenset()
+    """Attempt, task and checkpoint, where another process took the task over at its cut, in the middle of the
+    attempt."""
+
+    def frames(self, task: int, start: int) -> Iterator[EpochFrame]:
+        """What stands in the inbox of a task from `start` on."""
+        ...
+
+    def requests(self, task: int, start: object) -> Iterator[tuple[int, Envelope | Rejected | None]]:
+        """What stands with the requests for a task behind the position `start`, or from the first on, with the offset
+        of each; None for what is neither a request nor worth a dead letter."""
+        ...
+
+    def foreign(self, task: int, offset: int) -> Rejected:
+        """The record at this offset of the inbox of a task, which is no frame. There are none where nobody else can
+        write."""
+        raise AssertionError(f"inbox {task} belongs to the tasks of one process")
+
+    def as_frozen(self, frozen: Frozen) -> Frozen:
+        """What a task froze, of what its delta holds."""
+        return frozen
+
+
+class Directory(Recorded):
+    """The data directory of an application: what its log says, as `Recorded`. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         """Raises InvalidInput when no application has ever run there."""

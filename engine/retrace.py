@@ -3,6 +3,8 @@
     checkpoint ─> core of each task ─ the turns it took then, with the inputs it got then ─> rows, replies, messages,
                                                                                              states: compared
 
+    All tasks go along together, checkpoint by checkpoint: what one of them sent is what another got.
+
 What always holds: nothing is written, sent or asked outside the scratch stores; each task gets what it got then, so a
 message that is sent differently is reported, and does not reach its receiver (PROTOCOL 26); code that did not change
 gives no difference. Outputs are matched by their cause, which is that of the input and the number of the output. What a
@@ -12,10 +14,14 @@ how often that was so. Rows of eager egresses are in no checkpoint, and not comp
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from heapq import merge
+from itertools import compress, repeat
 from typing import Any, Literal, NamedTuple
 
 from penstock.checkpoint.control import Manifest
@@ -24,16 +30,19 @@ from penstock.engine.config import Config
 from penstock.engine.differences import Change, compare
 from penstock.engine.effects import Batch, Completed, Input
 from penstock.engine.entry import Entry
-from penstock.engine.invocation import Outcome
-from penstock.engine.offline import Directory, restored_checkpoint
-from penstock.engine.recording import Interval, Recording
+from penstock.engine.invocation import Outcome, Signal
+from penstock.engine.letters import gist
+from penstock.engine.offline import Recorded, restored_checkpoint
+from penstock.engine.recording import Inbox, Ingresses, Interval, Recording
 from penstock.engine.regroup import fold_all
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
 from penstock.engine.views import View, builtins_of, task_view
 from penstock.functions.app import App
+from penstock.functions.durable import Stepped
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address
-from penstock.records import COMPLETED, EgressRow, Envelope, EpochFrame, QueuedRow, Reply, Turn
+from penstock.records import COMPLETED, EgressRow, Envelope, QueuedRow, Reply, Turn
+from penstock.router.kafka_options import KafkaOptions
 
 FOLD_ROWS = 100_000
 """Settled rows kept in memory before they go into the scratch store."""
@@ -125,36 +134,35 @@ class Outcomes(NamedTuple):
 
 async def retrace(
     app: App,
-    directory: Directory,
+    recorded: Recorded,
     config: Config,
     first: int,
     last: int,
     *,
+    kafka: KafkaOptions | None = None,
     only: Address | None = None,
     limit: int = 100,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcomes:
     """Run `app` from checkpoint `first` to checkpoint `last`, and look at what differs: of one address if `only` names
-    it, with the states of the first `limit`.
+    it, with the states of the first `limit`. `kafka` is the cluster of the application, if it has one.
 
     Raises Refused where that is impossible, FunctionError for a migration that fails or a handler whose failure halts,
     and what reading an input raises.
     """
-    recording = Recording(directory, first, last)
-    order = _Order(app, replace(config, parallelism=recording.first.parallelism), recording, only, limit)
+    recording = Recording(recorded, first, last)
+    order = _Order(
+        app, replace(config, parallelism=recording.first.parallelism), recorded, recording, kafka, only, limit
+    )
     began = time.monotonic()
-    runs: list[_Run] = []
-    with restored_checkpoint(directory, first) as restored, restored_checkpoint(directory, last) as expected:
-        for task, each in enumerate(restored):
-            run = _Run(order, task, each)
-            runs.append(run)
-            try:
-                await run.take_all()
-            finally:
-                await run.close()
-            progress(task + 1, len(restored))
+    with restored_checkpoint(recorded, first) as restored, restored_checkpoint(recorded, last) as expected:
+        async with _ready(order, restored, range(len(restored))) as runs:
+            ways = (zip(recording.intervals(run.task), repeat(run)) for run in runs)
+            for interval, run in merge(*ways, key=lambda step: step[0].checkpoint):
+                await run.take(interval)
+                progress(interval.checkpoint - first, last - first)
         states = _states(order, expected, restored)
-    diverged = await _first(order, directory, runs)
+    diverged = await _first(order, runs)
     outputs = sorted((each for run in runs for each in run.changed), key=lambda each: (each.checkpoint, each.task))
     return Outcomes(
         recording.first,
@@ -175,9 +183,22 @@ class _Order(NamedTuple):
 
     app: App
     config: Config
+    recorded: Recorded
     recording: Recording
+    kafka: KafkaOptions | None
     only: Address | None
     limit: int
+
+
+@asynccontextmanager
+async def _ready(order: _Order, restored: Sequence[Restored], tasks: Collection[int]) -> AsyncIterator[list[_Run]]:
+    """These tasks, ready to take the first turn of the recording. `restored` are all of them."""
+    ingresses = Ingresses(order.app, order.kafka, message_bytes_max=order.config.message_bytes_max)
+    inboxes = order.recording.inboxes([each.meta for each in restored], tasks)
+    try:
+        yield [_Run(order, restored[task], inboxes[task], inboxes, ingresses) for task in tasks]
+    finally:
+        await ingresses.close()
 
 
 def _states(order: _Order, expected: Sequence[Restored], replayed: Sequence[Restored]) -> list[StateChanged]:
@@ -203,21 +224,20 @@ def _view(app: App, tasks: Sequence[Restored]) -> View:
 class _Run:
     """One task on its way through the recording. `restored` is its own, and holds its state at the end afterwards."""
 
-    def __init__(self, order: _Order, task: int, restored: Restored) -> None:
-        app, config, recording, self._only, self._limit = order
-        self._app = app
-        self._config = config
-        self._recording = recording
-        self._task = task
+    def __init__(
+        self, order: _Order, restored: Restored, own: Inbox, inboxes: Sequence[Inbox], ingresses: Ingresses
+    ) -> None:
+        self._order = order
+        self._only, self._limit = order.only, order.limit
+        self.task = own.task
         self._overlay = restored.overlay
         self._ended: dict[int, Outcome] = {}
-        self._inputs = recording.inputs(app, task, message_bytes_max=config.message_bytes_max)
-        self._sent = {
-            other: _Pushback(recording.sent(task, other))
-            for other in range(recording.first.parallelism)
-            if other != task
-        }
-        self._attempt = recording.first.lineage.attempt
+        self._inputs = order.recording.inputs(own, ingresses)
+        self._origin_of = ingresses.origin_of
+        self._inboxes = inboxes
+        self._sequences = dict(restored.meta.sequences)
+        """Task -> number of the last frame that the recording tells was sent to it."""
+        self._attempt = order.recording.first.lineage.attempt
         self._meta = restored.meta
         """As of the last cut."""
         self.turns = 0
@@ -230,7 +250,7 @@ class _Run:
         """The first checkpoint whose delta has other values."""
         self._states_changed: set[Address] = set()
         """The addresses of these."""
-        self._core = self._core_of(restored, recording.first)
+        self._core = self._core_of(restored, order.recording.first.of(self.task))
         self._core.resume()
 
     @property
@@ -241,21 +261,14 @@ class _Run:
             found.append(self.state_changed_at)
         return min(found, default=None)
 
-    async def take_all(self) -> None:
-        for interval in self._recording.intervals(self._task):
-            await self.take(interval)
-
     async def take_until(self, checkpoint: int) -> First:
         """Take the turns up to the delta of `checkpoint`, in which something is different. Returns what it began
         with."""
-        for interval in self._recording.intervals(self._task):
+        for interval in self._order.recording.intervals(self.task):
             await self.take(interval)
             if interval.checkpoint == checkpoint:
                 break
-        return First(checkpoint, self._task, self._first_step())
-
-    async def close(self) -> None:
-        await self._inputs.close()
+        return First(checkpoint, self.task, self._first_step())
 
     def _first_step(self) -> Step | None:
         """The first message of the last interval whose outputs, or whose address's state, are different there."""
@@ -271,7 +284,7 @@ class _Run:
                     address,
                     builtins_of(payload, entry.codec),
                     None if caller is None else Address(*caller),
-                    origin or self._inputs.origin_of(cause),
+                    origin or self._origin_of(cause),
                 )
         return None
 
@@ -282,8 +295,8 @@ class _Run:
 
     async def take(self, interval: Interval) -> None:
         """Take the turns of one delta, and compare what they gave with what it says."""
-        if interval.attempt != self._attempt:
-            self._begin_attempt(interval.attempt)
+        if interval.anew:
+            self._begin_anew(interval.attempt)
         self._core.steps.clear()
         sent: list[Envelope] = []
         for turn in interval.frozen.meta.schedule:
@@ -291,13 +304,14 @@ class _Run:
         frozen = self._core.freeze(interval.checkpoint)
         self._core.settle(interval.checkpoint)
         self._meta = frozen.meta
+        dead = self._order.recorded.dead_egress
         recorded = [
-            *_rows(interval.frozen.egress),
+            *_rows(interval.frozen.egress, dead),
             *_replies(interval.frozen.replies),
             *_messages(self._recorded_messages(interval)),
         ]
-        replayed = [*_rows(frozen.egress), *_replies(frozen.replies), *_messages(sent)]
-        changed = [Changed(interval.checkpoint, self._task, *pair) for pair in _unequal(recorded, replayed)]
+        replayed = [*_rows(frozen.egress, dead), *_replies(frozen.replies), *_messages(sent)]
+        changed = [Changed(interval.checkpoint, self.task, *pair) for pair in _unequal(recorded, replayed)]
         if self._only is not None:
             changed = list(filter(self._concerns_only(), changed))
         self.changed_count += len(changed)
@@ -356,9 +370,21 @@ class _Run:
             handler.close()
         return None
 
-    def _begin_attempt(self, attempt: int) -> None:
-        """The process ended after the last cut, and another went on: handlers that waited began anew."""
-        self._attempt = attempt
+    def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
+        """A turn tells what came of the step then."""
+
+    def rested(self, number: int, signal: Signal) -> None:
+        self._ended[number] = Outcome(signal, None)
+
+    def began(self, task: asyncio.Task[Any]) -> None:
+        """It is of this process, and ends with it."""
+
+    def _begin_anew(self, attempt: int) -> None:
+        """The process ended after the last cut, or gave the task away, and another went on: handlers that waited began
+        anew."""
+        if attempt != self._attempt:
+            self._attempt = attempt
+            self._sequences.clear()
         self._ended.clear()
         core = self._core
         queues = {
@@ -368,33 +394,33 @@ class _Run:
         self._core = self._core_of(Restored(self._overlay, self._meta, queues), None)
 
     def _core_of(self, restored: Restored, manifest: Manifest | None) -> _WatchedCore:
-        config = self._config
-        outlets = outlets_of(self._app, config.message_bytes_max)
+        app, config = self._order.app, self._order.config
+        outlets = outlets_of(app, config.message_bytes_max)
         # Rows that were decided before are with those who write them.
         restored = Restored(restored.overlay, restored.meta, restored.queues)
         core = build_core(
-            self._app,
+            app,
             config,
-            self._task,
+            self.task,
             restored,
             outlets,
             self.start,
             manifest=manifest,
+            dead_egress=self._order.recorded.dead_egress,
             attempt_starts=False,
             kind=_WatchedCore,
         )
         assert isinstance(core, _WatchedCore)
-        core.origin_of = self._inputs.origin_of
+        core.origin_of = self._origin_of
+        core.outside = self
         return core
 
     def _recorded_messages(self, interval: Interval) -> Iterator[Envelope]:
         """What the task sent to others before this cut, and behind the one before."""
-        for frames in self._sent.values():
-            for frame in frames:
-                if frame.attempt != interval.attempt or frame.epoch >= interval.checkpoint:
-                    frames.put_back(frame)
-                    break
-                yield from frame.messages
+        for destination, sequence in interval.frozen.meta.sequences.items():
+            if sequence > self._sequences.get(destination, 0):
+                self._sequences[destination] = sequence
+                yield from self._inboxes[destination].sent(self.task, interval.attempt, sequence)
 
     def _tidy(self) -> None:
         overlay = self._overlay
@@ -412,8 +438,12 @@ class _WatchedCore(TaskCore):
 
     def resume(self) -> None:
         """Begin again what was under way at the first checkpoint: it had begun before, and no turn says so."""
-        waiting = [each for each in self._ready if each[0].function.is_async]
-        self._ready = deque(each for each in self._ready if not each[0].function.is_async)
+        ready = frozenset(self._meta.ready or ())
+        begun = [entry.function.is_async and number not in ready for entry, number in self._ready]
+        waiting = list(compress(self._ready, begun))
+        following = [each for each, under_way in zip(self._ready, begun, strict=True) if not under_way]
+        self._ready.clear()
+        self._ready.extend(following)
         for entry, number in waiting:
             self._run_held(entry, number)
 
@@ -433,30 +463,14 @@ class _WatchedCore(TaskCore):
             yield message
 
 
-class _Pushback:
-    """Frames, of which one can be put back."""
-
-    def __init__(self, frames: Iterator[EpochFrame]) -> None:
-        self._frames = frames
-        self._waiting: list[EpochFrame] = []
-
-    def __iter__(self) -> Iterator[EpochFrame]:
-        return self
-
-    def __next__(self) -> EpochFrame:
-        return self._waiting.pop() if self._waiting else next(self._frames)
-
-    def put_back(self, frame: EpochFrame) -> None:
-        self._waiting.append(frame)
-
-
 # Outputs.
 
 
-def _rows(egress: Mapping[str, Sequence[EgressRow]]) -> Iterator[Output]:
+def _rows(egress: Mapping[str, Sequence[EgressRow]], dead: str) -> Iterator[Output]:
+    """Rows of egresses; of those of `dead`, which are copies of dead letters, the gist."""
     for name, rows in egress.items():
         for value, cause, *placed in rows:
-            yield Output("row", name, cause, (value, *placed))
+            yield Output("row", name, cause, (gist(value) if name == dead else value, *placed))
 
 
 def _replies(replies: Iterable[Reply]) -> Iterator[Output]:
@@ -512,15 +526,12 @@ def _causes_of(cause: int) -> list[int]:
     return [(cause ^ GOLDEN_64 * number) * ODD_64 & MASK_64 for number in range(1, OUTPUTS_SEARCHED + 1)]
 
 
-async def _first(order: _Order, directory: Directory, runs: Sequence[_Run]) -> First | None:
+async def _first(order: _Order, runs: Sequence[_Run]) -> First | None:
     """Run the task that was the first to part once more, and see which message it was."""
-    parted = [(run.parted_at, task) for task, run in enumerate(runs) if run.parted_at is not None]
+    parted = [(run.parted_at, run.task) for run in runs if run.parted_at is not None]
     if not parted:
         return None
     checkpoint, task = min(parted)
-    with restored_checkpoint(directory, order.recording.first.checkpoint) as restored:
-        run = _Run(order, task, restored[task])
-        try:
+    with restored_checkpoint(order.recorded, order.recording.first.checkpoint) as restored:
+        async with _ready(order, restored, [task]) as (run,):
             return await run.take_until(checkpoint)
-        finally:
-            await run.close()

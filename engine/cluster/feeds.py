@@ -12,7 +12,7 @@ from penstock.checkpoint.snapshot import Admission, SnapshotTask
 from penstock.engine.effects import Deliveries, FrameInput, Input, Rejected
 from penstock.engine.feeds import FOREIGN, FeedKind, RequestFeed
 from penstock.errors import ProtocolError
-from penstock.records import EpochFrame
+from penstock.records import Envelope, EpochFrame
 from penstock.router.frames import FENCE_SOURCE, decode_frames
 from penstock.router.kafka_reader import KafkaReader
 from penstock.router.kafka_records import Fetched
@@ -83,14 +83,9 @@ class TopicInbox:
     def _open(self, record: Fetched) -> list[Input]:
         """Queue the frames of a record. Only the last of them moves the position behind it: after a restore to a cut
         between them it is read again, and what was admitted of it is dropped by its sequence."""
-        place = f"Offset {record.offset} of {self._topic}-{self._task}"
-        try:
-            frames = decode_frames(record.value or b"", place=place)
-        except ProtocolError as error:
-            if is_incarnation(record.key) or record.offset < self._foreign:
-                return []
-            return [Deliveries(FOREIGN, record.offset + 1, [], [_rejected(error, place, record)])]
-        frames = [frame for frame in frames if frame.source != FENCE_SOURCE]
+        frames = frames_of(record, f"{self._topic}-{self._task}")
+        if isinstance(frames, Rejected):
+            return [Deliveries(FOREIGN, record.offset + 1, [], [frames])] if record.offset >= self._foreign else []
         for number, frame in enumerate(frames, 1):
             self._waiting.append((record.offset + (number == len(frames)), frame))
         return []
@@ -125,19 +120,34 @@ class TopicRequests:
         records = self._reader.take(self._topic, self._task, count_max)
         if not records:
             return []
-        envelopes, rejected = [], []
-        for record in records:
-            place = f"Offset {record.offset} of {self._topic}-{self._task}"
-            try:
-                envelopes.append(decode_request(record.value or b"", place=place))
-            except ProtocolError as error:
-                if not is_incarnation(record.key):
-                    rejected.append(_rejected(error, place, record))
+        found = [request_of(record, f"{self._topic}-{self._task}") for record in records]
+        envelopes = [each for each in found if isinstance(each, Envelope)]
+        rejected = [each for each in found if isinstance(each, Rejected)]
         return [Deliveries(RequestFeed.SOURCE, records[-1].offset + 1, envelopes, rejected)]
 
     def close(self) -> None:
         self._closed = True
         self._reader.remove(self._topic, self._task)
+
+
+def frames_of(record: Fetched, partition: str) -> list[EpochFrame] | Rejected:
+    """The frames of a record of an inbox, which carry messages; or what is to be said of one that is none."""
+    place = f"Offset {record.offset} of {partition}"
+    try:
+        frames = decode_frames(record.value or b"", place=place)
+    except ProtocolError as error:
+        return [] if is_incarnation(record.key) else _rejected(error, place, record)
+    return [frame for frame in frames if frame.source != FENCE_SOURCE]
+
+
+def request_of(record: Fetched, partition: str) -> Envelope | Rejected | None:
+    """The request that a record is, or what is to be said of one that is none; None for the one that says whose the
+    topic is."""
+    place = f"Offset {record.offset} of {partition}"
+    try:
+        return decode_request(record.value or b"", place=place)
+    except ProtocolError as error:
+        return None if is_incarnation(record.key) else _rejected(error, place, record)
 
 
 def _rejected(error: ProtocolError, place: str, record: Fetched) -> Rejected:

@@ -33,15 +33,20 @@ offsets; the leader repeats it when `RECAP_RECORDS` are there, at the next of it
 _T = TypeVar("_T")
 
 
-async def read_history(kafka: KafkaOptions, application: str) -> History:
+async def read_decisions(kafka: KafkaOptions, application: str) -> Iterator[tuple[int, ControlRecord]]:
     """What was decided so far: all of it, some tens of MB where checkpoints are taken all the time."""
     place = (Topics.of(application).control, DECISIONS)
 
     async def read(bounds: Bounds) -> Sequence[Fetched]:
         return await read_range(kafka, *place, bounds.start, bounds.end)
 
+    return decisions(place[0], await read_beside_trimming(kafka, place[0], read))
+
+
+async def read_history(kafka: KafkaOptions, application: str) -> History:
+    """What these decisions come to."""
     history = History(deltas_apart=True)
-    for offset, decision in decisions(place[0], await read_beside_trimming(kafka, place[0], read)):
+    for offset, decision in await read_decisions(kafka, application):
         history.apply(offset, decision)
     return history
 

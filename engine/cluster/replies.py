@@ -15,7 +15,7 @@ from zlib import crc32
 import msgspec
 
 from penstock.engine.logs import logger
-from penstock.records import EgressRow, Reply
+from penstock.records import EgressRow, Frozen, Reply
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
@@ -99,3 +99,10 @@ class Replies:
 
     async def close(self, final: bool) -> None:
         pass
+
+
+def replies_apart(frozen: Frozen) -> Frozen:
+    """What a task froze, before its answers became rows."""
+    egress = {name: rows for name, rows in frozen.egress.items() if name != REPLIES}
+    answers = [_decode(row.value) for row in frozen.egress.get(REPLIES, ())]
+    return frozen._replace(egress=egress, replies=[*frozen.replies, *answers])

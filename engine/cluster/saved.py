@@ -20,24 +20,23 @@ from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.build import Assembly
 from penstock.engine.cluster.deltas import Deltas
+from penstock.engine.cluster.feeds import frames_of, request_of
 from penstock.engine.cluster.looking import read_history, read_manifest, refuse_alive
 from penstock.engine.cluster.topics import DEAD, DECISIONS, Topics
 from penstock.engine.config import Config
+from penstock.engine.effects import Rejected
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.offline import Checkpoints, Markers
 from penstock.engine.savepoints import Target, refuse_checkpoints, restore_tasks
-from penstock.errors import ProtocolError
 from penstock.functions.app import App
 from penstock.records import Envelope, EpochFrame
-from penstock.router.frames import FENCE_SOURCE, decode_frames
 from penstock.router.kafka_batches import Record
-from penstock.router.kafka_client import offsets
+from penstock.router.kafka_client import Bounds, Place, offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import is_incarnation, leader_id, refuse_absent
+from penstock.router.kafka_topics import leader_id, refuse_absent
 from penstock.router.kafka_transactions import KafkaTransactions
-from penstock.router.requests import decode_request
 
 
 class KafkaCheckpoints(Checkpoints):
@@ -64,35 +63,47 @@ class KafkaCheckpoints(Checkpoints):
         self.history = await read_history(self._kafka, self._application)
         newest = self.newest()
         for number in list(numbers) or ([newest.checkpoint] if newest is not None else []):
-            manifest = self._manifests[number] = await read_manifest(
-                self._kafka, self._application, self.retained(number)
-            )
-            for part in manifest.parts:
+            for part in (await self.load_manifest(number)).parts:
                 await self._load_part(part, waiting=waiting)
 
     async def refuse_absent(self) -> None:
         """Raise InvalidInput when no such application was ever started."""
         await refuse_absent(self._kafka, self._application)
 
-    async def _load_part(self, part: Part, *, waiting: bool) -> None:
-        topics, task = self._topics, part.task
-        places = [(topic, task) for topic in (topics.deltas, topics.requests)]
-        bounds = await offsets(self._kafka, places, isolation="read_uncommitted")
-        records: list[Fetched] = []
-        if part.first >= 0 and part.head >= part.first:
-            start = max(part.first, bounds[places[0]].start)
-            records = await read_range(self._kafka, *places[0], start, isolation="read_uncommitted")
-        self._deltas[task, part.head] = Deltas(f"{topics.deltas}-{task}", records)
-        if waiting:
-            self._inbox[task] = await self._read_waiting(topics.inbox, task, part.inbox_position, part.inbox_end)
-            position = part.ingress_positions.get(RequestFeed.SOURCE)
-            start = position if isinstance(position, int) else bounds[places[1]].start
-            self._requests[task] = await self._read_waiting(topics.requests, task, start, bounds[places[1]].end)
+    async def load_manifest(self, number: int) -> Manifest:
+        """Read one of the checkpoints that were decided. Raises InvalidInput for one that was not."""
+        found = await read_manifest(self._kafka, self._application, self.retained(number))
+        self._manifests[number] = found
+        return found
 
-    async def _read_waiting(self, topic: str, task: int, start: int, end: int) -> list[Fetched]:
-        if start >= end:
-            return []
-        return await read_range(self._kafka, topic, task, start, end, isolation="read_uncommitted")
+    async def _load_part(self, part: Part, *, waiting: bool) -> None:
+        first = part.first if 0 <= part.first <= part.head else None
+        self._deltas[part.task, part.head] = await self._read_deltas(part.task, first)
+        if waiting:
+            await self._load_inputs(part, part.inbox_end, None)
+
+    async def _read_deltas(self, task: int, first: int | None) -> Deltas:
+        """The deltas of a task from an offset on, as far as they are there; none if that is None."""
+        place = (self._topics.deltas, task)
+        start = (await self._bounds(place)).start
+        records = await self._read_some(place, max(first, start)) if first is not None else []
+        return Deltas(f"{place[0]}-{task}", records)
+
+    async def _load_inputs(self, part: Part, inbox_end: int, requests_end: int | None) -> None:
+        """What a task had not taken: frames before this offset of its inbox, and requests before this one, or all."""
+        inbox, requests = (self._topics.inbox, part.task), (self._topics.requests, part.task)
+        self._inbox[part.task] = await self._read_some(inbox, part.inbox_position, inbox_end)
+        position = part.ingress_positions.get(RequestFeed.SOURCE)
+        first = position if isinstance(position, int) else (await self._bounds(requests)).start
+        self._requests[part.task] = await self._read_some(requests, first, requests_end)
+
+    async def _read_some(self, place: Place, first: int, end: int | None = None) -> list[Fetched]:
+        """Records of a partition from an offset on, to another or to its end."""
+        end = (await self._bounds(place)).end if end is None else end
+        return await read_range(self._kafka, *place, first, end, isolation="read_uncommitted") if first < end else []
+
+    async def _bounds(self, place: Place) -> Bounds:
+        return (await offsets(self._kafka, [place], isolation="read_uncommitted"))[place]
 
     # As `Checkpoints`.
 
@@ -104,23 +115,15 @@ class KafkaCheckpoints(Checkpoints):
 
     def waiting_frames(self, part: Part) -> Iterator[EpochFrame]:
         for record in self._inbox[part.task]:
-            place = f"Offset {record.offset} of {self._topics.inbox}-{part.task}"
-            try:
-                frames = decode_frames(record.value or b"", place=place)
-            except ProtocolError:
-                continue  # What is no frame is a dead letter of the application that goes on.
-            yield from (frame for frame in frames if frame.source != FENCE_SOURCE)
+            frames = frames_of(record, f"{self._topics.inbox}-{part.task}")
+            # What is no frame is a dead letter of the application that goes on.
+            yield from frames if not isinstance(frames, Rejected) else ()
 
     def waiting_requests(self, part: Part) -> Iterator[Envelope]:
         for record in self._requests[part.task]:
-            if is_incarnation(record.key):
-                continue
-            try:
-                yield decode_request(
-                    record.value or b"", place=f"Offset {record.offset} of {self._topics.requests}-{part.task}"
-                )
-            except ProtocolError:
-                continue  # As above.
+            request = request_of(record, f"{self._topics.requests}-{part.task}")
+            if isinstance(request, Envelope):
+                yield request
 
 
 async def markers_of(app: App, config: Config, kafka: KafkaOptions, found: KafkaCheckpoints) -> Markers:

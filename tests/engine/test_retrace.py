@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -132,6 +133,17 @@ def test_the_same_code_gives_no_difference(recorded: Path) -> None:
     assert len(outcomes.last.lineage.ancestors) == 1, "the run went on after a crash, and so did the replay"
 
 
+def test_it_may_begin_in_the_middle_of_everything(recorded: Path) -> None:
+    """Messages wait in queues, behind held addresses and for their time; handlers are under way."""
+    with Directory(recorded / "data") as opened:
+        known = list(opened.history.checkpoints)
+
+    outcomes = [replayed(bank(recorded / "out"), recorded / "data", first=first) for first in known[1:-1:3]]
+
+    assert outcomes
+    assert all(each.same for each in outcomes)
+
+
 def test_what_other_code_does_is_named_from_its_first_message_on(recorded: Path) -> None:
     outcomes = replayed(bank(recorded / "out", fee=lambda booking: booking.amount == 1_500), recorded / "data")
 
@@ -190,3 +202,33 @@ def test_checkpoints_of_two_histories_are_refused(recorded: Path) -> None:
 def test_an_input_that_is_not_there_any_more_is_named(recorded: Path) -> None:
     with pytest.raises(PenstockError, match=r"PEN0443 An input ends at .*record 101"):
         replayed(bank(recorded / "out", records=100), recorded / "data")
+
+
+def test_a_step_is_not_carried_out_again_and_has_the_result_it_had(tmp_path: Path) -> None:
+    carried_out: list[int] = []
+
+    def app() -> App:
+        app = App("steps")
+
+        @app.function("steps/one")
+        async def one(ctx: Context[Account], message: int) -> None:
+            async def carry_out() -> int:
+                carried_out.append(message)
+                return 1_000 + len(carried_out)
+
+            ctx.state.balance += await ctx.run("carry out", carry_out)
+
+        def numbers(start: int) -> Iterator[int]:
+            return iter(range(start, 40))
+
+        app.ingress(GeneratorIngress(numbers), to=one, key=lambda number: f"id-{number % 7}", name="numbers")
+        return app
+
+    config = Config(directory=tmp_path, parallelism=PARALLELISM, interval_ms=5, port=None)
+    asyncio.run(_run_until(app(), tmp_path, 1))
+    asyncio.run(Worker(app(), replace(config, until_done=True)).run())
+    steps = len(carried_out)
+    outcomes = replayed(app(), tmp_path)
+
+    assert outcomes.same
+    assert len(carried_out) == steps >= 40
