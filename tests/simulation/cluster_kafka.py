@@ -57,6 +57,10 @@ class SimulatedKafka:
         """How often a reader of this topic gets nothing."""
         self.calm = False
         """Whether readers get everything there is at once."""
+        self.refusing: set[Place] = set()
+        """Partitions that take nothing at present."""
+        self.silent: set[Place] = set()
+        """Partitions that can't be read at present."""
         self.damaged: set[tuple[Place, int]] = set()
         self.removed: set[tuple[Place, int]] = set()
         """Records that are read with another byte, and records that are read no more."""
@@ -72,6 +76,14 @@ class SimulatedKafka:
     def truncate(self, place: Place, before: int) -> None:
         stored = self.partition(place)
         stored.start = max(stored.start, min(before, stored.end))
+
+    def heal(self) -> None:
+        """Let every partition be written and read again."""
+        self.refusing.clear()
+        self.silent.clear()
+
+    def places(self) -> list[Place]:
+        return list(self._partitions)
 
     def fence(self, transactional_id: str, holder: object) -> None:
         self._holders[transactional_id] = holder
@@ -90,8 +102,10 @@ async def read_range(
     kafka: SimulatedKafka, topic: str, partition: int, start: int, end: int | None = None, *, isolation: str = ""
 ) -> list[Fetched]:
     """Stands in for `penstock.router.kafka_reader.read_range`."""
-    await pause()
     place = (topic, partition)
+    await pause()
+    while place in kafka.silent:
+        await pause()
     stored = kafka.partition(place)
     records = stored.records[max(start, stored.start) : end]
     if kafka.removed:
@@ -167,9 +181,10 @@ class SimulatedWriter:
         """Some of what waits for some partitions arrives."""
         dice = self._kafka.dice
         for _ in range(times):
-            if not self._waiting:
+            places = self._answering()
+            if not places:
                 return
-            place = dice.choose(list(self._waiting))
+            place = dice.choose(places)
             self._pump(place, 1 + dice.below(len(self._waiting[place])))
 
     def _pump(self, place: Place, count: int) -> None:
@@ -181,14 +196,18 @@ class SimulatedWriter:
             self._send(place, count)
 
     def pump_all(self) -> None:
-        while self._waiting:
-            place = next(iter(self._waiting))
+        for place in self._answering():
             self._send(place, len(self._waiting[place]))
+
+    def _answering(self) -> list[Place]:
+        """Partitions that take what waits for them."""
+        refusing = self._kafka.refusing
+        return [place for place in self._waiting if place not in refusing] if refusing else list(self._waiting)
 
     def crash(self) -> None:
         """Of what waits for each partition some first records arrive, and nobody is told."""
-        for place, waiting in self._waiting.items():
-            stored = self._kafka.partition(place)
+        for place in self._answering():
+            waiting, stored = self._waiting[place], self._kafka.partition(place)
             for _, record, _ in list(waiting)[: self._kafka.dice.below(len(waiting) + 1)]:
                 stored.append(record.value, record.key)
         self._waiting.clear()
@@ -236,7 +255,7 @@ class SimulatedReader:
     def take(self, topic: str, partition: int, count_max: int) -> list[Fetched]:
         place = (topic, partition)
         at, stored = self._positions[place], self._kafka.partition(place)
-        if at == stored.end or place in self.slow:
+        if at == stored.end or place in self.slow or place in self._kafka.silent:
             return []
         if at < stored.start:
             raise Overtaken(place, at)

@@ -91,7 +91,7 @@ class SimulatedLeader:
 
     def decide(self) -> None:
         """Commit the next decision, if there is one."""
-        if not self.to_write:
+        if not self.to_write or (TOPICS.control, DECISIONS) in self.world.kafka.refusing:
             return
         if not self.world.kafka.holds(LEADER_ID, self):
             self.end()
@@ -104,7 +104,8 @@ class SimulatedLeader:
     def doubt(self) -> None:
         """The next decision is durable or not, and nobody says which."""
         if self.to_write:
-            if self.world.kafka.holds(LEADER_ID, self) and self.world.dice.chance(0.7):
+            refused = (TOPICS.control, DECISIONS) in self.world.kafka.refusing
+            if self.world.kafka.holds(LEADER_ID, self) and not refused and self.world.dice.chance(0.7):
                 self.append(self.to_write[0])
             self.end()
 

@@ -59,6 +59,8 @@ class Step(IntEnum):
     """A leader does not learn whether its decision is durable, and ends."""
     POWER = auto()
     """Everybody dies."""
+    REFUSE = auto()
+    """One partition takes nothing, or can't be read, for a while; or all answer again."""
     REPLAY = auto()
     DAMAGE = auto()
     UNABLE = auto()
@@ -96,6 +98,7 @@ FAULTS = {
     Step.DUEL: 0.8,
     Step.DOUBT: 0.6,
     Step.POWER: 0.25,
+    Step.REFUSE: 3.0,
     Step.REPLAY: 0.6,
     Step.DAMAGE: 2.0,
     Step.UNABLE: 1.0,
@@ -197,6 +200,7 @@ MESSAGES = EVERYTHING.more(
 )
 BACKLOG = MESSAGES.more({Step.CRASH: 3.0, Step.RESTART: 3.0}, tasks=(2,), workers=(2,), lag=(0.0,), lazy=1.0)
 LOSSES = MESSAGES.more({Step.CRASH: 3.0, Step.PUMP: 16.0}, lag=(0.0,), tasks=(4,), walks=25)
+REFUSALS = LOSSES.more({Step.REFUSE: 6.0, Step.PUMP: 40.0, Step.DECIDE: 40.0, Step.HEAR: 40.0})
 UNSEALED = LOSSES.more(
     {
         Step.LOOP: 15.0,

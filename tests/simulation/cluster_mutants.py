@@ -198,6 +198,17 @@ def _ids_from_the_restored(
     return msgspec.structs.replace(begun, high=restored + IDS_RESERVED)
 
 
+async def _flush_what_answers(self: SimulatedWriter) -> None:
+    """Frames that a partition refuses are taken for sent."""
+    mark, kafka = self._appended, self._kafka
+    while any(
+        waiting[0][0] <= mark
+        for place, waiting in self._waiting.items()
+        if place[0] != TOPICS.inbox or place not in kafka.refusing
+    ):
+        await pause()
+
+
 async def _flush_deltas(self: SimulatedWriter) -> None:
     """Only those: without them nobody would know what to acknowledge."""
     mark = self._appended
@@ -269,6 +280,7 @@ MUTANTS = [
     # What workers write and read.
     ClusterMutant("Rule F", SnapshotTask, "admit", _admit_at_once, mixes.MESSAGES),
     ClusterMutant("flush before acknowledge", SimulatedWriter, "flush", _flush_deltas, mixes.LOSSES),
+    ClusterMutant("a flush waits for all", SimulatedWriter, "flush", _flush_what_answers, mixes.REFUSALS),
     ClusterMutant("frames are sealed before the flush", FrameWriter, "seal", lambda self: None, mixes.UNSEALED),
     ClusterMutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, mixes.ZOMBIES),
     ClusterMutant("lineage: epoch", Lineage, "accepts", _accept_any_epoch, mixes.ZOMBIES),

@@ -52,6 +52,7 @@ PER_THOUSAND_MIN = ClusterCoverage(
     colour_cuts=15,
     bases=500,
     older=8,
+    refusals=500,
     deltas_harmed=5,
     joins=2_500,
     leaves=300,

@@ -89,6 +89,8 @@ class ClusterCoverage(NamedTuple):
     bases: int = 0
     older: int = 0
     """Restores that met damage."""
+    refusals: int = 0
+    """Of one partition, for a while."""
     deltas_harmed: int = 0
     bases_harmed: int = 0
     forgets: int = 0
@@ -240,6 +242,7 @@ class ClusterWorld:
             Step.DUEL: on_world(Step.DUEL, self.lead),
             Step.DOUBT: on_leader(Step.DOUBT, self._doubt, lambda leader: bool(leader.to_write)),
             Step.POWER: on_world(Step.POWER, self._fail_power),
+            Step.REFUSE: on_world(Step.REFUSE, self._refuse),
             Step.REPLAY: on_world(Step.REPLAY, self._replay),
             Step.DAMAGE: on_world(Step.DAMAGE, self._damage),
             Step.UNABLE: on_worker(Step.UNABLE, self._unable),
@@ -311,6 +314,7 @@ class ClusterWorld:
     def settle_down(self) -> None:
         """No more faults: everything must be done in the end."""
         self.trace.append(("SETTLE", ""))
+        self.kafka.heal()
         self.kafka.calm, self.kafka.resend, self.sink_fails = True, 0.0, 0.0
         for worker in self.workers:
             worker.reader.slow.clear()
@@ -555,7 +559,9 @@ class ClusterWorld:
                 worker.link.report(Unable(worker.name, worker.link.member.number, begun, "nobody knows where it is"))
 
     def _report(self, report: Any) -> None:
-        self.kafka.partition((TOPICS.reports, 0)).append(encode_message(report))
+        place = (TOPICS.reports, 0)
+        if place not in self.kafka.refusing:
+            self.kafka.partition(place).append(encode_message(report))
 
     # Leaders come and go.
 
@@ -618,6 +624,8 @@ class ClusterWorld:
     def _ask(self, client: Client) -> None:
         if client.answer is None:
             place = (TOPICS.requests, key_group(client.address.id) % self.tasks)
+            if place in self.kafka.refusing:
+                return
             self.kafka.partition(place).append(encode_request(client.request()))
 
     def _told(self, answer: bytes, attempt: int, checkpoint: int) -> None:
@@ -637,6 +645,16 @@ class ClusterWorld:
             self._join()
         if self.dice.chance(0.8):
             self.lead()
+
+    def _refuse(self) -> None:
+        kafka = self.kafka
+        if (kafka.refusing or kafka.silent) and self.dice.chance(0.4):
+            kafka.heal()
+            return
+        self.count("refusals")
+        inbox = (TOPICS.inbox, self.dice.below(self.tasks))
+        place = inbox if self.dice.chance(0.5) else self.dice.choose(kafka.places())
+        (kafka.silent if self.dice.chance(0.3) else kafka.refusing).add(place)
 
     def _replay(self) -> None:
         """A person goes back to some retained checkpoint, or to nothing."""

@@ -33,6 +33,10 @@ class SimulatedLog:
         self._partitions: dict[str, MemoryLog] = shared._partitions if shared is not None else {}
         self.damaged: set[tuple[str, int]] = shared.damaged if shared is not None else set()
         """Records whose bytes a disk has changed: reading stops before them."""
+        self.refusing: set[str] = shared.refusing if shared is not None else set()
+        """Partitions that take nothing and make nothing durable at present."""
+        self.silent: set[str] = shared.silent if shared is not None else set()
+        """Partitions that can't be read at present."""
         self.fails_once = False
         """Whether the power fails instead of the next flush of everything."""
         self._arrived: list[int] = shared._arrived if shared is not None else [0]
@@ -90,8 +94,17 @@ class SimulatedLog:
 
     # What only a simulated one can do.
 
-    def flush_partition(self, partition: str) -> None:
+    def flush_partition(self, partition: str) -> bool:
+        """Whether it is durable now: a partition that refuses has to be asked again."""
+        if partition in self.refusing:
+            return False
         self._partition(partition).flush_nowait()
+        return True
+
+    def heal(self) -> None:
+        """Let every partition be written and read again."""
+        self.refusing.clear()
+        self.silent.clear()
 
     def crash(self, dice: Dice) -> None:
         """Lose of each partition some, all or nothing of what was not flushed, independently of the others."""
@@ -132,7 +145,7 @@ class Producer(SimulatedLog):
     def pump(self, partition: str, count_max: int) -> None:
         """Send some of what waits for one partition, in order."""
         waiting = self._unsent.get(partition)
-        if not waiting:
+        if not waiting or partition in self.refusing:
             return
         sent = [waiting.popleft() for _ in range(min(count_max, len(waiting)))]
         for _ in range(2 if self._resend() else 1):
@@ -148,7 +161,7 @@ class Producer(SimulatedLog):
         """Make one more partition durable. False when all are."""
         for partition in self._unflushed:
             self.pump(partition, len(self._unsent.get(partition, ())))
-            self.flush_partition(partition)
-            del self._unflushed[partition]
-            return True
-        return False
+            if self.flush_partition(partition):
+                del self._unflushed[partition]
+                return True
+        return bool(self._unflushed)

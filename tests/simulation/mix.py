@@ -52,6 +52,8 @@ class Move(IntEnum):
     """The clock jumps: far ahead, or a little back."""
     DAMAGE = auto()
     """The disk spoils something that was durable: a delta, a manifest, a file of a base, the index of the journal."""
+    REFUSE = auto()
+    """One partition of the log takes nothing, or can't be read, for a while; or all answer again."""
     RESCALE = auto()
     """The application is stopped, and goes on with another number of tasks."""
 
@@ -81,8 +83,9 @@ FAULTS = {
     Move.REPEAT: 0.5,
     Move.DISK_FULL: 0.7,
     Move.CLOCK: 0.3,
-    Move.DAMAGE: 0.08,
-    Move.RESCALE: 0.3,
+    Move.DAMAGE: 0.06,
+    Move.REFUSE: 0.8,
+    Move.RESCALE: 0.15,
 }
 
 

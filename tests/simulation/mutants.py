@@ -5,6 +5,7 @@ A mutant replaces one attribute of a class or module while its worlds run. Nothi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from penstock.records import EpochFrame, Frozen
 from penstock.state import keys
 from tests.simulation import directory, world
 from tests.simulation.database import Database
+from tests.simulation.log import Producer
 from tests.simulation.mix import EVERYTHING, Mix, Move
 from tests.simulation.node import Node
 from tests.simulation.world import Run, World
@@ -48,6 +50,7 @@ DAMAGES = EVERYTHING.more(
     steps=250,
 )
 PEOPLE = EVERYTHING.more({Move.REPLAY: 0.4})
+REFUSALS = EVERYTHING.more({Move.REFUSE: 6.0, Move.PUMP: 12.0, Move.CRASH: 0.5})
 RESCALES = EVERYTHING.more({Move.RESCALE: 1.5, Move.TURN: 50.0}, tasks=(4,))
 JUMPS = EVERYTHING.more({Move.CLOCK: 4.0, Move.CRASH: 0.0, Move.TAKE_OVER: 0.0})
 DISKS = EVERYTHING.more(
@@ -129,6 +132,8 @@ _commit = Database.commit
 _write_index = Journal.write_index
 _stamp = SnapshotTask.stamp
 _run = TaskCore.run
+_flush_next = Producer.flush_next
+_pump = Producer.pump
 _restore_newest = data.restore_newest
 
 
@@ -259,7 +264,22 @@ def _believe_any_file(content: bytes, place: str) -> bytes:
     return content.partition(b"\n")[2]
 
 
+def _flush_what_answers(self: Producer) -> bool:
+    for partition in self.refusing.intersection(self._unflushed):
+        del self._unflushed[partition]
+    return _flush_next(self)
+
+
+def _send_the_last_first(self: Producer, partition: str, count_max: int) -> None:
+    if partition in self.refusing:
+        self._unsent.get(partition, deque[bytes]()).reverse()
+    _pump(self, partition, count_max)
+
+
 MUTANTS = [
+    # What holds while a partition refuses.
+    Mutant("a flush waits for all", Producer, "flush_next", _flush_what_answers, REFUSALS),
+    Mutant("what was refused goes first", Producer, "pump", _send_the_last_first, REFUSALS),
     # How tasks are regrouped.
     Mutant("what is under way goes with its target", savepoints, "not_admitted", lambda marks, frames: (), RESCALES),
     Mutant("what was admitted does not", savepoints, "not_admitted", lambda marks, frames: frames, RESCALES),

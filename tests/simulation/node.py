@@ -27,7 +27,7 @@ from penstock.router.frames import decode_frames
 from penstock.router.log import Log
 from penstock.state.overlay import Overlay
 from tests.simulation.database import SimulatedDriver
-from tests.simulation.log import Producer
+from tests.simulation.log import Producer, SimulatedLog
 from tests.simulation.walks import EGRESS, WALKS
 
 GENERATION = 1
@@ -61,7 +61,7 @@ class Inbox:
     kind: FeedKind = "inbox"
     done = True
 
-    def __init__(self, log: Log, task: int, snapshot: SnapshotTask, position: int) -> None:
+    def __init__(self, log: SimulatedLog, task: int, snapshot: SnapshotTask, position: int) -> None:
         self._log = log
         self._partition = f"inbox-{task}"
         self._snapshot = snapshot
@@ -74,7 +74,7 @@ class Inbox:
 
     def take(self, count_max: int) -> list[Input]:
         inputs: list[Input] = []
-        if not self.behind:
+        if not self.behind or self._partition in self._log.silent:
             return inputs
         for offset, record in self._log.read(self._partition, self._position, count_max, 1 << 20):
             (frame,) = decode_frames(record, place=self._partition)
@@ -266,7 +266,8 @@ class Node:
                 self._stage = Stage.SYNC
             case Stage.SYNC:
                 assert self._part is not None
-                self.producer.flush_partition(PARTITION)
+                if not self.producer.flush_partition(PARTITION):
+                    return None
                 self._writing = None
                 return Acknowledged(checkpoint, self._part, writing.encoder.bytes)
         return None
@@ -275,8 +276,8 @@ class Node:
         """Make durable some of what was sent before the cut. False when all of it is, and what was read as well."""
         if self.producer.flush_next():
             return True
-        self.producer.flush_partition(f"requests-{self.task}")  # Positions in the snapshot must not outlive it.
-        return False
+        # Positions in the snapshot must not outlive it.
+        return not self.producer.flush_partition(f"requests-{self.task}")
 
     def learn(self) -> list[Reply]:
         """Read the next COMPLETE. Returns the replies that may be told."""

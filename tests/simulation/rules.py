@@ -34,7 +34,7 @@ RULES = (
     Rule(
         5,
         "Frames are numbered densely; what came before is dropped",
-        ("duplicate frames", "adopted tasks number on"),
+        ("duplicate frames", "adopted tasks number on", "what was refused goes first"),
     ),
     Rule(
         6,
@@ -57,7 +57,7 @@ RULES = (
     Rule(
         9,
         "Rule F: cut before a frame of a newer epoch; acknowledge what is durable",
-        ("Rule F", "flush before acknowledge"),
+        ("Rule F", "flush before acknowledge", "a flush waits for all"),
     ),
     Rule(
         10,

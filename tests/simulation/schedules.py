@@ -62,12 +62,13 @@ PER_THOUSAND_MIN = Coverage(
     colour_cuts=50,
     duplicates=20,
     bases=200,
-    older=40,
-    records_harmed=50,
+    older=30,
+    records_harmed=40,
     bases_harmed=1,
-    indexes_harmed=70,
-    brought_back=20,
-    rescales=50,
+    indexes_harmed=50,
+    brought_back=15,
+    rescales=25,
+    refusals=1_000,
 )
 """Below these a run has not seen enough to mean anything."""
 

@@ -22,6 +22,7 @@ from tests.simulation.cluster_mix import (
     HANDOFFS,
     LEADERS,
     PEOPLE,
+    REFUSALS,
     STUCK,
     ZOMBIES,
     ClusterMix,
@@ -47,6 +48,7 @@ MIXES = {
     "backlog": BACKLOG,
     "brief": BRIEF,
     "stuck": STUCK,
+    "refusals": REFUSALS,
 }
 
 

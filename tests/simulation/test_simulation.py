@@ -11,7 +11,7 @@ import os
 import pytest
 
 from tests.simulation.mix import EVERYTHING, Mix, Move
-from tests.simulation.mutants import BACKLOG, DAMAGES, DISKS, PEOPLE, RESCALES, UPKEEP, ZOMBIES
+from tests.simulation.mutants import BACKLOG, DAMAGES, DISKS, PEOPLE, REFUSALS, RESCALES, UPKEEP, ZOMBIES
 from tests.simulation.schedules import simulate, thin
 from tests.simulation.world import World
 
@@ -32,8 +32,8 @@ def test_every_invariant_holds_in_every_schedule(first: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mix",
-    [ZOMBIES, UPKEEP, PEOPLE, DISKS, BACKLOG, DAMAGES, RESCALES],
-    ids=["zombies", "upkeep", "people", "disks", "backlog", "damages", "rescales"],
+    [ZOMBIES, UPKEEP, PEOPLE, DISKS, BACKLOG, DAMAGES, RESCALES, REFUSALS],
+    ids=["zombies", "upkeep", "people", "disks", "backlog", "damages", "rescales", "refusals"],
 )
 def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: Mix) -> None:
     simulate(range(1_000_000, 1_000_000 + SEEDS // 40), mix)

@@ -136,6 +136,8 @@ class Coverage(NamedTuple):
     brought_back: int = 0
     """Directories of which nothing whole was left."""
     rescales: int = 0
+    refusals: int = 0
+    """Of one partition of the log, for a while."""
 
     def plus(self, other: Coverage) -> Coverage:
         return Coverage(*map(sum, zip(self, other, strict=True)))
@@ -179,7 +181,9 @@ class World:
         self._backup: dict[str, Stored] = {}
         """What was in the damaged files of bases."""
         self.recoveries = self.replays = self.abandoned = self.completed = self.dropped = 0
-        self.colour_cuts = self.duplicates = self.bases_made = self.older = self.brought_back = self.rescales = 0
+        self.colour_cuts = self.duplicates = self.bases_made = self.older = self.brought_back = self.rescales = (
+            self.refusals
+        ) = 0
         self.invariants = all_invariants()
         self._told_of: dict[str, list[Callable[..., None]]] = {}
         self._turned = _hooks(self.invariants, "turned")
@@ -234,6 +238,7 @@ class World:
             self.harmed["index"],
             self.brought_back,
             self.rescales,
+            self.refusals,
         )
 
     def take_apart(self) -> None:
@@ -271,7 +276,7 @@ class World:
             Move.WRITE: (self._write_some, lambda run, node: node.writing),
             Move.BEGIN: (lambda run, node: self._begin(node), lambda run, node: node.begins),
             Move.ACKNOWLEDGE: (self._some_mail, lambda run, node: run.mail),
-            Move.DECIDE: (lambda run, node: self._decide(run), lambda run, node: run.unsynced),
+            Move.DECIDE: (lambda run, node: self._decide(run), lambda run, node: run.unsynced and self._answers),
             Move.LEARN: (lambda run, node: self._learn(node), lambda run, node: node.announced),
             Move.TICK: (self._some_tick, None),
             Move.SINK: (lambda run, node: node.driver.step(), lambda run, node: not node.driver.quiet),
@@ -284,9 +289,10 @@ class World:
             Move.REPLAY: (self._replay, None),
             Move.FORGET: (self._forget, lambda run, node: run.mail or node.begins),
             Move.REPEAT: (self._repeat, lambda run, node: run.mail),
-            Move.DISK_FULL: (self._fill_disk, lambda run, node: node.writing),
+            Move.DISK_FULL: (self._fill_disk, lambda run, node: node.writing and not self.log.refusing),
             Move.CLOCK: (self._jump, None),
             Move.DAMAGE: (self._damage, None),
+            Move.REFUSE: (self._refuse, None),
             Move.RESCALE: (self._rescale, lambda run, node: self.tasks in PARALLELISMS),
         }
 
@@ -296,6 +302,7 @@ class World:
             _close(run)
         del self.runs[:-1]
         run = self.current
+        self.log.heal()
         self.sink_fails = 0.0
         for node in run.nodes:
             node.driver.failing = 0.0
@@ -522,6 +529,8 @@ class World:
 
     def _ask(self, client: Client) -> None:
         partition = f"requests-{key_group(client.address.id) % self.tasks}"
+        if partition in self.log.refusing:
+            return
         self.log.append(partition, encode_request(client.request()))
         if self.dice.chance(0.7):
             self.log.flush_partition(partition)
@@ -637,6 +646,23 @@ class World:
                 yield from (Victim("base", key) for key in self.bases.keys_of(part.base))
             yield from (Victim("journal", offset) for offset in journal.chain(part.head, part.first))
 
+    @property
+    def _answers(self) -> bool:
+        """Whether decisions can be made durable."""
+        return PARTITION not in self.log.refusing
+
+    def _refuse(self, run: Run, node: Node) -> None:
+        log = self.log
+        if (log.refusing or log.silent) and self.dice.chance(0.5):
+            log.heal()
+            return
+        self.refusals += 1
+        inbox = f"inbox-{self.dice.below(self.tasks)}"
+        if self.dice.chance(0.3):
+            log.silent.add(inbox)
+        else:
+            log.refusing.add(self.dice.choose((inbox, inbox, f"requests-{node.task}", PARTITION)))
+
     def _rescale(self, run: Run, node: Node) -> None:
         """`penstock rescale`, whose last step power may end."""
         after = self.dice.choose([tasks for tasks in PARALLELISMS if tasks != self.tasks])
@@ -737,6 +763,7 @@ class World:
     def _restore(self, replay: int | None) -> tuple[Manifest | None, list[Restored]]:
         """What a start continues, and `directory`, which it was read from. Whoever is refused does what it asks for."""
         notes: list[str] = []
+        self.log.heal()  # A start waits until all of it answers.
         for tries in range(STARTS_MAX):
             directory = self._open(replay)
             notes = directory.notes
