@@ -258,6 +258,8 @@ class Leader:
         """Records since the last that repeats what was said before."""
         self._forgetting = False
         """Whether something is no longer retained since then."""
+        self._passed_over: dict[int, str] = {}
+        """Checkpoints that can't be restored, and why. No record says so."""
         for offset, record in records:
             self._learn(offset, record)
         if self.history.attempt is not None and not options.fresh:
@@ -285,7 +287,6 @@ class Leader:
         """Whether the checkpoint that a person chose was restored."""
         self._replay = False
         """Whether the next attempt is the one that does it."""
-        self._passed_over: list[str] = []
         self._changed = False
         self._urgent = ""
         self._finished = False
@@ -515,9 +516,10 @@ class Leader:
             refuse_other_functions(options.application, newest.fingerprints, options.fingerprints)
             return newest
         if self._passed_over:
+            *_, last = self._passed_over.values()
             raise CorruptSnapshot(
                 "PEN0404",
-                f"No checkpoint of {options.application} can be restored: {self._passed_over[-1]} Restore the "
+                f"No checkpoint of {options.application} can be restored: {last} Restore the "
                 "checkpoint store from a backup, or start from nothing with --from none.",
             )
         return None
@@ -594,7 +596,7 @@ class Leader:
     def _fault(self, worker: str, reason: str, damaged: int, now_ms: float) -> list[Action]:
         if damaged and damaged in self.history.checkpoints:
             del self.history.checkpoints[damaged]
-            self._passed_over.append(f"Checkpoint {damaged} can't be restored. {reason}")
+            self._passed_over[damaged] = f"Checkpoint {damaged} can't be restored. {reason}"
         return [Note(f"worker {worker}: {reason}"), *self._recover(reason, now_ms)]
 
     # Records become durable.
@@ -630,6 +632,9 @@ class Leader:
             if record.newest is not None:
                 manifest = record.newest[1]
                 self._manifests[manifest.checkpoint] = encode_control(Complete(manifest))
+            for damaged in self._passed_over:  # It was on its way when that was found, and names it still.
+                self.history.checkpoints.pop(damaged, None)
+                self.history.missing.discard(damaged)
 
     def _recall(self, records: Sequence[tuple[int, ControlRecord]], now_ms: float, *, last: bool) -> list[Action]:
         """Learn of checkpoints that are retained from before this leader's time."""

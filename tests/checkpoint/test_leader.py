@@ -760,6 +760,24 @@ def test_a_damaged_checkpoint_is_passed_over() -> None:
     assert attempt.restored == older
 
 
+def test_it_is_not_brought_back_by_a_repetition_that_was_on_its_way() -> None:
+    slow = leading("a#1")
+    older, newest = complete(slow), complete(slow)
+    slow.leader._unrepeated = RECAP_RECORDS
+    slow.tell(Aged())
+
+    slow.hear(Fault("a#1", 1, "a delta is damaged", newest))
+    (recap,) = slow.to_write
+    assert isinstance(recap, Recap)
+    assert recap.retained == (older, newest)
+    slow.write()
+
+    (attempt,) = slow.to_write
+    assert isinstance(attempt, AttemptBegun)
+    assert attempt.restored == older
+    assert list(slow.leader.history.checkpoints) == [older]
+
+
 def test_when_no_checkpoint_can_be_restored_nothing_is_begun() -> None:
     slow = leading("a#1")
 
