@@ -3,6 +3,8 @@
     savepoint   of 1 GB of state while messages are processed, against writing as many bytes to the same disk, and
                 against copying files there
     rescale     1 GB of state from 4 to 8 tasks, and back, against hashing its bytes once
+    replay      the flights of the example once more from the first checkpoint, aside from production (`--diff`) and
+                after going back to it, against the run that was recorded
 
 Every scenario runs in a process of its own and prints one JSON object. Its floor is measured in the same run, so that
 the ratio says more than the figure on a machine that does other things, too.
@@ -11,6 +13,7 @@ the ratio says more than the figure on a machine that does other things, too.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import random
@@ -24,9 +27,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.embedded import Result
+from examples.flights.app import connect
+from examples.flights.feed import prepare
 from penstock import App, Context, GeneratorIngress, Message, State
 from penstock.engine.config import Config
+from penstock.engine.offline import Directory
 from penstock.engine.rescaling import rescale as perform_rescale
+from penstock.engine.retrace import retrace
 from penstock.engine.worker import Worker
 from penstock.files import hash_file
 
@@ -215,7 +222,39 @@ def _rescale(directory: Path, before: int, after: int) -> None:
     perform_rescale(blobs_app(ADDRESSES), config, before, now_ms=int(time.time() * 1000), progress=lambda *_: None)
 
 
-SCENARIOS: dict[str, Callable[[], Result]] = {f.__name__: f for f in (savepoint, rescale)}
+def replay() -> Result:
+    """Of the whole run of the flights example. Messages a second of CPU time say more where others work, too."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("PENSTOCK_BENCH_DIR")) as folder:
+        app = connect(prepare(Path(folder)), Path(folder) / "results")
+        config = Config(directory=Path(folder) / "state", port=None, until_done=True)
+        live, live_s, live_cpu_s = _run_flights(app, config)
+        with Directory(config.directory) as directory:
+            first, *_, last = directory.history.checkpoints
+            cpu = time.process_time()
+            aside = asyncio.run(retrace(app, directory, config, first, last))
+            aside_cpu_s = time.process_time() - cpu
+        assert aside.same
+        again, again_s, again_cpu_s = _run_flights(app, dataclasses.replace(config, from_checkpoint=first))
+    rate, cpu_rate = live / live_s, live / live_cpu_s
+    return {
+        "messages": live,
+        "live_per_s": round(rate),
+        "live_per_cpu_s": round(cpu_rate),
+        "ratio_diff": round(aside.invocations / aside.took_s / rate, 2),
+        "ratio_diff_cpu": round(aside.invocations / aside_cpu_s / cpu_rate, 2),
+        "ratio_gone_back": round(again / again_s / rate, 2),
+        "ratio_gone_back_cpu": round(again / again_cpu_s / cpu_rate, 2),
+    }
+
+
+def _run_flights(app: App, config: Config) -> tuple[int, float, float]:
+    """Messages that functions processed, seconds, and CPU seconds."""
+    worker = Worker(app, config)
+    took_s, cpu_s = timed(lambda: asyncio.run(worker.run()))
+    return sum(sum(unit.core.messages.values()) for unit in worker.units), took_s, cpu_s
+
+
+SCENARIOS: dict[str, Callable[[], Result]] = {f.__name__: f for f in (savepoint, rescale, replay)}
 
 
 def main(arguments: list[str]) -> None:
