@@ -83,9 +83,9 @@ FAULTS = {
     Move.REPEAT: 0.5,
     Move.DISK_FULL: 0.7,
     Move.CLOCK: 0.3,
-    Move.DAMAGE: 0.06,
+    Move.DAMAGE: 0.045,
     Move.REFUSE: 0.8,
-    Move.RESCALE: 0.15,
+    Move.RESCALE: 0.12,
 }
 
 

@@ -64,13 +64,12 @@ PER_THOUSAND_MIN = Coverage(
     bases=200,
     older=30,
     records_harmed=40,
-    bases_harmed=1,
     indexes_harmed=50,
     brought_back=15,
-    rescales=25,
+    rescales=15,
     refusals=1_000,
 )
-"""Below these a run has not seen enough to mean anything."""
+"""Below these a run has not seen enough to mean anything. Damaged bases are too rare to count in a short one."""
 
 
 def thin(coverage: Coverage, schedules: int) -> list[str]:

@@ -45,6 +45,12 @@ def test_without_faults_one_attempt_does_everything() -> None:
     assert coverage.replays == coverage.older == 0
 
 
+def test_everything_that_a_restore_reads_is_spoilt() -> None:
+    coverage = simulate(range(60), DAMAGES)
+    assert min(coverage.records_harmed, coverage.bases_harmed, coverage.indexes_harmed, coverage.brought_back) > 0
+    assert coverage.older > 0
+
+
 def test_one_seed_is_one_run() -> None:
     first, second = World(17, EVERYTHING), World(17, EVERYTHING)
     assert first.run() == second.run()
