@@ -107,11 +107,17 @@ class Awaiting:
         """Handlers that wait, by when they began to, with their count of changes."""
         self._touched: dict[Invocation, None] = {}
         """Those whose journals have changed in this turn, in order."""
+        self._parked: set[int] = set()
+        """Numbers of the messages whose handlers can't go on with the code there is."""
         self.late = 0
         """Results that nobody waited for any more."""
 
     def __len__(self) -> int:
         return len(self._running) + len(self._aside)
+
+    @property
+    def parked(self) -> int:
+        return len(self._parked)
 
     def begin(self, invocation: Invocation, number: int | None) -> None:
         """Run a handler that has been begun. `number` is that of its message, when it has one already."""
@@ -240,6 +246,7 @@ class Awaiting:
         """It can't go on with this code: its address is held until somebody corrects the code, or cancels it."""
         self._core.failures[invocation.entry.typename] = self._core.failures.get(invocation.entry.typename, 0) + 1
         invocation.close()
+        self._parked.add(invocation.number)
         invocation.journal.parked = str(error)
         invocation.journal.flush(passive=False)
         log.error("%s", error)
@@ -434,6 +441,7 @@ class Awaiting:
     def _wake_to_end(self, address: Address, number: int, journal: InvocationJournal) -> None:
         if journal.parked and number not in self._running:
             self._core.tell_cancelled(self._pending.get(number).envelope)
+            self._parked.discard(number)
             journal.delete()
             self._core.release(self._core.entries[address.typename], address.id)
         else:
@@ -465,6 +473,7 @@ class Awaiting:
                 f"Nothing of {address} is parked. What waits, and why, is told by penstock calls list.",
             )
         number, journal = found
+        self._parked.discard(number)
         journal.parked = ""
         journal.flush(passive=False)
         self._ready.append((self._core.entries[address.typename], number))

@@ -75,6 +75,12 @@ class Client:
     def letter(self, number: int) -> Any:
         return self._get(f"dead/{number}")
 
+    def calls(self, *, typename: str | None, parked: bool, limit: int) -> Any:
+        return self._get("calls", **_given(function=typename, parked="true" if parked else None), limit=limit)
+
+    def held(self, typename: str, id: str) -> Any:
+        return self._get("call", function=typename, id=id)
+
     def checkpoints(self) -> Any:
         return self._get("checkpoints")
 
@@ -95,6 +101,16 @@ class Client:
     def drop(self, numbers: list[int]) -> int:
         done: int = self._post("/admin/dead/drop", json.dumps({"numbers": numbers}).encode())["dropped"]
         return done
+
+    def cancel(self, typename: str, id: str) -> None:
+        self._post("/admin/calls/cancel", json.dumps({"function": typename, "id": id}).encode())
+
+    def resume(self, typename: str, id: str) -> None:
+        self._post("/admin/calls/resume", json.dumps({"function": typename, "id": id}).encode())
+
+    def resolve(self, typename: str, id: str, name: str, value: Any) -> None:
+        """Keep a promise, and return when that can't be rolled back."""
+        self._post(f"{_path('promise', typename, id)}/{quote(name, safe='')}", json.dumps(value).encode())
 
     def take_checkpoint(self) -> int:
         number: int = self._post("/admin/checkpoints", b"")["checkpoint"]

@@ -2,6 +2,8 @@
 
     POST /send/NAMESPACE/NAME/ID    202 once the message is durable
     POST /call/NAMESPACE/NAME/ID    200 with the answer, once nothing can roll it back any more
+    GET  /calls/NAMESPACE/NAME/ID/KEY       what became of the request with this Idempotency-Key
+    POST /promise/NAMESPACE/NAME/ID/PROMISE 200 once a handler that awaits the promise has its value
     GET  /livez  /readyz  /startupz  for supervisors; they need no token
     GET  /metrics                   for Prometheus
     /admin/...                      for the command line (`penstock.engine.http_admin`)
@@ -17,6 +19,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -24,11 +27,13 @@ import msgspec
 from aiohttp import web
 
 from penstock.durations import format_duration, parse_duration_text
-from penstock.engine.addresses import find_address
+from penstock.engine.addresses import need_address
 from penstock.engine.config import LOOPBACK, Config
-from penstock.engine.http_admin import admin_routes
+from penstock.engine.http_admin import admin_routes, ask_in_order, change_in_time
 from penstock.engine.logs import logger
+from penstock.engine.looks import RequestOf
 from penstock.engine.metrics import CONTENT_TYPE, Metrics
+from penstock.engine.operations import Attach, Resolve
 from penstock.engine.serving import Served
 from penstock.engine.settings import Setting
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
@@ -56,7 +61,11 @@ ENCODED: Final = frozenset({"application/msgpack", "application/x-msgpack", "app
 _STATUS: Final[Mapping[str, int]] = {
     "PEN0105": 404,
     "PEN0204": 413,
+    "PEN0268": 409,
+    "PEN0269": 409,
+    "PEN0270": 409,
     "PEN0303": 409,
+    "PEN0312": 404,
     "PEN0603": 503,
     "PEN0605": 413,
     "PEN0606": 429,
@@ -96,6 +105,8 @@ class HttpServer:
             [
                 web.post("/send/{address:.*}", self._send),
                 web.post("/call/{address:.*}", self._call),
+                web.get("/calls/{request:.*}", self._show_request),
+                web.post("/promise/{promise:.*}", self._resolve),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/startupz", self._startupz),
@@ -212,12 +223,7 @@ class HttpServer:
 
     async def _read_message(self, request: web.Request) -> _Message:
         """The message a request carries, checked in every respect."""
-        if self._bucket is not None and (wait_s := self._bucket.take()) > 0:
-            raise Unavailable(
-                "PEN0606",
-                f"More than requests_per_s_max = {self._worker.config.requests_per_s_max:g} requests a second. "
-                f"Try again in {wait_s:.3f} s.",
-            )
+        self._take_turn()
         address = parse_address(_raw_tail(request), self._worker.app.functions)
         idempotency_key = request.headers.get("Idempotency-Key", "")
         if len(idempotency_key) > IDEMPOTENCY_KEY_MAX or not _is_text(idempotency_key):
@@ -226,27 +232,57 @@ class HttpServer:
                 f"The Idempotency-Key has {len(idempotency_key):,} characters, or is no UTF-8. Send at most "
                 f"{IDEMPOTENCY_KEY_MAX}, for example a UUID.",
             )
-        try:
-            async with asyncio.timeout(BODY_S):
-                body = await request.read()
-        except TimeoutError:
-            raise InvalidInput(
-                "PEN0610", f"The body did not arrive within {BODY_S:g} s. Send it in one go, or make it smaller."
-            ) from None
+        body = await _read_body(request)
         function = self._worker.app.functions[address.typename]
         # Clients call every body they know nothing of an octet-stream: it is one if the function takes bytes.
         raw = request.content_type == "application/octet-stream" and isinstance(function.message_codec, BytesCodec)
         encoded = bool(body) and (raw or request.content_type in ENCODED)
         payload = encode_message(function, address.id, body, encoded=encoded)
+        self._check_size(f"message for {address}", payload)
+        origin = f"{request.method} {request.path}"
+        return _Message(address, payload, idempotency_key, kept_headers(request.headers), origin)
+
+    def _take_turn(self) -> None:
+        if self._bucket is not None and (wait_s := self._bucket.take()) > 0:
+            raise Unavailable(
+                "PEN0606",
+                f"More than requests_per_s_max = {self._worker.config.requests_per_s_max:g} requests a second. "
+                f"Try again in {wait_s:.3f} s.",
+            )
+
+    def _check_size(self, what: str, payload: bytes) -> None:
         bytes_max = self._worker.config.message_bytes_max
         if len(payload) > bytes_max:
             raise InvalidInput(
                 "PEN0204",
-                f"The message for {address} has {len(payload):,} bytes, more than message_bytes_max = {bytes_max:,}. "
+                f"The {what} has {len(payload):,} bytes, more than message_bytes_max = {bytes_max:,}. "
                 "Send less, or raise message_bytes_max.",
             )
-        origin = f"{request.method} {request.path}"
-        return _Message(address, payload, idempotency_key, kept_headers(request.headers), origin)
+
+    # What awaits.
+
+    async def _show_request(self, request: web.Request) -> web.Response:
+        """At once, or with `wait` when it has ended, whichever comes first."""
+        self._take_turn()
+        address, key = parse_name(_raw_tail(request), self._worker.app.functions, what="key")
+        wait = request.query.get("wait")
+        if wait is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(parse_duration_text(wait, error=InvalidInput) / 1000):
+                    return json_response(await self._worker.requests.operate(address, Attach(key)))
+        return json_response(await ask_in_order(self._worker, address, RequestOf(*address, key)))
+
+    async def _resolve(self, request: web.Request) -> web.Response:
+        self._take_turn()
+        address, name = parse_name(_raw_tail(request), self._worker.app.functions, what="promise")
+        body = await _read_body(request)
+        try:
+            value = msgspec.msgpack.encode(msgspec.json.decode(body or b"null"))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput("PEN0610", f"The value of promise {name!r} is no JSON: {error}.") from error
+        self._check_size(f"value of promise {name!r} of {address}", value)
+        await change_in_time(self._worker, address, Resolve(name, value))
+        return json_response({"resolved": True, "address": str(address), "promise": name})
 
     # Probes and metrics.
 
@@ -322,23 +358,29 @@ def parse_address(path: str, typenames: Collection[str]) -> Address:
     Slashes separate before anything is decoded: an encoded one (`%2F`) is part of the id. Raises InvalidInput when the
     path names no function or no id.
     """
-    segments = path.split("/")
+    decoded = _decoded_segments(path)
+    return need_address(decoded, typenames, what="path")
+
+
+def parse_name(path: str, typenames: Collection[str], *, what: str) -> tuple[Address, str]:
+    """The address that `path` names, and what stands behind the last slash: a name of something of that address, which
+    `what` says."""
+    *segments, name = _decoded_segments(path)
+    address = need_address(segments, typenames, what="path")
+    if not name:
+        raise InvalidInput("PEN0610", f"The path names {address} and no {what}. Append /{what.upper()} to the path.")
+    return address, name
+
+
+def _decoded_segments(path: str) -> list[str]:
     try:
-        decoded = [unquote(segment, errors="strict") for segment in segments]
-        decoded[-1].encode()
+        decoded = [unquote(segment, errors="strict") for segment in path.split("/")]
+        "".join(decoded).encode()
     except UnicodeError:
         raise InvalidInput(
             "PEN0610", f"The path {path!r} is no percent-encoded UTF-8. Encode the id, as urllib.parse.quote does."
         ) from None
-    address = find_address(decoded, typenames)
-    if address is None:
-        known = ", ".join(sorted(typenames)) or "none"
-        raise InvalidInput("PEN0105", f"{'/'.join(decoded)} names no function of this application. Known: {known}.")
-    if not address.id:
-        raise InvalidInput(
-            "PEN0203", f"The path names {address.typename} and no id. An id names one instance: append /ID to the path."
-        )
-    return address
+    return decoded
 
 
 def encode_message(function: Function[Any, Any], id: str, body: bytes, *, encoded: bool) -> bytes:
@@ -431,8 +473,18 @@ def _timeout_ms(request: web.Request) -> int:
     return CALL_TIMEOUT_MS if given is None else parse_duration_text(given, error=InvalidInput)
 
 
+async def _read_body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise InvalidInput(
+            "PEN0610", f"The body did not arrive within {BODY_S:g} s. Send it in one go, or make it smaller."
+        ) from None
+
+
 def _raw_tail(request: web.Request) -> str:
-    """What follows `/send/` or `/call/` in the path, as it was sent."""
+    """What follows the first segment of the path, as it was sent."""
     return request.rel_url.raw_path.split("/", 2)[2]
 
 

@@ -4,6 +4,8 @@
     GET  state?function=&prefix=&limit=        state/value?function=&id=        PUT state/value
     GET  dead?function=&code=&limit=           dead/NUMBER       POST dead/redrive, dead/drop {"numbers": [...]}
     GET  dead/counts
+    GET  calls?function=&parked=&limit=        call?function=&id=
+    POST calls/cancel, calls/resume {"function": "...", "id": "..."}
     GET  checkpoints                           checkpoints/NUMBER               POST checkpoints
     GET  savepoints/NUMBER                     POST savepoints {"to": "PLACE"}
 
@@ -27,7 +29,7 @@ from aiohttp import web
 
 import penstock
 from penstock.engine.looks import Ask, Looks, Question, id_of_task
-from penstock.engine.operations import Drop, Operation, Redrive, SetState
+from penstock.engine.operations import CancelInvocation, Drop, Look, Operation, Redrive, ResumeInvocation, SetState
 from penstock.engine.saving import Saving
 from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
@@ -42,7 +44,7 @@ from penstock.engine.views import (
     view_of_nothing,
 )
 from penstock.errors import InvalidInput, Unavailable
-from penstock.ids import Address
+from penstock.ids import Address, key_group
 
 LIMIT: Final = 100
 LIMIT_MAX: Final = 100_000
@@ -61,6 +63,11 @@ class _SetState(msgspec.Struct, forbid_unknown_fields=True):
 
 class _SavepointTo(msgspec.Struct, forbid_unknown_fields=True):
     to: str | None = None
+
+
+class _Addressed(msgspec.Struct, forbid_unknown_fields=True):
+    function: str
+    id: str
 
 
 class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,6 +89,10 @@ def admin_routes(worker: Served, settings: Collection[Setting]) -> list[web.Rout
         web.get(r"/admin/dead/{number:\d+}", admin.show_dead),
         web.post("/admin/dead/redrive", admin.redrive),
         web.post("/admin/dead/drop", admin.drop),
+        web.get("/admin/calls", admin.list_calls),
+        web.get("/admin/call", admin.show_call),
+        web.post("/admin/calls/cancel", admin.cancel),
+        web.post("/admin/calls/resume", admin.resume),
         web.get("/admin/checkpoints", admin.list_checkpoints),
         web.get(r"/admin/checkpoints/{number:\d+}", admin.show_checkpoint),
         web.post("/admin/checkpoints", admin.take_checkpoint),
@@ -271,16 +282,36 @@ class _Admin:
             done += await self._operate(Address("", id_of_task(task, tasks)), operation(numbers))
         return done
 
+    # What awaits.
+
+    async def list_calls(self, request: web.Request) -> web.Response:
+        typename = request.query.get("function")
+        if typename is not None:
+            self._checks.check_function(typename)
+        parked = request.query.get("parked", "false")
+        if parked not in ("true", "false"):
+            raise InvalidInput("PEN0610", f"parked={parked} is neither true nor false.")
+        return _json(await self._looks.calls(typename=typename, parked=parked == "true", limit=_limit(request)))
+
+    async def show_call(self, request: web.Request) -> web.Response:
+        address = Address(_parameter(request, "function"), request.query.get("id", ""))
+        self._checks.check_address(address)
+        return _json(await self._looks.call(address))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        return _json({"cancelled": await self._operate_call(request, CancelInvocation())})
+
+    async def resume(self, request: web.Request) -> web.Response:
+        return _json({"resumed": await self._operate_call(request, ResumeInvocation())})
+
+    async def _operate_call(self, request: web.Request, operation: Operation) -> Any:
+        wanted = _decoded(await request.read(), _Addressed)
+        address = Address(wanted.function, wanted.id)
+        self._checks.check_address(address)
+        return await self._operate(address, operation)
+
     async def _operate(self, address: Address, operation: Operation) -> Any:
-        try:
-            async with asyncio.timeout(CHANGE_S):
-                return await self._worker.requests.operate(address, operation)
-        except TimeoutError:
-            raise Unavailable(
-                "PEN0614",
-                f"The change was accepted, and is not known to be done after {CHANGE_S:g} s. It will be done in its "
-                "turn: look again later, and at penstock status.",
-            ) from None
+        return await change_in_time(self._worker, address, operation)
 
     # Checkpoints.
 
@@ -307,6 +338,29 @@ class _Admin:
 
     async def show_savepoint(self, request: web.Request) -> web.Response:
         return _json(self._saving.state(int(request.match_info["number"])))
+
+
+async def change_in_time(worker: Served, address: Address, operation: Operation) -> Any:
+    """Carry out an operation, and return what it answers. Raises Unavailable when that is not known in time."""
+    try:
+        async with asyncio.timeout(CHANGE_S):
+            return await worker.requests.operate(address, operation)
+    except TimeoutError:
+        raise Unavailable(
+            "PEN0614",
+            f"The change was accepted, and is not known to be done after {CHANGE_S:g} s. It will be done in its "
+            "turn: look again later, and at penstock status.",
+        ) from None
+
+
+async def ask_in_order(worker: Served, address: Address, question: Question) -> Any:
+    """Put a question to the task of an address behind everything that was accepted before. What it answers can't be
+    rolled back."""
+
+    async def ask(task: int, question: Question) -> Any:
+        return await worker.requests.operate(address, Look(question))
+
+    return await _in_time(ask, key_group(address.id) % worker.config.parallelism, question)
 
 
 async def _in_time(ask: Ask, task: int, question: Question) -> Any:

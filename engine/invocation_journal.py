@@ -128,12 +128,14 @@ class InvocationJournal:
     @staticmethod
     def waits_for_messages(overlay: Overlay, address: tuple[str, str]) -> bool:
         """Whether the invocation that holds an address needs nothing to be begun anew after a restore."""
-        typename, id = address
-        data = overlay.get(keys.encode_journal_key(key_group(id), typename, id, _PROGRESS))
-        if data is None:
-            return False
-        progress = _decode_progress(data)
-        return progress.passive and not progress.parked
+        progress = _progress_of(overlay, address)
+        return progress is not None and progress.passive and not progress.parked
+
+    @staticmethod
+    def is_parked(overlay: Overlay, address: tuple[str, str]) -> bool:
+        """Whether the invocation that holds an address can't go on with the code there is."""
+        progress = _progress_of(overlay, address)
+        return progress is not None and bool(progress.parked)
 
     # What happens.
 
@@ -215,3 +217,9 @@ class InvocationJournal:
 
     def _key(self, part: int, number: int = 0) -> bytes:
         return keys.encode_journal_key(key_group(self._id), self._typename, self._id, part, number)
+
+
+def _progress_of(overlay: Overlay, address: tuple[str, str]) -> _Progress | None:
+    typename, id = address
+    data = overlay.get(keys.encode_journal_key(key_group(id), typename, id, _PROGRESS))
+    return None if data is None else _decode_progress(data)

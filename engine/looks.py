@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from penstock.engine.calls import list_calls, show_call, show_request
 from penstock.engine.views import View, count_letters, summarize_letter
 from penstock.errors import InvalidInput, PenstockError
 from penstock.ids import Address, key_group
@@ -61,11 +62,35 @@ class LetterCounts(msgspec.Struct, frozen=True, array_like=True, tag="counts"):
     """How many dead letters there are, by function and error code."""
 
 
+class CallsOf(msgspec.Struct, frozen=True, array_like=True, tag="calls"):
+    """A page of the addresses that are held, of one function or only parked ones if that is asked for."""
+
+    typename: str | None
+    parked: bool
+    after: tuple[str, str]
+    limit: int
+
+
+class CallOf(msgspec.Struct, frozen=True, array_like=True, tag="call"):
+    """What one address is busy with."""
+
+    typename: str
+    id: str
+
+
+class RequestOf(msgspec.Struct, frozen=True, array_like=True, tag="request"):
+    """What became of the request to an address that has this Idempotency-Key."""
+
+    typename: str
+    id: str
+    key: str
+
+
 class Nothing(msgspec.Struct, frozen=True, array_like=True, tag="nothing"):
     """The answer alone tells: what was asked of the task before is done."""
 
 
-Question: TypeAlias = StateOf | IdsOf | LettersOf | LetterOf | LetterCounts | Nothing
+Question: TypeAlias = StateOf | IdsOf | LettersOf | LetterOf | LetterCounts | CallsOf | CallOf | RequestOf | Nothing
 
 
 def answer(question: Question, view: View, *, bytes_max: int | None = None) -> Any:
@@ -97,6 +122,13 @@ def _answer(question: Question, view: View, bytes_max: int | None) -> Any:
             return _whole(view.show_letter(view.letter(number)), bytes_max)
         case LetterCounts():
             return [[typename, code, count] for (typename, code), count in view.letter_counts().items()]
+        case CallsOf(typename, parked, after, limit):
+            rows = list_calls(view, typename=typename, parked=parked, after=after, limit=limit)
+            return _page(rows, limit, bytes_max)
+        case CallOf(typename, id):
+            return _whole(show_call(view, Address(typename, id)), bytes_max)
+        case RequestOf(typename, id, key):
+            return _whole(show_request(view, Address(typename, id), key), bytes_max)
         case Nothing():
             return None
 
@@ -180,6 +212,25 @@ class Looks:
             counts.update({(typename, code): count for typename, code, count in each})
         return count_letters(counts)
 
+    async def calls(self, *, typename: str | None, parked: bool, limit: int) -> list[dict[str, Any]]:
+        """As `penstock.engine.calls.list_calls`."""
+
+        async def of_task(task: int) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            more = True
+            while more and len(found) < limit:
+                after = _function_and_id(found[-1]) if found else ("", "")
+                page = await self._ask(task, CallsOf(typename, parked, after, limit - len(found)))
+                found += page["rows"]
+                more = page["more"]
+            return found
+
+        return list(islice(merge(*await self._of_all(of_task), key=_function_and_id), limit))
+
+    async def call(self, address: Address) -> Any:
+        """As `penstock.engine.calls.show_call`."""
+        return await self._ask(key_group(address.id) % self._tasks, CallOf(*address))
+
     async def settle(self) -> None:
         """Return when everything that was asked of any task before is done."""
         await self._of_all(lambda task: self._ask(task, Nothing()))
@@ -191,3 +242,7 @@ class Looks:
 def id_of_task(task: int, tasks: int) -> str:
     """Some id that the task owns: how an operation is addressed to a task and not to an instance."""
     return next(id for number in range(1 << 16) if key_group(id := f"task-{number}") % tasks == task)
+
+
+def _function_and_id(row: dict[str, Any]) -> tuple[str, str]:
+    return row["function"], row["id"]

@@ -67,14 +67,26 @@ class Metrics(Collector):
         queue = GaugeMetricFamily(
             "penstock_queue_messages", "Messages admitted and not done, waiting or suspended.", labels=["task"]
         )
+        waiting = GaugeMetricFamily(
+            "penstock_invocations_waiting", "Handlers that have begun and wait for something.", labels=["task"]
+        )
+        parked = GaugeMetricFamily(
+            "penstock_invocations_parked", "Handlers that can't go on with the code there is.", labels=["task"]
+        )
+        late = CounterMetricFamily(
+            "penstock_late_answers_total", "Results of calls that nobody waited for any more.", labels=["task"]
+        )
         for unit in self._worker.units:
             statistics = unit.core.statistics()
+            waiting.add_metric([str(unit.task)], unit.core.suspended)
+            parked.add_metric([str(unit.task)], unit.core.parked)
+            late.add_metric([str(unit.task)], unit.core.late_answers)
             retries.add_metric([str(unit.task)], statistics.retries)
             dead.add_metric([str(unit.task)], statistics.dead_letters)
             queue.add_metric([str(unit.task)], statistics.queued + statistics.pending)
         for typename in self._worker.app.functions:
             messages.add_metric([typename], totals.messages[typename])
-        yield from (messages, retries, dead, queue)
+        yield from (messages, retries, dead, queue, waiting, parked, late)
         yield GaugeMetricFamily(
             "penstock_calls_in_flight", "Callers who wait for an answer.", value=self._worker.requests.in_flight
         )

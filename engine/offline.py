@@ -20,6 +20,7 @@ from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import Source, sent_before
 from penstock.checkpoint.sinks import Staged
 from penstock.checkpoint.store import BaseStore
+from penstock.engine.calls import list_calls, show_call
 from penstock.engine.data import close_stores, open_base, restore_newest, restore_parts
 from penstock.engine.effects import Rejected
 from penstock.engine.feeds import READ_BYTES, RequestFeed
@@ -284,6 +285,14 @@ class StoppedApplication:
 
     def letter(self, number: int) -> dict[str, Any]:
         return self.view.show_letter(self.view.letter(number))
+
+    def calls(self, *, typename: str | None, parked: bool, limit: int) -> list[dict[str, Any]]:
+        if typename is not None:
+            self.view.check_function(typename)
+        return list_calls(self.view, typename=typename, parked=parked, limit=limit)
+
+    def held(self, typename: str, id: str) -> dict[str, Any]:
+        return show_call(self.view, Address(typename, id))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a person asks of a task itself: to show or set a state, to send dead letters again, to drop them.
+"""What a person asks of a task itself: to show or set a state, to send dead letters again, to end what waits.
 
 An operation travels through the requests log like any message from outside (PROTOCOL 3), so it has its place in the
 order of things, is replayed with them, and happens exactly once. What it answers is JSON.
@@ -82,7 +82,17 @@ class ResumeInvocation(msgspec.Struct, frozen=True, array_like=True):
     """Run an invocation that was parked again, as the code is now."""
 
 
-Operation = SetState | Look | Redrive | Drop | BuryRows | Answer | Resolve | CancelInvocation | ResumeInvocation
+class Attach(msgspec.Struct, frozen=True, array_like=True):
+    """Say what became of the request with this Idempotency-Key. It stands in line like a message, so that everything
+    which came to the address before it is done then."""
+
+    __match_args__ = ("key",)
+    key: str
+
+
+Operation = (
+    SetState | Look | Redrive | Drop | BuryRows | Answer | Resolve | CancelInvocation | ResumeInvocation | Attach
+)
 
 _KINDS: dict[str, type[Operation]] = {
     "state.set": SetState,
@@ -91,6 +101,7 @@ _KINDS: dict[str, type[Operation]] = {
     "dead.drop": Drop,
     "egress.bury": BuryRows,
     "call.answer": Answer,
+    "call.attach": Attach,
     "call.cancel": CancelInvocation,
     "call.resume": ResumeInvocation,
     "promise.resolve": Resolve,

@@ -78,6 +78,26 @@ def message_of_pending(data: bytes) -> PendingMessage:
     return _decode(data)
 
 
+def read_pending(overlay: Overlay, number: int) -> PendingMessage:
+    """The message of a row that is there."""
+    data = overlay.get(keys.encode_pending_key(number))
+    assert data is not None, f"pending message {number} has no row"
+    return _decode(data)
+
+
+def held_by_rows(overlay: Overlay) -> dict[str, Held]:
+    """The held addresses of every function, as the rows of a task tell that nobody runs."""
+    found: dict[str, Held] = {}
+    for key, data in overlay.scan(*keys.task_kind_range(keys.PENDING)):
+        number, message = keys.decode_pending_key(key), _decode(data)
+        held = found.setdefault(message.typename, {})
+        if message.id in held:
+            held[message.id].append(number)
+        else:
+            held[message.id] = Hold(number)
+    return found
+
+
 def add_to_pending(envelope: Envelope) -> bytes:
     """The row of a message that has not been tried."""
     return _encode(PendingMessage(*envelope, 1, 0))
@@ -130,9 +150,7 @@ class Pending:
         self._overlay.put(keys.encode_pending_key(number), _encode(message._replace(meta=meta)))
 
     def get(self, number: int) -> PendingMessage:
-        data = self._overlay.get(keys.encode_pending_key(number))
-        assert data is not None, f"pending message {number} has no row"
-        return _decode(data)
+        return read_pending(self._overlay, number)
 
     def next_retry_ms(self) -> int | None:
         return self._retries[0][0] if self._retries else None

@@ -48,9 +48,10 @@ from penstock.engine.entry import EMPTY_STATE, Entry, Opened
 from penstock.engine.invocation import Invocation, Outcome
 from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.letters import DeadLetters, copy_of, describe
-from penstock.engine.looks import answer
+from penstock.engine.looks import Question, RequestOf, answer
 from penstock.engine.operations import (
     Answer,
+    Attach,
     BuryRows,
     CancelInvocation,
     Drop,
@@ -62,7 +63,7 @@ from penstock.engine.operations import (
     SetState,
     decode_operation,
 )
-from penstock.engine.pending import Pending
+from penstock.engine.pending import Held, Pending
 from penstock.engine.views import TaskView, View
 from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
 from penstock.faults import fault
@@ -706,7 +707,10 @@ class TaskCore:
     # Requests from outside.
 
     def _needs_no_run(self, entry: Entry, message: QueuedRow, meta: Meta) -> bool:
-        """Whether its answer is known, or wanted by nobody any more."""
+        """Whether its answer is known, or wanted by nobody any more, or it asks for nothing but its turn."""
+        if meta.operation:
+            self._carry_out(Envelope(entry.typename, *message), meta, decode_operation(meta.operation, message[1]))
+            return True
         if meta.deadline_ms and meta.deadline_ms <= self._meta.clock_ms:
             self._awaiting.late += 1
             return True
@@ -758,6 +762,13 @@ class TaskCore:
     def _operate(self, envelope: Envelope, meta: Meta) -> None:
         """Carry out what a person asked of the task itself. It is part of the batch like any message."""
         operation = decode_operation(meta.operation, envelope.payload)
+        entry = self._entries.get(envelope.typename)
+        if isinstance(operation, Attach) and entry is not None:
+            entry.queue.append(envelope[1:])  # It stands in line: `_needs_no_run` carries it out.
+        else:
+            self._carry_out(envelope, meta, operation)
+
+    def _carry_out(self, envelope: Envelope, meta: Meta, operation: Operation) -> None:
         try:
             answered = self._perform(Address(envelope.typename, envelope.id), operation)
         except InvalidInput as error:
@@ -774,7 +785,9 @@ class TaskCore:
             case SetState(value, expected):
                 return self._set_state(address, value, expected)
             case Look(question):
-                return answer(question, self.view(), bytes_max=self._options.message_bytes_max // 2)
+                return self._look(question)
+            case Attach(key):
+                return self._look(RequestOf(*address, key))
             case Redrive(numbers):
                 return self._redrive(self._existing(numbers))
             case Drop(numbers):
@@ -795,6 +808,9 @@ class TaskCore:
                 for row, reason in rows:
                     self._bury_row(egress, row, InvalidInput("PEN0215", reason))
                 return len(rows)
+
+    def _look(self, question: Question) -> Any:
+        return answer(question, self.view(), bytes_max=self._options.message_bytes_max // 2)
 
     def _existing(self, numbers: Iterable[int]) -> list[DeadLetter]:
         return [letter for number in numbers if (letter := self._letters.get(number)) is not None]
@@ -1104,13 +1120,21 @@ class TaskCore:
         return self._start
 
     @property
+    def parked(self) -> int:
+        """Handlers that can't go on with the code there is."""
+        return self._awaiting.parked
+
+    @property
     def late_answers(self) -> int:
         """Results that nobody waited for any more."""
         return self._awaiting.late
 
     def view(self) -> View:
         """What people may see of this task."""
-        return View([TaskView(self._overlay, self._entries, self._letters)], self._meta.clock_ms)
+        return View([TaskView(self._overlay, self._entries, self._letters, self._held)], self._meta.clock_ms)
+
+    def _held(self) -> Mapping[str, Held]:
+        return {name: entry.held for name, entry in self._entries.items()}
 
     def next_due_ms(self) -> int | None:
         """When the clock alone gives this task something to do; None when it never does."""

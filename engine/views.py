@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from heapq import nsmallest
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -22,6 +23,7 @@ from penstock.checkpoint.retention import Retained
 from penstock.engine.effects import DeadLetter
 from penstock.engine.entry import EMPTY_STATE, Entry, RowCollections, collection_ids
 from penstock.engine.letters import DeadLetters
+from penstock.engine.pending import Held, held_by_rows
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.functions.codecs import Codec
@@ -46,14 +48,16 @@ class TaskView(NamedTuple):
     overlay: Overlay
     entries: Mapping[str, Entry]
     letters: DeadLetters
+    held: Callable[[], Mapping[str, Held]]
+    """The held addresses of each function."""
 
 
 class View:
     """See the module: of all tasks, in their order, or of one. `clock_ms` decides which values have expired."""
 
     def __init__(self, tasks: Sequence[TaskView], clock_ms: int) -> None:
-        self._tasks = tasks
-        self._clock_ms = clock_ms
+        self.tasks = tasks
+        self.clock_ms = clock_ms
 
     # State.
 
@@ -62,7 +66,7 @@ class View:
         Raises InvalidInput for an unknown function."""
         self.check_function(typename)
         found: set[str] = set()
-        for task in self._tasks:
+        for task in self.tasks:
             found.update(id for id in task.overlay.ids(typename) if id > after and id.startswith(prefix))
             if task.entries[typename].collections:
                 ids = collection_ids(task.overlay, typename)
@@ -115,7 +119,7 @@ class View:
             return encoded
         fresh = entry.new_state()
         deadlines = {
-            field: self._clock_ms + expire.ttl_ms
+            field: self.clock_ms + expire.ttl_ms
             for field, expire in entry.expirations.items()
             if getattr(value, field) != getattr(fresh, field)
         }
@@ -123,7 +127,7 @@ class View:
 
     def _decoded(self, entry: Entry, raw: bytes) -> Any:
         if entry.storage:
-            storage = Storage.decode(entry.storage, raw, self._clock_ms)
+            storage = Storage.decode(entry.storage, raw, self.clock_ms)
             values = ((name, spec.codec, getattr(storage, name)) for name, spec in entry.storage.items())
             return {name: codec.to_builtins(value) for name, codec, value in values if value is not None}
         if entry.state_codec is None:
@@ -152,11 +156,11 @@ class View:
             except Exception as error:
                 raise spec.codec.explain(error, bytes(text), place=f"{place}, value {name}") from error
             setattr(storage, name, value)
-        return storage.encode(self._clock_ms)[0]
+        return storage.encode(self.clock_ms)[0]
 
     def _collections(self, entry: Entry, address: Address) -> dict[str, Any]:
         shown: dict[str, Any] = {}
-        rows = RowCollections(self._task(address.id).overlay, address.typename, address.id)
+        rows = RowCollections(self.task_of(address.id).overlay, address.typename, address.id)
         for name, spec in entry.collections.items():
             if spec.kind == "table":
                 found = [
@@ -178,7 +182,7 @@ class View:
         """Dead letters by number, those above `after`, of one function or error code if these are given."""
         found = (
             letter
-            for task in self._tasks
+            for task in self.tasks
             for letter in task.letters.all()
             if letter.number > after and typename in (None, letter.typename) and code in (None, letter.code)
         )
@@ -186,7 +190,7 @@ class View:
 
     def letter(self, number: int) -> DeadLetter:
         """One dead letter. Raises InvalidInput when there is none of that number."""
-        for task in self._tasks:
+        for task in self.tasks:
             letter = task.letters.get(number)
             if letter is not None:
                 return letter
@@ -198,7 +202,7 @@ class View:
 
     def count_letters(self) -> int:
         """How many there are, counted up to 10,000."""
-        return sum(1 for task in self._tasks for _ in islice(task.letters.all(), LETTERS_COUNTED_MAX))
+        return sum(1 for task in self.tasks for _ in islice(task.letters.all(), LETTERS_COUNTED_MAX))
 
     def letter_counts(self) -> Counter[tuple[str, str]]:
         """How many there are by function and error code."""
@@ -206,7 +210,7 @@ class View:
 
     def show_letter(self, letter: DeadLetter) -> dict[str, Any]:
         """Everything known of a letter: message and state decoded."""
-        entry = self._tasks[0].entries.get(letter.typename)
+        entry = self.tasks[0].entries.get(letter.typename)
         state: Any = None
         if letter.state:
             try:
@@ -224,7 +228,7 @@ class View:
     # What every question names.
 
     def check_function(self, typename: str) -> None:
-        functions = self._tasks[0].entries
+        functions = self.tasks[0].entries
         if typename not in functions:
             known = ", ".join(sorted(functions)) or "none"
             raise InvalidInput("PEN0105", f"{typename} is no function of this application. Known: {known}.")
@@ -234,12 +238,13 @@ class View:
         if not address.id:
             raise InvalidInput("PEN0203", f"An empty id names no instance of {address.typename}. Give it some text.")
 
-    def _task(self, id: str) -> TaskView:
-        return self._tasks[key_group(id) % len(self._tasks)]
+    def task_of(self, id: str) -> TaskView:
+        """The task that owns an id."""
+        return self.tasks[key_group(id) % len(self.tasks)]
 
     def _entry(self, address: Address) -> Entry:
         self.check_address(address)
-        return self._task(address.id).entries[address.typename]
+        return self.task_of(address.id).entries[address.typename]
 
 
 def view_of_nothing(app: App) -> View:
@@ -250,7 +255,7 @@ def view_of_nothing(app: App) -> View:
 def task_view(app: App, overlay: Overlay, *, task: int = 0, tasks: int = 1) -> TaskView:
     """Of a task that only its stored rows are known of."""
     entries = {name: Entry(function, overlay, bytes_max=SENT_BYTES_MAX) for name, function in app.functions.items()}
-    return TaskView(overlay, entries, DeadLetters(overlay, task=task, tasks=tasks))
+    return TaskView(overlay, entries, DeadLetters(overlay, task=task, tasks=tasks), partial(held_by_rows, overlay))
 
 
 def describe_functions(app: App) -> list[dict[str, Any]]:

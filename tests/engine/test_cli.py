@@ -462,6 +462,10 @@ def test_a_damaged_index_is_found(run: Run, shop: Path) -> None:
     [
         ("state", "set", "shop/total", "odd", "{}"),
         ("dead", "redrive", "1"),
+        ("calls", "cancel", "shop/total/odd", "--yes"),
+        ("cancel", "shop/total/odd"),
+        ("calls", "resume", "shop/total/odd"),
+        ("calls", "resolve", "shop/total/odd", "approved"),
         ("checkpoint", "now"),
         ("send", "shop/total", "odd", "1"),
         ("status",),
@@ -743,6 +747,58 @@ def test_dead_letters_are_redriven_after_a_preview(run: Run, running: Process) -
     assert run("dead", "drop", "--function", "shop/total", "--yes").stdout == "1 dead letter dropped\n"
     assert run("dead", "list").stdout == "There are no dead letters.\n"
     assert "Give numbers, or --all" in run("dead", "drop", exit_code=2).stderr
+
+
+LOANS = """
+from penstock import App, Context
+
+app = App("loans")
+
+
+@app.function("loans/loan")
+async def loan(ctx: Context[None], amount: int) -> str:
+    return await ctx.call(clerk, "eve", amount)
+
+
+@app.function("loans/clerk")
+async def clerk(ctx: Context[None], amount: int) -> str:
+    return await ctx.promise("approved", str)
+"""
+
+
+def test_what_waits_is_shown_resolved_and_cancelled(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(LOANS)
+    process = Process(folder)
+    try:
+        assert run("calls", "list").stdout == "Nothing waits.\n"
+        run("send", "loans/loan", "7", "5")
+        run("send", "loans/loan", "8", "6")
+        run("checkpoint", "now")
+        listed = run("calls", "list").stdout.splitlines()
+        assert re.match(r"FUNCTION +ID +STATE +SINCE +WAITS FOR +CALLED BY +BEHIND$", listed[0])
+        assert re.match(r"loans/clerk +eve +waiting +\S+Z +promise approved +loans/loan/7 +1$", listed[1])
+        assert [line.split()[1] for line in listed[1:]] == ["eve", "7", "8"]
+        assert "(the first 1; more with --limit)" in run("calls", "list", "--limit", "1").stderr
+        shown = run("calls", "show", "loans/clerk/eve").stdout
+        assert re.search(r"^chain +loans/loan/7$", shown, re.MULTILINE)
+        assert re.search(r"\nNUMBER +KIND +NAME +SINCE +ARRIVED +RESULT +ERROR\n +1 +promise +approved ", shown)
+        assert shown.endswith("\nIn line, and waited for: loans/loan/8\n")
+        assert run("calls", "show", "loans/clerk", exit_code=2).stderr.startswith("PEN0203 The address names ")
+
+        assert run("calls", "resolve", "loans/clerk/eve", "approved", '"yes"').stdout == (
+            "promise approved of loans/clerk/eve is resolved\n"
+        )
+        assert run("cancel", "loans/loan/8").stdout.endswith("\nWould cancel loans/loan/8; add --yes.\n")
+        assert run("cancel", "loans/loan/8", "--yes").stdout == "loans/loan/8 is told to end\n"
+        assert run("calls", "resume", "loans/clerk/eve", exit_code=4).stderr.startswith("PEN0269 ")
+        assert [row["called_by"] for row in json.loads(run("calls", "list", "--json").stdout)] == ["loans/loan/8"]
+    finally:
+        process.end(signal.SIGTERM)
+
+    (row,) = json.loads(run("calls", "list", "--json").stdout)
+    assert (row["function"], row["id"], row["state"]) == ("loans/clerk", "eve", "waiting")
+    assert json.loads(run("calls", "show", "loans/clerk/eve", "--json").stdout)["message"] == 6
+    assert run("calls", "show", "loans/loan/8", exit_code=2).stderr.startswith("PEN0312 loans/loan/8 is not busy")
 
 
 def test_errors_of_a_running_application(run: Run, running: Process) -> None:

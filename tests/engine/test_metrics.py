@@ -61,6 +61,9 @@ def test_every_figure_is_what_happened(tmp_path: Path) -> None:
     assert found["penstock_retries_total task=0"] == 1
     assert found["penstock_dead_letters_total task=0"] == 1
     assert found["penstock_queue_messages task=0"] == 0
+    assert found["penstock_invocations_waiting task=0"] == 0
+    assert found["penstock_invocations_parked task=0"] == 0
+    assert found["penstock_late_answers_total task=0"] == 0
     assert found["penstock_calls_in_flight"] == 0
     assert found["penstock_ingress_records_total ingress=numbers"] == 3
     assert found["penstock_egress_records_total egress=counter/totals"] == 2
