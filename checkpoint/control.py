@@ -121,6 +121,10 @@ class Assign(msgspec.Struct, frozen=True, array_like=True, tag="assign"):
     topics: dict[str, str] = {}
     """The id of each topic of the application, as the cluster gave it: one that was deleted and created anew has
     another."""
+    generation: int = 1
+    """Of these topics: it grows with every change of the parallelism, and only tasks of the newest count."""
+    tasks: int = 0
+    """The parallelism; 0 where nobody said."""
 
 
 class Recap(msgspec.Struct, frozen=True, array_like=True, tag="recap"):

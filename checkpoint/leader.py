@@ -262,6 +262,8 @@ class Leader:
         """Checkpoints that can't be restored, and why. No record says so."""
         for offset, record in records:
             self._learn(offset, record)
+        if self.history.generation != options.generation:
+            raise rescaled(options.application, self.history.assigned, options.tasks)
         if self.history.attempt is not None and not options.fresh:
             refuse_other_functions(options.application, self.history.attempt.fingerprints, options.fingerprints)
         self._members: dict[str, _Member] = {}
@@ -543,9 +545,20 @@ class Leader:
         self._owners = dict(owners)
         members = tuple(dict.fromkeys([*self._members, *owners.values()]))
         self._listed = frozenset(members)
-        topics, resolved = self._options.topics, self._resolved
+        options = self._options
         return self._write(
-            Assign(self._version, self._attempt, dict(owners), members, moved, manifest, resolved, topics)
+            Assign(
+                self._version,
+                self._attempt,
+                dict(owners),
+                members,
+                moved,
+                manifest,
+                self._resolved,
+                options.topics,
+                options.generation,
+                options.tasks,
+            )
         )
 
     def _may_adopt(self, assigned: Assign) -> bool:
@@ -905,6 +918,16 @@ def _pruned(lineage: Lineage, restored: Manifest, oldest: Iterable[Manifest]) ->
 def _instance(worker: str) -> str:
     """The part of a worker's name that stays when it is started again."""
     return worker.rpartition("#")[0]
+
+
+def rescaled(application: str, assigned: Assign | None, tasks: int) -> Refused:
+    """The application has had another parallelism since this process looked at it."""
+    has = assigned.tasks if assigned is not None else 0
+    return Refused(
+        "PEN0448",
+        f"{application} was rescaled: it has {has or 'other'} tasks now, and this process was to run it with {tasks}. "
+        f"Start it again with --parallelism {has or 'N'}.",
+    )
 
 
 def refuse_other_functions(application: str, known: Mapping[str, object], fingerprints: Mapping[str, object]) -> None:

@@ -88,8 +88,10 @@ Action = Halt | Restore | Adopt | Drop | GoOn | Cut | Settle | Fetch | Leave | E
 class Member:
     """See the module."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, generation: int = 1) -> None:
+        """`generation` is that of the topics it works with."""
         self.worker = worker
+        self._generation = generation
         self.attempt: AttemptBegun | None = None
         """The one this worker takes part in."""
         self.tasks: frozenset[int] = frozenset()
@@ -164,6 +166,8 @@ class Member:
     def _assign(self, assigned: Assign) -> list[Action]:
         if assigned.version <= self._version:
             return []
+        if assigned.generation != self._generation:
+            return [End("has the parallelism from before the application was rescaled")]
         self._version, self._resolved = assigned.version, assigned.resolved
         if self.worker not in assigned.members:
             return [End("is not named in the newest assignment")] if self._listed else []

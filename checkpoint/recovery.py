@@ -46,6 +46,8 @@ class History:
     ) -> None:
         """`deltas_apart`: deltas do not stand in the control log, so their offsets say nothing about it."""
         self._deltas_apart = deltas_apart
+        self._parallelism = 0
+        """Of the newest checkpoint; 0 while none is known."""
         self.attempt = attempt
         """The newest attempt."""
         self.assigned: Assign | None = None
@@ -79,11 +81,26 @@ class History:
                 kept = frozenset(retained)
                 self.checkpoints = {each: found for each, found in self.checkpoints.items() if each in kept}
                 if newest is not None:
+                    self._parallelism = newest[1].parallelism
                     self._hold(*newest)
                 self.missing = set(kept - self.checkpoints.keys())
             case Complete(manifest):
+                self._forget_other_tasks(manifest)
                 self._learn_attempt(manifest)
                 self._hold(offset, manifest)
+
+    @property
+    def generation(self) -> int:
+        """Of the topics that tasks work with, where there are several workers."""
+        return self.assigned.generation if self.assigned is not None else 1
+
+    def _forget_other_tasks(self, manifest: Manifest) -> None:
+        """With another parallelism, an application of several workers begins new topics: what the checkpoints before
+        need is gone with those they lie in."""
+        if self._deltas_apart and self._parallelism not in (0, manifest.parallelism):
+            self.checkpoints.clear()
+            self.missing.clear()
+        self._parallelism = manifest.parallelism
 
     def recall(self, offset: int, manifest: Manifest) -> bool:
         """Take in a record that stands before those known so far. Returns whether it was missing."""

@@ -221,25 +221,26 @@ class Assembly:
 
     # Putting together.
 
-    async def open_sinks(self, instance: str = "") -> None:
-        """Open every sink. `instance` names the history that markers are of; left out, it is the data directory's."""
+    async def open_sinks(self, instance: str = "", *, generation: int = 1) -> None:
+        """Open every sink. `instance` names the history that markers are of; left out, it is the data directory's.
+        `generation` is that of the topics of markers."""
         for egress in self._app.egresses.values():
-            self._sinks[egress.name] = sink = await self._sink(egress, instance)
+            self._sinks[egress.name] = sink = await self._sink(egress, instance, generation)
             await sink.open()
 
-    async def open_dead_sink(self, name: str, topic: str, history: str) -> None:
+    async def open_dead_sink(self, name: str, topic: str, history: str, *, generation: int) -> None:
         """Let every dead letter be copied to a topic of the application's own cluster, as the row of an egress."""
         assert self._ports is not None, "an application of several workers has a cluster"
-        self._sinks[name] = sink = await self._ports.sink(name, KafkaEgress(topic, format=Raw()), history)
+        self._sinks[name] = sink = await self._ports.sink(name, KafkaEgress(topic, format=Raw()), history, generation)
         self._internal.add(name)
         self._dead_egress = name
         await sink.open()
 
-    async def _sink(self, egress: Egress, instance: str) -> Sink:
+    async def _sink(self, egress: Egress, instance: str, generation: int) -> Sink:
         if isinstance(egress.spec, KafkaEgress):
             assert self._ports is not None
             history = instance or instance_of(self._config.directory)
-            return await self._ports.sink(egress.name, egress.spec, history)
+            return await self._ports.sink(egress.name, egress.spec, history, generation)
         return sink_for(
             egress.spec,
             self._config.directory,
@@ -284,6 +285,12 @@ class Assembly:
         """The highest attempt that a marker names; 0 when there is none."""
         markers = [marker for of_tasks in (await self.markers()).values() for marker in of_tasks]
         return max((attempt for marker in markers for attempt in marker), default=0)
+
+    async def publish(self, tasks: Collection[int]) -> None:
+        """All rows of these tasks are written, and nobody has the tasks any more: nothing stays hidden."""
+        for sink in self._sinks.values():
+            for task in tasks:
+                await sink.release(task, final=True)
 
     async def markers(self) -> dict[str, list[dict[int, int]]]:
         """By egress, the marker of each task."""

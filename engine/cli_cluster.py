@@ -18,7 +18,7 @@ from penstock.checkpoint.stores import open_store
 from penstock.durations import format_duration
 from penstock.engine.background import in_thread
 from penstock.engine.cli_common import note, print_replay, silence_kafka_client
-from penstock.engine.cluster.looking import read_history, refuse_alive
+from penstock.engine.cluster.looking import read_history, read_topology, refuse_alive
 from penstock.engine.cluster.options import ClusterOptions, cluster_options
 from penstock.engine.cluster.process import serve_worker
 from penstock.engine.cluster.supervisor import Plan, Supervisor
@@ -79,8 +79,14 @@ async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> N
     app.check()
     # Otherwise nobody would learn that it can't be used before the first base, perhaps hours later.
     await in_thread(open_store(cluster.store, cluster.store_options).check)
+    topology = await read_topology(cluster.kafka, app.name)
     await ensure(
-        cluster.kafka, app.name, application_id=app.name, parallelism=config.parallelism, replicas=cluster.replicas
+        cluster.kafka,
+        app.name,
+        application_id=app.name,
+        parallelism=config.parallelism,
+        replicas=cluster.replicas,
+        generation=topology.generation,
     )
     if config.from_checkpoint is not None or config.fresh:
         await refuse_alive(cluster.kafka, app.name)

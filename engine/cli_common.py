@@ -109,14 +109,7 @@ class Where:
 
     def topics(self) -> KafkaCheckpoints:
         """The checkpoints of an application on Kafka, to be loaded."""
-        from penstock.checkpoint.stores import open_store
-        from penstock.engine.cluster.options import cluster_options
-        from penstock.engine.cluster.saved import KafkaCheckpoints
-
-        silence_kafka_client()
-        cluster = cluster_options(self.settings, self.directory)
-        store = open_store(cluster.store, cluster.store_options)
-        return KafkaCheckpoints(cluster.kafka, self.app().name, store, self.directory)
+        return topics_of(self.app().name, self.settings, self.directory)
 
     def app(self) -> App:
         """The application that the settings name."""
@@ -150,6 +143,18 @@ class Where:
             open_stopped(self.app(), checkpoints, checkpoint=at, note=note) as stopped,
         ):
             yield stopped
+
+
+def topics_of(name: str, settings: Settings, directory: Path) -> KafkaCheckpoints:
+    """The checkpoints of the application of that name on Kafka, to be loaded."""
+    from penstock.checkpoint.stores import open_store
+    from penstock.engine.cluster.options import cluster_options
+    from penstock.engine.cluster.saved import KafkaCheckpoints
+
+    silence_kafka_client()
+    cluster = cluster_options(settings, directory)
+    store = open_store(cluster.store, cluster.store_options)
+    return KafkaCheckpoints(cluster.kafka, name, store, directory)
 
 
 def where_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -64,6 +64,7 @@ def doctor(
     plan = Plan(
         app=named.name,
         parallelism=settings["parallelism"],
+        generation=_generation(kafka, named.name),
         replicas=settings["replicas"] or None,
         message_bytes_max=settings["message_bytes_max"],
         reads=reads,
@@ -82,6 +83,17 @@ def doctor(
         _print(findings)
     if any(finding.result == "fail" for finding in findings):
         ctx.exit(1)
+
+
+def _generation(kafka: KafkaOptions, name: str | None) -> int:
+    """Of the topics of an application that is there already. What keeps it from being read is a finding later."""
+    from penstock.engine.cluster.looking import read_topology
+    from penstock.errors import PenstockError
+
+    try:
+        return asyncio.run(read_topology(kafka, name)).generation if name is not None else 1
+    except PenstockError:
+        return 1
 
 
 def topics_read(app: App) -> set[str]:

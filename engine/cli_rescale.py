@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from penstock.engine.cli_common import output_options, print_json, would, yes_option
 from penstock.engine.logs import counted
+
+if TYPE_CHECKING:
+    from penstock.engine.rescaling import Rescaled
+    from penstock.engine.savepoints import Progress
+    from penstock.engine.settings import Settings
+    from penstock.functions.app import App
 
 
 @click.command()
@@ -28,33 +35,20 @@ def rescale(
     Everything is kept: state, messages under way, delayed ones, dead letters, positions of inputs. First it is started
     for a moment without processing anything, so that no row waits for its egress. A savepoint is taken and restored;
     it stays until you delete it, and older checkpoints can be replayed with the old parallelism.
+
+    On Kafka, all workers must have stopped in an orderly way. The application gets new topics of its own, and those
+    before are deleted, so what came before is only in the savepoint.
     """
     from penstock.engine.cli_savepoint import progress_bar
     from penstock.engine.loading import load_app
-    from penstock.engine.offline import Directory
-    from penstock.engine.rescaling import rescale as perform
-    from penstock.engine.rescaling import tasks_of
     from penstock.engine.settings import load_settings
-    from penstock.errors import Refused
-    from penstock.files import read_owner
 
     flags = {"app": target, "dir": directory, "memory": memory, "parallelism": tasks}
     given = {name: value for name, value in flags.items() if value is not None}
     settings = load_settings(Path.cwd(), os.environ, given)
-    if settings["kafka"]:
-        raise click.UsageError(
-            "This is for one machine. On Kafka: penstock savepoint create --to PLACE, then penstock run --name NEW "
-            f"--parallelism {tasks} --from-savepoint PLACE."
-        )
-    config = settings.to_config()
     app = load_app(settings["app"], Path.cwd(), name=settings["name"]).app
-    owner = read_owner(config.directory)
-    if owner is not None:
-        raise Refused(
-            "PEN0626", f"{app.name} runs as process {owner.pid} ({owner.command}). Stop it before it is rescaled."
-        )
-    with Directory(config.directory) as opened:
-        before = tasks_of(opened)
+    scaling = _OnKafka(app, settings) if settings["kafka"] else _OnOneMachine(app, settings)
+    before = scaling.before()
     if not yes:
         if as_json:
             print_json({"before": before, "after": tasks, "done": False})
@@ -62,13 +56,68 @@ def rescale(
             would(f"give {app.name} {counted(tasks, 'task')} instead of {before}")
         return
     with progress_bar("Rescaling") as progress:
-        done = perform(app, config, before, now_ms=int(time.time() * 1000), progress=progress)
+        done = scaling.perform(before, progress)
     if as_json:
         print_json({"before": before, "after": tasks, "done": True, **done._asdict()})
         return
     _say(app.name, tasks, before, done)
 
 
-def _say(app: str, tasks: int, before: int, done: Any) -> None:
+class _OnOneMachine:
+    """An application of a data directory."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        self._app = app
+        self._config = settings.to_config()
+
+    def before(self) -> int:
+        """The present parallelism. Raises Refused."""
+        from penstock.engine.offline import Directory
+        from penstock.engine.rescaling import tasks_of
+        from penstock.errors import Refused
+        from penstock.files import read_owner
+
+        owner = read_owner(self._config.directory)
+        if owner is not None:
+            raise Refused(
+                "PEN0626",
+                f"{self._app.name} runs as process {owner.pid} ({owner.command}). Stop it before it is rescaled.",
+            )
+        with Directory(self._config.directory) as opened:
+            return tasks_of(opened)
+
+    def perform(self, before: int, progress: Progress) -> Rescaled:
+        from penstock.engine.rescaling import rescale as perform
+
+        return perform(self._app, self._config, before, now_ms=int(time.time() * 1000), progress=progress)
+
+
+class _OnKafka:
+    """An application of several workers."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        from penstock.engine.cli_common import topics_of
+        from penstock.engine.cluster.options import cluster_options
+
+        self._app = app
+        self._config = settings.to_config()
+        self._cluster = cluster_options(settings, self._config.directory)
+        self._found = topics_of(app.name, settings, self._config.directory)
+
+    def before(self) -> int:
+        from penstock.engine.cluster.rescaling import tasks_of
+
+        return asyncio.run(tasks_of(self._found))
+
+    def perform(self, before: int, progress: Progress) -> Rescaled:
+        from penstock.engine.cluster.rescaling import rescale as perform
+
+        now_ms = int(time.time() * 1000)
+        return asyncio.run(
+            perform(self._app, self._config, self._cluster, self._found, now_ms=now_ms, progress=progress)
+        )
+
+
+def _say(app: str, tasks: int, before: int, done: Rescaled) -> None:
     click.echo(f"{app} has {counted(tasks, 'task')} from checkpoint {done.checkpoint:,} on, and had {before}.")
     click.echo(f"Start it with --parallelism {tasks}. The savepoint it was made of: {done.savepoint}")

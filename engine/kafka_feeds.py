@@ -35,7 +35,7 @@ from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
 from penstock.router.kafka_records import Columns, Proof
 from penstock.router.kafka_routing import KafkaRouter, Keyed, key_and_headers
-from penstock.router.kafka_topics import PARTS, group_name, topic_name
+from penstock.router.kafka_topics import group_name, is_own
 
 REFRESH_S = 15.0
 """How often it is asked whether there are new partitions or topics. They are read from their beginning, so nothing is
@@ -429,8 +429,7 @@ class KafkaPartitions:
         if self._spec.pattern is None:
             return await self._client.partitions(tuple(self._spec.topics))
         found = await self._client.partitions(re.compile(self._spec.pattern))
-        own = {topic_name(self._application, part) for part in PARTS}
-        return {topic: number for topic, number in found.items() if topic not in own}
+        return {topic: number for topic, number in found.items() if not is_own(self._application, topic)}
 
     def _check(self, counts: Mapping[str, int]) -> None:
         missing = [topic for topic in self._spec.topics if topic not in counts]

@@ -61,9 +61,9 @@ class KafkaPorts:
                 self._partitions[ingress.name] = partitions = self._read(ingress, ingress.spec)
                 await partitions.start()
 
-    async def sink(self, egress: str, spec: KafkaEgress, history: str) -> Sink:
-        """The sink of an egress. `history` names the one that markers are of. Raises ConfigurationError for a topic
-        that is not there: each row would become a dead letter."""
+    async def sink(self, egress: str, spec: KafkaEgress, history: str, generation: int) -> Sink:
+        """The sink of an egress. `history` names the one that markers are of, and `generation` that of the topics they
+        are in. Raises ConfigurationError for a topic that is not there: each row would become a dead letter."""
         options = cluster_of(spec, self._kafka, f"Egress {egress} writes")
         async with connected(options) as client:
             if not await client.partitions((spec.topic,)):
@@ -75,8 +75,8 @@ class KafkaPorts:
         sinks = self._sinks.get(options)
         if sinks is None:
             if options != self._kafka:
-                await ensure_marks(options, self._app.name, parallelism=self._tasks)
-            marks = topic_name(self._app.name, "egress-marks")
+                await ensure_marks(options, self._app.name, parallelism=self._tasks, generation=generation)
+            marks = topic_name(self._app.name, "egress-marks", generation)
             sinks = KafkaSinks(options, self._app.name, marks=marks, history=history)
             self._sinks[options] = sinks
         return sinks.sink(egress, spec, encoder_for(spec.format, self._registries, topic=spec.topic))

@@ -34,11 +34,7 @@ def tasks_of(directory: Directory) -> int:
     """The present parallelism. Raises Refused when nothing was ever complete."""
     newest = directory.newest()
     if newest is None:
-        raise Refused(
-            "PEN0437",
-            f"There is nothing to rescale: no checkpoint of {directory.path} is complete. Start it with the "
-            "--parallelism that you want.",
-        )
+        raise nothing_to_rescale(directory.place)
     return directory.journal.manifest(newest).parallelism
 
 
@@ -48,7 +44,7 @@ def rescale(app: App, config: Config, before: int, *, now_ms: int, progress: Pro
     Raises Refused, with nothing changed, when that is what it has.
     """
     if config.parallelism == before:
-        raise Refused("PEN0441", f"{app.name} has {before} tasks already. Ask for another --parallelism.")
+        raise has_already(app.name, before)
     write_rows(app, replace(config, parallelism=before))
     place = default_place(config.directory, app.name, now_ms)
     blobs = open_place_of(place, config)
@@ -68,6 +64,18 @@ def rescale(app: App, config: Config, before: int, *, now_ms: int, progress: Pro
         progress=progress,
     )
     return Rescaled(manifest.checkpoint, place)
+
+
+def nothing_to_rescale(place: str) -> Refused:
+    return Refused(
+        "PEN0437",
+        f"There is nothing to rescale: no checkpoint of {place} is complete. Start it with the --parallelism that you "
+        "want.",
+    )
+
+
+def has_already(application: str, tasks: int) -> Refused:
+    return Refused("PEN0441", f"{application} has {tasks} tasks already. Ask for another --parallelism.")
 
 
 def write_rows(app: App, config: Config) -> None:

@@ -58,6 +58,8 @@ class Plan(NamedTuple):
 
     app: str | None = None
     parallelism: int = 1
+    generation: int = 1
+    """Of its topics: it grows with every change of the parallelism."""
     replicas: int | None = None
     frame_bytes_max: int = FRAME_BYTES_MAX
     message_bytes_max: int = 1 << 20
@@ -183,6 +185,7 @@ class _Examination:
             # With too few brokers, which is a finding by itself, the rest is looked at as if fewer were wanted.
             replicas=min(self._plan.replicas or replicas_of(found.values()) or REPLICAS, len(cluster.brokers)),
             frame_bytes_max=self._plan.frame_bytes_max,
+            generation=self._plan.generation,
         )
 
     def _existing(

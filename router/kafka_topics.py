@@ -13,6 +13,7 @@ cluster, are never taken for one another; a topic that was truncated since is kn
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 from uuid import uuid4
@@ -52,6 +53,10 @@ PARTS: Final[tuple[Part, ...]] = (
 )
 DURABLE: Final[tuple[Part, ...]] = ("control", "inbox", "requests", "deltas", "egress-marks")
 """Those without which the application can't continue. What stands in the others is said again, or is a copy."""
+SHARED: Final[frozenset[Part]] = frozenset({"control", "dead"})
+"""Those that stay when the parallelism changes. Of the others there are new ones then, with another generation in their
+names: whoever still works with those before reads and writes nothing that counts."""
+_GENERATION: Final = re.compile(r"-g[0-9]+$")
 _PER_TASK: Final = frozenset({"inbox", "requests", "deltas", "egress-marks", "replies"})
 _CONTROL_PARTITIONS: Final = 2
 """Decisions, and hints."""
@@ -62,8 +67,14 @@ _TUNING: Final = frozenset({"compression.type", "segment.bytes", "min.cleanable.
 """Set when a topic is created, and left to its owner: no guarantee depends on them."""
 
 
-def topic_name(app: str, part: Part) -> str:
-    return f"{app}.{part}"
+def topic_name(app: str, part: Part, generation: int = 1) -> str:
+    return f"{app}.{part}" if generation == 1 or part in SHARED else f"{app}.{part}-g{generation}"
+
+
+def is_own(app: str, topic: str) -> bool:
+    """Whether it is an internal topic of `app`, of any generation."""
+    owner, _, part = _GENERATION.sub("", topic).rpartition(".")
+    return owner == app and part in PARTS
 
 
 def leader_id(app: str) -> str:
@@ -105,9 +116,9 @@ class Specification(NamedTuple):
 
 
 def specifications(
-    app: str, *, parallelism: int, replicas: int, frame_bytes_max: int = FRAME_BYTES_MAX
+    app: str, *, parallelism: int, replicas: int, frame_bytes_max: int = FRAME_BYTES_MAX, generation: int = 1
 ) -> list[Specification]:
-    """Every internal topic of `app`."""
+    """Every internal topic of `app`, in this generation."""
     common = {
         "cleanup.policy": "delete",
         "compression.type": "producer",
@@ -133,7 +144,7 @@ def specifications(
     }
     return [
         Specification(
-            topic_name(app, part),
+            topic_name(app, part, generation),
             part,
             parallelism if part in _PER_TASK else _CONTROL_PARTITIONS if part == "control" else 1,
             replicas,
@@ -182,20 +193,26 @@ async def ensure(
     parallelism: int,
     replicas: int | None = None,
     frame_bytes_max: int = FRAME_BYTES_MAX,
+    generation: int = 1,
+    beginning: bool = False,
 ) -> Ensured:
     """Create the internal topics that are missing, and verify those there are.
 
-    `application_id` tells two applications of one name apart. Without `replicas`, topics that exist keep what they
+    `application_id` tells two applications of one name apart. `beginning`: topics of this `generation` are missing
+    because it is only being made, beside those of the one before. Without `replicas`, topics that exist keep what they
     have, and new ones get as many as there are brokers, at most `REPLICAS`. Raises Refused or ConfigurationError when
     a person has to mend something first, and Unavailable.
     """
     async with Admin(options) as admin:
         cluster = await admin.cluster()
-        before = await admin.topics(topic_name(app, part) for part in PARTS)
+        before = await admin.topics(topic_name(app, part, generation) for part in PARTS)
         copies = replicas or replicas_of(before.values()) or default_replicas(cluster)
-        specs = specifications(app, parallelism=parallelism, replicas=copies, frame_bytes_max=frame_bytes_max)
+        specs = specifications(
+            app, parallelism=parallelism, replicas=copies, frame_bytes_max=frame_bytes_max, generation=generation
+        )
         missing = [spec for spec in specs if spec.topic not in before]
-        await _refuse_deleted(admin, before, missing)
+        if not beginning:
+            await _refuse_deleted(admin, before, missing)
         created = await _create(admin, cluster, missing)
         found = await settled(admin, specs)
         ours = Owner(app, application_id)
@@ -262,8 +279,8 @@ def _wrong_partitions(spec: Specification, found: int) -> Refused:
     if spec.part in _PER_TASK:
         return Refused(
             "PEN0745",
-            f"{has}: one for each task. The parallelism of an application is fixed with its first start. Start it with "
-            f"parallelism = {found}, or under another name.",
+            f"{has}: one for each task. Start it with parallelism = {found}, or under another name. For another "
+            "parallelism, stop it and use penstock rescale.",
         )
     return Refused("PEN0745", f"{has}. Something else created it. Delete it if it is empty, and start again.")
 
@@ -307,15 +324,15 @@ async def _create(admin: Admin, cluster: Cluster, missing: Sequence[Specificatio
     return [spec.topic for spec in missing if spec.topic not in refused]
 
 
-async def ensure_marks(options: KafkaOptions, app: str, *, parallelism: int) -> None:
+async def ensure_marks(options: KafkaOptions, app: str, *, parallelism: int, generation: int = 1) -> None:
     """Create the topic of markers alone, on a cluster that the application only writes to, and verify it."""
     async with Admin(options) as admin:
         cluster = await admin.cluster()
-        found = await admin.topics([topic_name(app, "egress-marks")])
+        found = await admin.topics([topic_name(app, "egress-marks", generation)])
         copies = replicas_of(found.values()) or default_replicas(cluster)
         specs = [
             spec
-            for spec in specifications(app, parallelism=parallelism, replicas=copies)
+            for spec in specifications(app, parallelism=parallelism, replicas=copies, generation=generation)
             if spec.part == "egress-marks"
         ]
         await _create(admin, cluster, [spec for spec in specs if spec.topic not in found])
@@ -405,10 +422,22 @@ def _recreated(what: str) -> Refused:
 
 
 def _is_durable(topic: str) -> bool:
-    return topic.rpartition(".")[2] in DURABLE
+    return _GENERATION.sub("", topic).rpartition(".")[2] in DURABLE
 
 
 # Doing away with them.
+
+
+async def remove_generation(options: KafkaOptions, app: str, generation: int) -> None:
+    """Remove the topics of a generation that nobody works with, as far as they are there."""
+    names = [topic_name(app, part, generation) for part in PARTS if part not in SHARED]
+    async with Admin(options) as admin:
+        for topic, why in (await admin.delete(names)).items():
+            if why.denied:
+                raise denied(options, ["Delete"], "topic", topic)
+            if why.code != UNKNOWN_TOPIC:
+                raise _not_removed(f"topic {topic}: {why}")
+        await gone(admin, names)
 
 
 class Holding(NamedTuple):
@@ -495,11 +524,12 @@ async def _not_there(admin: Admin, app: str) -> InvalidInput:
 
 
 async def _inventory(admin: Admin, app: str) -> Inventory:
-    topics = await admin.topics([topic_name(app, part) for part in PARTS])
+    topics = {name: topic for name, topic in (await admin.topics(None)).items() if is_own(app, name)}
     if not topics:
         raise await _not_there(admin, app)
     sizes = await admin.sizes(topics)
-    heard_at = {topic_name(app, "reports"): 0, topic_name(app, "control"): 1}
+    reports, inbox = topic_name(app, "reports"), topic_name(app, "inbox")
+    heard_at = {name: 0 for name in topics if name.startswith(reports)} | {topic_name(app, "control"): 1}
     newest = await admin.last_records(
         [
             (name, number)
@@ -507,7 +537,7 @@ async def _inventory(admin: Admin, app: str) -> Inventory:
             if name in topics and number < len(topics[name].partitions)
         ]
     )
-    tasks = len(topics[inbox].partitions) if (inbox := topic_name(app, "inbox")) in topics else 0
+    tasks = max((len(topic.partitions) for name, topic in topics.items() if name.startswith(inbox)), default=0)
     return Inventory(
         app,
         [
@@ -525,7 +555,8 @@ async def _inventory(admin: Admin, app: str) -> Inventory:
 def applications(topics: Collection[str]) -> list[str]:
     """The names of the applications that keep topics among these."""
     suffixes = {name.removesuffix(".control") for name in topics if name.endswith(".control")}
-    return sorted(app for app in suffixes if topic_name(app, "deltas") in topics)
+    deltas = {_GENERATION.sub("", name) for name in topics}
+    return sorted(app for app in suffixes if topic_name(app, "deltas") in deltas)
 
 
 def _not_removed(what: str) -> PenstockError:

@@ -16,7 +16,6 @@ from typing import Protocol
 from penstock.checkpoint.leader import LeaderOptions
 from penstock.checkpoint.reports import Ended
 from penstock.checkpoint.store import UNREFERENCED_S, BaseStore
-from penstock.engine.checkpoints import GENERATION
 from penstock.engine.cluster.leading import LeaderService
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.trimming import Trimming
@@ -97,7 +96,12 @@ class Candidate:
             self._cluster.kafka,
             self._options,
             clock=time.time,
-            trimming=Trimming(self._cluster.kafka, self._options.application, collect=self._collect),
+            trimming=Trimming(
+                self._cluster.kafka,
+                self._options.application,
+                collect=self._collect,
+                generation=self._options.generation,
+            ),
         )
         for ended in self._ended:
             service.hear(ended)
@@ -123,8 +127,10 @@ def _cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str, ensured: Ensured) -> LeaderOptions:
-    """How an application is led."""
+def leader_options(
+    app: App, config: Config, cluster: ClusterOptions, name: str, ensured: Ensured, generation: int
+) -> LeaderOptions:
+    """How an application is led, with topics of this generation."""
     return LeaderOptions(
         name=name,
         application=app.name,
@@ -140,5 +146,5 @@ def leader_options(app: App, config: Config, cluster: ClusterOptions, name: str,
         until_done=config.until_done,
         topics=dict(ensured.incarnations),
         retention=config.retention,
-        generation=GENERATION,
+        generation=generation,
     )

@@ -99,7 +99,7 @@ class LeaderService:
         self._options = options
         self._clock = clock
         self._trimming = trimming
-        self._topics = Topics.of(options.application)
+        self._topics = Topics.of(options.application, options.generation)
         self._transactions = KafkaTransactions(kafka, leader_id(options.application))
         self._writer = KafkaWriter(kafka, failed=self._fail)
         self._reader = KafkaReader(kafka, isolation="read_uncommitted", on_records=self._woken, failed=self._fail)

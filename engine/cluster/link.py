@@ -40,14 +40,15 @@ class LeaderLink:
         alive: Alive,
         writer: KafkaWriter,
         *,
+        generation: int = 1,
         heartbeat_ms: float,
         received: Callable[[], None],
         failed: Callable[[PenstockError], None],
     ) -> None:
-        self.member = Member(alive.worker)
+        self.member = Member(alive.worker, generation)
         self.alive = alive
         self._kafka = kafka
-        self._topics = Topics.of(application)
+        self._topics = Topics.of(application, generation)
         self._writer = writer
         self._heartbeat_ms = heartbeat_ms
         self._reader = KafkaReader(kafka, isolation="read_committed", on_records=received, failed=failed)

@@ -19,6 +19,7 @@ from penstock.checkpoint.retention import Retained, Retention, decide
 from penstock.engine.cluster.options import HEARTBEAT_MS
 from penstock.engine.cluster.topics import DECISIONS, Topics, decision_in
 from penstock.errors import ProtocolError, Refused
+from penstock.router.kafka_admin import Admin
 from penstock.router.kafka_client import Bounds, offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import OUT_OF_RANGE, read_range
@@ -63,6 +64,28 @@ async def read_newest(kafka: KafkaOptions, application: str) -> tuple[History, M
             manifests[decision.newest[1].checkpoint] = decision.newest[1]
     best = next(history.candidates(), None)
     return history, manifests.get(best.checkpoint) if best is not None else None
+
+
+class Topology(NamedTuple):
+    """What the tasks of an application are."""
+
+    generation: int = 1
+    """Of the topics they work with."""
+    tasks: int = 0
+    """How many there are; 0 while nobody has said."""
+
+    @classmethod
+    def of(cls, history: History) -> Topology:
+        assigned = history.assigned
+        return cls(history.generation, assigned.tasks if assigned is not None else 0)
+
+
+async def read_topology(kafka: KafkaOptions, application: str) -> Topology:
+    """What the newest decisions say of an application, which need not be there yet."""
+    async with Admin(kafka) as admin:
+        if not await admin.topics([Topics.of(application).control]):
+            return Topology()
+    return Topology.of((await read_newest(kafka, application))[0])
 
 
 async def read_retained(
@@ -145,7 +168,8 @@ async def refuse_alive(kafka: KafkaOptions, application: str) -> None:
 
 async def alive_workers(kafka: KafkaOptions, application: str) -> list[Alive]:
     """The workers that report within the time in which each does."""
-    place = (Topics.of(application).reports, 0)
+    topology = await read_topology(kafka, application)
+    place = (Topics.of(application, topology.generation).reports, 0)
     start = (await offsets(kafka, [place]))[place].end
     await asyncio.sleep(LISTEN_S)
     end = (await offsets(kafka, [place]))[place].end

@@ -22,6 +22,7 @@ from penstock.checkpoint.stores import open_store
 from penstock.engine.cluster.candidate import Candidate, leader_options
 from penstock.engine.cluster.channel import Down, Failed, Finished, Gone, Order, Serving, Stop, Watched, Working
 from penstock.engine.cluster.listening import Listener
+from penstock.engine.cluster.looking import read_topology
 from penstock.engine.cluster.options import cluster_options
 from penstock.engine.cluster.topics import Topics
 from penstock.engine.cluster.worker import ClusterWorker
@@ -140,17 +141,20 @@ async def _lead(app: App, settings: Settings, order: Order, watched: Watched) ->
         if not ended.done():
             ended.set_exception(error)
 
+    topology = await read_topology(cluster.kafka, app.name)
     ensured = await ensure(
         cluster.kafka,
         app.name,
         application_id=app.name,
         parallelism=config.parallelism,
         replicas=cluster.replicas,
+        generation=topology.generation,
     )
+    reports = Topics.of(app.name, topology.generation).reports
     writer = KafkaWriter(cluster.kafka, failed=failed)
     listener = Listener(cluster.kafka, app.name, failed=failed)
     store = open_store(cluster.store, cluster.store_options)
-    options = leader_options(app, config, cluster, order.name, ensured)
+    options = leader_options(app, config, cluster, order.name, ensured, topology.generation)
     candidate = Candidate(cluster, options, listener, store, at_once=True)
 
     def told(message: Down) -> None:
@@ -160,7 +164,7 @@ async def _lead(app: App, settings: Settings, order: Order, watched: Watched) ->
             report = Ended(message.worker, message.reason)
             candidate.hear(report)
             if candidate.service is None:  # Somebody else may lead.
-                writer.append(Record(Topics.of(app.name).reports, 0, encode_message(report)))
+                writer.append(Record(reports, 0, encode_message(report)))
 
     await writer.start()
     await listener.start()

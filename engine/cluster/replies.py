@@ -21,7 +21,7 @@ from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import KafkaReader
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import INCARNATION_KEY, topic_name
+from penstock.router.kafka_topics import INCARNATION_KEY
 from penstock.router.kafka_writer import KafkaWriter
 
 REPLIES = "penstock/replies"
@@ -34,10 +34,8 @@ _decode = msgspec.msgpack.Decoder(Reply).decode
 class Replies:
     """Both ends, for one worker: the sink of what its tasks answer, and what its own callers get."""
 
-    def __init__(
-        self, worker: str, application: str, partitions: int, reader: KafkaReader, writer: KafkaWriter
-    ) -> None:
-        self._topic = topic_name(application, "replies")
+    def __init__(self, worker: str, topic: str, partitions: int, reader: KafkaReader, writer: KafkaWriter) -> None:
+        self._topic = topic
         self._partition = crc32(worker.encode()) % partitions
         self._reader = reader
         self._writer = writer

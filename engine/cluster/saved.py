@@ -8,7 +8,8 @@ record, written under the id of the leader, into topics that have no checkpoint 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class KafkaCheckpoints(Checkpoints):
         self._kafka = kafka
         self._application = application
         self._topics = Topics.of(application)
+        """Those of the generation that is found."""
         self._manifests: dict[int, Manifest] = {}
         self._deltas: dict[tuple[int, int], Deltas] = {}
         """By task and head."""
@@ -61,6 +63,7 @@ class KafkaCheckpoints(Checkpoints):
         not admitted, too. Raises InvalidInput for one that is not there, as an application may be."""
         await self.refuse_absent()
         self.history = await read_history(self._kafka, self._application)
+        self._topics = Topics.of(self._application, self.history.generation)
         newest = self.newest()
         for number in list(numbers) or ([newest.checkpoint] if newest is not None else []):
             for part in (await self.load_manifest(number)).parts:
@@ -131,18 +134,29 @@ async def markers_of(app: App, config: Config, kafka: KafkaOptions, found: Kafka
 
     Raises Refused when it runs."""
     await refuse_alive(kafka, app.name)
-    newest, assigned, topics = found.newest(), found.history.assigned, Topics.of(app.name)
+    async with egresses_of(app, config, kafka, found) as assembly:
+        return await assembly.markers() if assembly is not None else {}
+
+
+@asynccontextmanager
+async def egresses_of(
+    app: App, config: Config, kafka: KafkaOptions, found: KafkaCheckpoints
+) -> AsyncIterator[Assembly | None]:
+    """The egresses of a stopped application, opened; None when it has never had an owner of its tasks."""
+    newest, assigned, generation = found.newest(), found.history.assigned, found.history.generation
     if newest is None or assigned is None:
-        return {}
+        yield None
+        return
+    topics = Topics.of(app.name, generation)
     tasks = found.manifest(newest).parallelism
     assembly = Assembly(
         app, replace(config, parallelism=tasks), wake=_nothing, failed=_nothing_of, contested=True, kafka=kafka
     )
     history = assigned.topics[topics.control]
     try:
-        await assembly.open_sinks(history)
-        await assembly.open_dead_sink(DEAD, topics.dead, history)
-        return await assembly.markers()
+        await assembly.open_sinks(history, generation=generation)
+        await assembly.open_dead_sink(DEAD, topics.dead, history, generation=generation)
+        yield assembly
     finally:
         await assembly.close(final=False)
 
@@ -155,9 +169,8 @@ def _nothing_of(error: BaseException) -> None:
     """No task can fail."""
 
 
-async def ends_of(kafka: KafkaOptions, application: str, tasks: int) -> dict[int, tuple[int, int]]:
+async def ends_of(kafka: KafkaOptions, topics: Topics, tasks: int) -> dict[int, tuple[int, int]]:
     """Where the inbox and the requests of each task end."""
-    topics = Topics.of(application)
     places = [(topic, task) for topic in (topics.inbox, topics.requests) for task in range(tasks)]
     bounds = await offsets(kafka, places, isolation="read_uncommitted")
     return {task: (bounds[topics.inbox, task].end, bounds[topics.requests, task].end) for task in range(tasks)}
@@ -182,7 +195,8 @@ async def restore_savepoint(
     history = await read_history(kafka, app.name)
     # Without --replace: leader and workers agree on who has what since the last attempt, which tasks would break.
     refuse_checkpoints(history, f"{app.name} on {kafka.bootstrap}", replacing=False)
-    target = Target(config.directory, history, store, await ends_of(kafka, app.name, config.parallelism))
+    topics = Topics.of(app.name, history.generation)
+    target = Target(config.directory, history, store, await ends_of(kafka, topics, config.parallelism))
     manifest = await in_thread(
         lambda: restore_tasks(app, reader, config, target, reason="savepoint", now_ms=now_ms, progress=progress)
     )

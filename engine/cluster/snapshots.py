@@ -50,7 +50,7 @@ class Snapshots:
         self._generation = generation
         self._writer = writer
         self._frames = frames
-        self._topic = Topics.of(application).deltas
+        self._topic = Topics.of(application, generation).deltas
         self._fingerprints = fingerprints
         self._report = report
         self._done = done

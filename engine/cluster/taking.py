@@ -56,11 +56,11 @@ async def take_running(
     Raises Refused when there is no checkpoint, or somebody goes back meanwhile, and Unavailable when nobody leads, or
     an egress takes no rows.
     """
-    newest = (await read_newest(kafka, application))[1]
+    history, newest = await read_newest(kafka, application)
     if newest is None:
         raise nothing_to_save(found.place)
     number = newest.checkpoint
-    async with Hold(kafka, application) as hold:
+    async with Hold(kafka, application, history.generation) as hold:
         await hold.pin(number)
         await hold.wait_visible(newest)
         await found.load([number], waiting=True)
@@ -77,12 +77,13 @@ async def take_running(
 
 
 class Hold:
-    """Keeps one checkpoint of an application that runs from being forgotten, for `async with`."""
+    """Keeps one checkpoint of an application that runs from being forgotten, for `async with`. `generation` is that of
+    its topics."""
 
-    def __init__(self, kafka: KafkaOptions, application: str) -> None:
+    def __init__(self, kafka: KafkaOptions, application: str, generation: int) -> None:
         self._kafka = kafka
         self._application = application
-        self._reports = Topics.of(application).reports
+        self._reports = Topics.of(application, generation).reports
         self._name = f"savepoint-{uuid.uuid4().hex[:8]}"
         self._writer = KafkaWriter(kafka, failed=self._fail)
         self._listener = Listener(kafka, application, failed=self._fail)

@@ -102,7 +102,7 @@ class Tasks:
         self,
         config: Config,
         kafka: KafkaOptions,
-        application: str,
+        topics: Topics,
         store: BaseStore,
         assembly: Assembly,
         reader: KafkaReader,
@@ -120,7 +120,7 @@ class Tasks:
     ) -> None:
         self._config = config
         self._kafka = kafka
-        self._topics = Topics.of(application)
+        self._topics = topics
         self._store = store
         self._assembly = assembly
         self._wiring: TopicWiring = TopicWiring(reader, self._topics, frames)

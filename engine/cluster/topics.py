@@ -18,7 +18,7 @@ DECISIONS, HINTS = 0, 1
 
 
 class Topics(NamedTuple):
-    """The internal topics of one application."""
+    """The internal topics of one application, in one generation."""
 
     control: str
     reports: str
@@ -30,16 +30,16 @@ class Topics(NamedTuple):
     dead: str
 
     @classmethod
-    def of(cls, app: str) -> Topics:
+    def of(cls, app: str, generation: int = 1) -> Topics:
         return cls(
-            control=topic_name(app, "control"),
-            reports=topic_name(app, "reports"),
-            inbox=topic_name(app, "inbox"),
-            requests=topic_name(app, "requests"),
-            deltas=topic_name(app, "deltas"),
-            marks=topic_name(app, "egress-marks"),
-            replies=topic_name(app, "replies"),
-            dead=topic_name(app, "dead"),
+            control=topic_name(app, "control", generation),
+            reports=topic_name(app, "reports", generation),
+            inbox=topic_name(app, "inbox", generation),
+            requests=topic_name(app, "requests", generation),
+            deltas=topic_name(app, "deltas", generation),
+            marks=topic_name(app, "egress-marks", generation),
+            replies=topic_name(app, "replies", generation),
+            dead=topic_name(app, "dead", generation),
         )
 
 

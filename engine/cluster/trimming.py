@@ -26,9 +26,9 @@ since is not judged by it, however late it is carried out."""
 class Trimming:
     """See the module."""
 
-    def __init__(self, kafka: KafkaOptions, application: str, *, collect: Collect) -> None:
+    def __init__(self, kafka: KafkaOptions, application: str, *, collect: Collect, generation: int = 1) -> None:
         self._kafka = kafka
-        self._topics = Topics.of(application)
+        self._topics = Topics.of(application, generation)
         self._collect = collect
 
     async def forget(self, what: Forget) -> None:

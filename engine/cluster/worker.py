@@ -47,14 +47,13 @@ from penstock.checkpoint.savepoint import Savepoint
 from penstock.checkpoint.stores import open_store
 from penstock.engine.background import Background
 from penstock.engine.build import Assembly
-from penstock.engine.checkpoints import GENERATION
 from penstock.engine.clock import SteadyClock
 from penstock.engine.cluster.candidate import Candidate, leader_options
 from penstock.engine.cluster.copying import copy_aside
 from penstock.engine.cluster.feeds import TopicInbox, TopicRequests
 from penstock.engine.cluster.frames import FrameWriter
 from penstock.engine.cluster.link import LeaderLink
-from penstock.engine.cluster.looking import read_manifest, read_newest, read_retained
+from penstock.engine.cluster.looking import Topology, read_manifest, read_newest, read_retained, read_topology
 from penstock.engine.cluster.options import ClusterOptions, instance_of, new_name
 from penstock.engine.cluster.replies import REPLIES, Replies
 from penstock.engine.cluster.snapshots import Snapshots
@@ -116,7 +115,9 @@ class ClusterWorker:
         self.last_checkpoint_ms = 0.0
         self.name = cluster.name or new_name(cluster.instance or instance_of(config.directory))
         self._instance = self.name.rpartition("#")[0]
+        self._topology = Topology()
         self._topics = Topics.of(app.name)
+        """Those of the generation that is found when the worker starts."""
         self._wake_event = asyncio.Event()
         self._fatal: BaseException | None = None
         self._rota = Rota()
@@ -164,12 +165,15 @@ class ClusterWorker:
         started_at = datetime.fromtimestamp(self._clock(), UTC).astimezone()
         self._lock = DirectoryLock(config.directory, command="penstock run", started=started_at)
         self._opened.callback(self._lock.release)
+        self._topology = await read_topology(kafka, self.app.name)
+        self._topics = Topics.of(self.app.name, self._topology.generation)
         ensured = await ensure(
             kafka,
             self.app.name,
             application_id=self.app.name,
             parallelism=config.parallelism,
             replicas=self.cluster.replicas,
+            generation=self._topology.generation,
         )
         self._writer = KafkaWriter(kafka, failed=self._fail)
         await self._writer.start()
@@ -189,7 +193,8 @@ class ClusterWorker:
         self._opened.push_async_callback(self._background.cancel_all)
         self._opened.push_async_callback(self._assembly.cancel)
         if self.cluster.candidate:
-            options = leader_options(self.app, config, self.cluster, self.name, ensured)
+            generation = self._topology.generation
+            options = leader_options(self.app, config, self.cluster, self.name, ensured, generation)
             self._candidate = Candidate(self.cluster, options, self.link, self.store)
             self._background.spawn(self._candidate.run())
         self._serving = True
@@ -200,7 +205,7 @@ class ClusterWorker:
         """Make what the worker consists of. `history` names the one that the topics hold."""
         app, config, cluster, kafka = self.app, self.config, self.cluster, self.cluster.kafka
         self._frames = FrameWriter(self._writer, self._topics.inbox)
-        self.replies = Replies(self.name, app.name, config.parallelism, self._reader, self._writer)
+        self.replies = Replies(self.name, self._topics.replies, config.parallelism, self._reader, self._writer)
         await self.replies.start(kafka)
         self.requests = Requests(
             app.name,
@@ -211,8 +216,9 @@ class ClusterWorker:
             wake=self._wake,
             prefix=self.replies.prefix,
         )
-        await self._assembly.open_sinks(history)
-        await self._assembly.open_dead_sink(DEAD, self._topics.dead, history)
+        generation = self._topology.generation
+        await self._assembly.open_sinks(history, generation=generation)
+        await self._assembly.open_dead_sink(DEAD, self._topics.dead, history, generation=generation)
         await self._assembly.open_inputs()
         self._assembly.add_reply_sink(REPLIES, self.replies)
         alive = Alive(self.name, self._instance, socket.gethostname(), os.getpid())
@@ -221,6 +227,7 @@ class ClusterWorker:
             app.name,
             alive,
             self._writer,
+            generation=generation,
             heartbeat_ms=cluster.heartbeat_ms,
             received=self._wake,
             failed=self._fail,
@@ -234,7 +241,7 @@ class ClusterWorker:
         self.snapshots = Snapshots(
             self.name,
             app.name,
-            GENERATION,
+            self._topology.generation,
             self._writer,
             self._frames,
             fingerprints=self._other_fingerprints,
@@ -245,7 +252,7 @@ class ClusterWorker:
         self.tasks = Tasks(
             config,
             kafka,
-            app.name,
+            self._topics,
             self.store,
             self._assembly,
             self._reader,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.checkpoint.control import Assign, AttemptBegun, Complete, ControlRecord, Part, Recap
@@ -576,6 +577,17 @@ def test_nothing_is_forgotten_before_an_attempt_from_nothing_has_a_checkpoint_of
     assert fresh.tell(Aged()) == []
     complete(fresh)
     assert [type(action) for action in fresh.tell(Aged())] == [Write]
+
+
+def test_a_leader_that_has_looked_before_the_application_was_rescaled_is_refused() -> None:
+    slow = leading("a#1")
+    complete(slow)
+    _, assigned = next((offset, record) for offset, record in slow.log if isinstance(record, Assign))
+    assert (assigned.generation, assigned.tasks) == (1, 2)
+    rescaled = msgspec.structs.replace(assigned, version=9, owners={}, members=(), generation=2, tasks=8)
+
+    with pytest.raises(Refused, match=r"PEN0448 .* it has 8 tasks now, and this process was to run it with 2"):
+        Slow((*slow.log, (99, rescaled)))
 
 
 # A leader that leads before it has read everything.

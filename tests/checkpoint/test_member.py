@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from penstock.checkpoint.control import FORMAT, Assign, AttemptBegun, Complete, Manifest, Reserve
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.member import Adopt, Cut, Drop, End, Fetch, GoOn, Halt, Leave, Member, Restore, Settle
@@ -47,6 +49,23 @@ def releasing(checkpoint: int = 7) -> Member:
     assert member.hinted(Begin(1, checkpoint, (1,))) == [Cut(checkpoint, frozenset({1}))]
     member.released({1}, checkpoint)
     return member
+
+
+# Another parallelism.
+
+
+def test_a_worker_with_tasks_from_before_the_application_was_rescaled_ends() -> None:
+    member = working()
+    rescaled = replace(assign(9, {}, members=()), generation=2, tasks=8)
+
+    assert member.decided(rescaled) == [End("has the parallelism from before the application was rescaled")]
+
+
+def test_a_worker_with_the_new_parallelism_is_given_tasks() -> None:
+    member = Member(ME, 2)
+    assigned = replace(assign(9, {0: ME}, number=3), generation=2, tasks=1)
+
+    assert member.decided(assigned) == [Restore(assigned.attempt, (0,), None)]
 
 
 # Attempts.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, Part, Reserve
+from penstock.checkpoint.control import AttemptBegun, Complete, Manifest, Part, Recap, Reserve
 from penstock.checkpoint.coordinator import RESERVED_IDS
 from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.recovery import History, attempts_needed
@@ -109,6 +110,32 @@ def test_a_person_may_choose_any_retained_checkpoint_also_an_abandoned_one() -> 
         "PEN0403 Checkpoint 4 can't be replayed: it is not retained. Retained: 3 to 5. "
         "List them: penstock checkpoint list."
     )
+
+
+def test_on_kafka_checkpoints_of_another_parallelism_are_gone_with_their_topics() -> None:
+    assert choices(rescaled(deltas_apart=False)) == [20, 3]
+    assert choices(rescaled(deltas_apart=True)) == [20]
+
+
+def test_that_is_so_too_where_the_checkpoints_before_were_not_read() -> None:
+    read = History(deltas_apart=True)
+    newest = complete(3, FIRST).manifest
+    read.apply(7, Recap(began(FIRST, 0, 10), 10, None, (1, 2, 3), (5, newest)))
+    assert read.missing == {1, 2}
+
+    read.apply(8, complete(4, FIRST))
+    assert read.missing == {1, 2}
+    read.apply(9, Complete(replace(complete(20, SECOND).manifest, parallelism=4)))
+
+    assert (choices(read), read.missing) == ([20], set())
+
+
+def rescaled(*, deltas_apart: bool) -> History:
+    read = History(deltas_apart=deltas_apart)
+    read.apply(0, began(FIRST, 0, 10))
+    read.apply(1, complete(3, FIRST))
+    read.apply(2, Complete(replace(complete(20, SECOND).manifest, parallelism=4)))
+    return read
 
 
 def test_with_nothing_retained_the_refusal_says_so() -> None:

@@ -111,7 +111,7 @@ def test_the_end_of_a_worker_is_kept_for_a_leader_that_is_not_there_yet(
             await super()._lead()
 
     monkeypatch.setattr(candidate_module, "LeaderService", Service)
-    options: Any = SimpleNamespace(application="shop", name="leader#1")
+    options: Any = SimpleNamespace(application="shop", name="leader#1", generation=1)
     link = SimpleNamespace(leader="", leader_heard_s=-math.inf)
     with pytest.raises(Took):
         asyncio.run(AtOnce(CLUSTER, options, link, UNUSED, at_once=True).run())

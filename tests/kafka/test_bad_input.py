@@ -569,8 +569,8 @@ def test_what_does_not_go_with_what_is_stored_is_refused(kafka: str, kafka_app: 
             joining = worker_of(kafka, counting(kafka_app, function="t/other"), tmp_path, number=1)
             assert str(await failure_of(joining)) == other
             assert str(await failure_of(worker_of(kafka, counting(kafka_app), tmp_path, number=2, parallelism=4))) == (
-                f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. The parallelism of "
-                "an application is fixed with its first start. Start it with parallelism = 2, or under another name."
+                f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. Start it with "
+                "parallelism = 2, or under another name. For another parallelism, stop it and use penstock rescale."
             )
             await produce(kafka, f"{kafka_app}-in", *hits(4, ids=2))
             await until_counted(kafka, kafka_app, {"id-0": 4, "id-1": 4}, *tasks)

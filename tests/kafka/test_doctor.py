@@ -111,8 +111,8 @@ def test_topics_that_exist_are_verified(kafka: str, kafka_app: str) -> None:
 
     assert of("topics", right)[0]["found"] == "8 are as they have to be, and 0 can be created."
     assert of("topics", wrong)[0]["found"] == (
-        f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. The parallelism of an "
-        "application is fixed with its first start. Start it with parallelism = 2, or under another name."
+        f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. Start it with "
+        "parallelism = 2, or under another name. For another parallelism, stop it and use penstock rescale."
     )
 
 

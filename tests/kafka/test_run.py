@@ -78,7 +78,9 @@ class Run:
     def __init__(self, folder: Path, bootstrap: str, app: str, *arguments: str, count: int, rate: float) -> None:
         self._log = folder / f"log-{time.monotonic_ns()}"
         verb, *flags = arguments
-        flags += ["--kafka", bootstrap, "--name", app, "--parallelism", "4", "--property", "client.id=test"]
+        flags += ["--kafka", bootstrap, "--name", app, "--property", "client.id=test"]
+        if "--parallelism" not in flags:
+            flags += ["--parallelism", "4"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*PENSTOCK, verb, *flags],

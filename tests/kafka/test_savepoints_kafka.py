@@ -64,7 +64,7 @@ app.ingress(GeneratorIngress(numbers), to=fast, key=lambda number: f"{number % 9
 
 
 def ask(folder: Path, bootstrap: str, app: str, *arguments: str, code: int = 0) -> Any:
-    """What a verb answers that is about an application on Kafka."""
+    """What a verb answers that is about an application on Kafka; what it says if it is to fail."""
     done = subprocess.run(
         [*PENSTOCK, *arguments, "--json"],
         cwd=folder,
@@ -73,7 +73,7 @@ def ask(folder: Path, bootstrap: str, app: str, *arguments: str, code: int = 0) 
         check=False,
     )
     assert done.returncode == code, done.stderr.decode()
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) if code == 0 else done.stderr.decode()
 
 
 @contextmanager

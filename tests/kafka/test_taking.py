@@ -45,9 +45,9 @@ def counting(name: str) -> App:
     return app
 
 
-def worker_of(kafka: str, name: str, directory: Path, number: int) -> ClusterWorker:
+def worker_of(kafka: str, name: str, directory: Path, number: int, *, tasks: int = 2) -> ClusterWorker:
     config = Config(
-        directory=directory / str(number), parallelism=2, port=None, memory_bytes=64 << 20, retention=FORGETFUL
+        directory=directory / str(number), parallelism=tasks, port=None, memory_bytes=64 << 20, retention=FORGETFUL
     )
     options = ClusterOptions(
         kafka=KafkaOptions(kafka), store=str(directory / "store"), instance=f"worker-{number}", session_ms=3_000
@@ -70,7 +70,7 @@ def test_what_is_pinned_stays_also_under_another_leader_and_goes_when_nobody_rea
         async def retained() -> list[int]:
             return list((await read_history(options, kafka_app)).checkpoints)
 
-        async with Hold(options, kafka_app) as hold:
+        async with Hold(options, kafka_app, 1) as hold:
             pinned = (await read_newest(options, kafka_app))[1]
             assert pinned is not None
             await hold.pin(pinned.checkpoint)

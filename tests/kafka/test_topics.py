@@ -19,6 +19,7 @@ from penstock.router.kafka_topics import (
     DURABLE,
     INCARNATION_KEY,
     PARTS,
+    SHARED,
     Ensured,
     Incarnation,
     Part,
@@ -29,6 +30,7 @@ from penstock.router.kafka_topics import (
     group_name,
     inventory,
     is_incarnation,
+    is_own,
     refuse_recreated,
     specifications,
     topic_name,
@@ -96,6 +98,25 @@ def recreate(options: KafkaOptions, app: str, part: Part, **changed: str) -> Non
 
 def write(options: KafkaOptions, topic: str, *, key: bytes = b"key", value: bytes = b"value") -> None:
     asked(options, lambda admin: admin.append([(topic, 0, key, value)]))
+
+
+# What they are called.
+
+
+def test_topics_of_each_generation_are_an_application_s_own() -> None:
+    first = {spec.part: spec.topic for spec in specifications("shop", parallelism=1, replicas=1)}
+    third = {spec.part: spec.topic for spec in specifications("shop", parallelism=4, replicas=1, generation=3)}
+
+    assert {part for part, name in third.items() if name == first[part]} == SHARED
+    assert third["inbox"] == "shop.inbox-g3"
+    assert all(is_own("shop", name) for name in (*first.values(), *third.values()))
+    assert not any(is_own("shop", name) for name in ("shop.orders", "shop.orders-g3", "other.inbox-g3", "shop.inbox-g"))
+    assert applications({"shop.control", "shop.deltas-g3", "bank.control"}) == ["shop"]
+
+
+def test_with_the_ids_of_topics_of_a_later_generation_one_that_was_created_anew_is_known() -> None:
+    with pytest.raises(Refused, match=r"PEN0751 .*shop\.inbox-g2"):
+        refuse_recreated({"shop.inbox-g2": "a"}, {"shop.inbox-g2": "b"})
 
 
 # What they have to be like.
@@ -241,8 +262,8 @@ def test_another_parallelism_is_refused(options: KafkaOptions, kafka_app: str) -
 
     assert isinstance(error, Refused)
     assert str(error) == (
-        f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. The parallelism of an "
-        "application is fixed with its first start. Start it with parallelism = 2, or under another name."
+        f"PEN0745 Topic {kafka_app}.inbox has 2 partitions, and needs 4: one for each task. Start it with "
+        "parallelism = 2, or under another name. For another parallelism, stop it and use penstock rescale."
     )
 
 
