@@ -165,11 +165,12 @@ class Awaiting:
                     return
                 self._returned(invocation, outcome)
                 continue
-            try:
-                self._commit(invocation)
-            except Exception as error:  # noqa: BLE001  # A state that can't be written, say.
-                invocation.outcome = Outcome(None, error)
-                break
+            if invocation.moved:
+                try:
+                    self._commit(invocation)
+                except Exception as error:  # noqa: BLE001  # A state that can't be written, say.
+                    invocation.outcome = Outcome(None, error)
+                    break
             if not invocation.deliver():
                 self._hold(invocation)
                 if self._limits.always_replay and invocation.can_be_put_aside:
@@ -205,7 +206,7 @@ class Awaiting:
                 self._catch_up(invocation)
             return
         if len(journal.lines) + len(invocation.fresh) > self._limits.lines_max:
-            raise _journal_too_long(context.address, self._limits.lines_max)
+            raise _journal_too_long(invocation.address, self._limits.lines_max)
         opened = invocation.opened
         new, expires_ms = entry.close(context, opened, clock_ms)
         if new != opened.raw:
@@ -214,13 +215,13 @@ class Awaiting:
             journal.before(opened.collections.changed)
             opened.collections.flush()
         if expires_ms is not None:
-            self._delays.expire_at(context.address, expires_ms)
+            self._delays.expire_at(invocation.address, expires_ms)
         invocation.opened = entry.reopen(context, opened, new)
         for wish in invocation.fresh:
             journal.add(wish, clock_ms, timed=_is_timed(wish, context._meta))
         base = invocation.segment_cause
         invocation.committed()
-        self._core.apply(context.outputs, base, context.address, invocation)
+        self._core.apply(context.outputs, base, invocation.address, invocation)
 
     def _catch_up(self, invocation: Invocation) -> None:
         """It has done again what it did. What it left must be what is stored, and steps that were under way are begun
@@ -240,7 +241,7 @@ class Awaiting:
 
     def _perform_step(self, invocation: Invocation, index: int, wish: Wish) -> None:
         assert self._core.outside is not None, "whoever runs handlers with steps carries them out"
-        self._core.outside.perform(*invocation.context.address, invocation.journal.cause, index, wish.wants)
+        self._core.outside.perform(*invocation.address, invocation.journal.cause, index, wish.wants)
 
     def park(self, invocation: Invocation, error: PenstockError) -> None:
         """It can't go on with this code: its address is held until somebody corrects the code, or cancels it."""
@@ -302,7 +303,7 @@ class Awaiting:
 
     def bring_about(self, invocation: Invocation, index: int, wish: Wish, cause: int) -> None:
         """See that what a handler waits for comes."""
-        address, journal = invocation.context.address, invocation.journal
+        address, journal = invocation.address, invocation.journal
         due_ms = 0
         if invocation.outcome is not None:  # Nobody awaits it any more: a call is a message then, and all else nothing.
             if wish.kind == CALL:
@@ -329,32 +330,29 @@ class Awaiting:
 
     def _call(self, invocation: Invocation, index: int, called: Called, cause: int) -> int:
         """Send a call. Returns when its answer is not wanted any more; 0 for never."""
-        context = invocation.context
-        inherited = context._meta.deadline_ms if context._meta is not None else 0
-        chain = (
-            *(context._meta.chain if context._meta is not None else ()),
-            (context.address.typename, context.address.id),
-        )
+        address, asked = invocation.address, invocation.message[4]
+        inherited, chain = (0, ()) if asked is None else (asked.deadline_ms, asked.chain)
+        chain = (*chain, address)
         due_ms = 0 if called.timeout_ms is None else self._core.clock_ms + called.timeout_ms
         due_ms = min(filter(None, (due_ms, inherited)), default=0)
         to = (called.target.typename, called.id)
         if to in chain:
             cycle = " -> ".join("/".join(each) for each in (*chain[chain.index(to) :], to))
             text = (
-                f"{context.address} calls {'/'.join(to)}, which waits for this very call: {cycle}. None of them could "
+                f"{address} calls {'/'.join(to)}, which waits for this very call: {cycle}. None of them could "
                 "ever go on. Send a message instead of calling, or call the other way round."
             )
             invocation.journal.arrive(index, b"", ("PEN0273", text), self._core.clock_ms)
             return 0
         meta = Meta(call=(invocation.journal.cause, index), chain=chain, deadline_ms=due_ms)
-        self._core.deliver(Envelope(*to, called.payload, cause, context.address, meta))
+        self._core.deliver(Envelope(*to, called.payload, cause, address, meta))
         return due_ms
 
     def cancel_call(self, invocation: Invocation, index: int, cause: int) -> None:
         line = invocation.journal.lines[index]
         wish = invocation.wishes.get(index)
         if wish is not None and line.kind == CALL and not line.arrived:
-            address = invocation.context.address
+            address = invocation.address
             wanted = CancelInvocation((*address, invocation.journal.cause, index))
             self._core.deliver(operation_for(wish.wants.target.typename, wish.wants.id, wanted, cause, address))
 

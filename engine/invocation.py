@@ -99,7 +99,10 @@ class Invocation:
         self.opened = opened
         self.journal = journal
         self.attempt = attempt
+        self.address = context.address
         self.number = -1
+        self.moved = True
+        """Whether it has run since it was last seen at rest."""
         self.outcome: Outcome | None = None
         self.mismatch: PenstockError | None = None
         self.fresh: list[Wish] = []
@@ -168,11 +171,13 @@ class Invocation:
 
     def passed(self) -> bool:
         """It is at rest where it was before, at a segment that is committed. Returns whether it has caught up."""
+        self.moved = False
         self._caught_up = self._delivered + 1 >= self.journal.segments
         return self._caught_up
 
     def committed(self) -> None:
         """The segment that it has just ended is committed."""
+        self.moved = False
         self.journal.segments = self._delivered + 1
         self.fresh = []
 
@@ -216,6 +221,7 @@ class Invocation:
 
     def back(self, signal: Signal) -> None:
         """The excursion is over, or nothing of the handler goes on by itself."""
+        self.moved = True
         if signal is BACK:
             self.excursion = None
         else:
@@ -309,7 +315,7 @@ class Invocation:
         value: Any = None
         error: BaseException | None = None
         if line.error is not None:
-            error = _error_of(line, str(self.context.address))
+            error = _error_of(line, str(self.address))
         elif wish.kind not in (SLEEP, DEADLINE):
             try:
                 value = wish.read(line.value)
@@ -321,6 +327,7 @@ class Invocation:
         """Run the handler to where it waits next."""
         thrown, self._to_raise = self._to_raise, None
         self._blocked = None
+        self.moved = True
         try:
             step = self._handler.send if thrown is None else self._handler.throw
             yielded = self.run_in_it(step, thrown)
@@ -423,17 +430,17 @@ class Invocation:
     def _differ(self, found: str, expected: str) -> None:
         self.mismatch = FunctionError(
             "PEN0261",
-            f"{self.context.address} was run again, and did not do what it did before: at wish {self._issued + 1} "
+            f"{self.address} was run again, and did not do what it did before: at wish {self._issued + 1} "
             f"{found}, and in its journal {expected}. Its code has changed, or depends on a clock, a random number or "
             "something else that is not the same again. It waits: correct the code (ctx.now, ctx.random, ctx.uuid and "
             "ctx.run are safe) and start again, or end it with penstock calls cancel.",
-            address=str(self.context.address),
+            address=str(self.address),
         )
 
     def _mixed(self) -> InvalidInput:
         return InvalidInput(
             "PEN0262",
-            f"{self.context.address} went on by something that is not in its journal while it awaited what is: a raw "
+            f"{self.address} went on by something that is not in its journal while it awaited what is: a raw "
             "await beside a durable one, in one gather or one task each. Use ctx.sleep and ctx.run there, so that it "
             "goes the same way when it is run again.",
         )
@@ -441,7 +448,7 @@ class Invocation:
     def _by_raw_clock(self) -> InvalidInput:
         return InvalidInput(
             "PEN0263",
-            f"{self.context.address} was cancelled by asyncio while it awaited what is journaled; asyncio.timeout and "
+            f"{self.address} was cancelled by asyncio while it awaited what is journaled; asyncio.timeout and "
             "asyncio.wait_for go by a clock that is not in the journal. Use async with ctx.timeout(...), or "
             "ctx.call(..., timeout=...).",
         )
@@ -552,7 +559,7 @@ class HandlerTask:
         return asyncio.get_running_loop()
 
     def get_name(self) -> str:
-        return str(self._invocation.context.address)
+        return str(self._invocation.address)
 
 
 def outside_of_handlers() -> Variables:

@@ -497,7 +497,7 @@ class TaskCore:
             assert run.mismatch is not None
             self._awaiting.park(run, run.mismatch)
             return
-        meta = message[4]
+        meta, address = message[4], Address(entry.typename, context.id)
         try:
             new, expires_ms = entry.close(context, opened, self._meta.clock_ms)
             answer = _encode_answer(context, outcome.value) if meta is not None and _is_awaited(meta) else b""
@@ -509,14 +509,14 @@ class TaskCore:
         if opened.collections is not None:
             opened.collections.flush()
         if expires_ms is not None:
-            self._delays.expire_at(context.address, expires_ms)
+            self._delays.expire_at(address, expires_ms)
         if isinstance(run, Invocation):
-            self.apply(context.outputs, run.segment_cause, context.address, run)
+            self.apply(context.outputs, run.segment_cause, address, run)
             run.journal.delete()
         else:
-            self.apply(context.outputs, message[2], context.address)
+            self.apply(context.outputs, message[2], address)
         if meta is not None and _is_awaited(meta):
-            self._answer(context.address, message, meta, answer)
+            self._answer(address, message, meta, answer)
         if number is not None:
             self.release(entry, context.id)
 
@@ -1192,8 +1192,10 @@ def _is_awaited(meta: Meta) -> bool:
 def _encode_answer(context: Context[Any], returned: Any) -> bytes:
     """What the caller gets: the value of `ctx.reply`, else what the handler returned. Encoded while it can still
     fail."""
-    value = next((output.value for output in context.outputs if type(output) is Replied), returned)
-    return encode_answer(context.address, value)
+    for output in context.outputs:
+        if type(output) is Replied:
+            return encode_answer(context.address, output.value)
+    return encode_answer(context.address, returned)
 
 
 def _idempotency_key(address: Address, meta: Meta) -> bytes:

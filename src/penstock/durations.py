@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 from typing import Final
 
 from penstock.errors import ConfigurationError, InvalidInput
@@ -82,6 +83,7 @@ def _exact_milliseconds(duration: str | timedelta | float) -> Decimal | None:
             return None
 
 
+@lru_cache(maxsize=1_000)  # Handlers give the same few texts for each of their messages.
 def _text_milliseconds(text: str) -> Decimal | None:
     match = _TEXT.fullmatch(text)
     if not text or match is None:
