@@ -50,6 +50,15 @@ def counting(name: str) -> App:
         ctx.state.total += hit.count
         return ctx.state.total
 
+    @app.function("t/order")
+    async def order(ctx: Context[None], clerk_id: str) -> str:
+        told: str = await ctx.call("t/clerk", clerk_id, None)
+        return told
+
+    @app.function("t/clerk")
+    async def clerk(ctx: Context[None], message: None) -> str:
+        return await ctx.promise("approved", str)
+
     return app
 
 
@@ -236,6 +245,38 @@ def test_any_worker_shows_redrives_and_drops_the_dead_letters_of_all(
             assert again["id"] == ids[0]
             gone = await one.request("GET", f"/admin/dead/{number[ids[2]]}")
             assert (gone.status, gone.json["code"]) == (400, "PEN0308")
+
+    run(scenario())
+
+
+def test_any_worker_shows_resolves_and_cancels_what_waits_at_another(
+    kafka: str, kafka_app: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with two_workers(kafka, kafka_app, tmp_path) as (one, other):
+            here, there, third = id_at(one), id_at(other), id_at(other, 1)
+            path = f"/call/t/order/{here}"
+            asking = [asyncio.ensure_future(each.post(path, there, Idempotency_Key="once")) for each in (one, other)]
+            ending = asyncio.ensure_future(one.request("POST", f"/call/t/order/{third}", here))
+            while len(await other.get("/admin/calls")) < 4:
+                pass
+            for each in (one, other):
+                clerk = await each.get(f"/admin/call?function=t/clerk&id={there}")
+                assert (clerk["state"], clerk["chain"]) == ("waiting", [f"t/order/{here}"])
+                order = await each.get(f"/admin/call?function=t/order&id={here}")
+                assert [wait["name"] for wait in order["waits_for"]] == [f"t/clerk/{there}"]
+                assert (await each.get(f"/calls/t/order/{here}/once"))["state"] == "running"
+            attached = asyncio.ensure_future(other.get(f"/calls/t/order/{here}/once?wait=30s"))
+            addresses = [f"t/clerk/{here}", f"t/clerk/{there}", f"t/order/{here}", f"t/order/{third}"]
+            listed = json.loads(await asyncio.to_thread(verb, "calls", "list", "--json", "--url", one.url))
+            assert [f"{row['function']}/{row['id']}" for row in listed] == sorted(addresses)
+
+            await asyncio.to_thread(verb, "calls", "resolve", f"t/clerk/{there}", "approved", '"yes"', "--url", one.url)
+            assert await asyncio.gather(*asking) == ["yes", "yes"]
+            assert (await attached)["answer"] == "yes"
+            await asyncio.to_thread(verb, "cancel", f"t/clerk/{here}", "--yes", "--url", other.url)
+            assert "was cancelled before it answered" in (await ending).json["message"]
+            assert await one.get("/admin/calls") == []
 
     run(scenario())
 
