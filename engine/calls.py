@@ -31,6 +31,7 @@ BEHIND_SHOWN_MAX: Final = 100
 class _Held(NamedTuple):
     """What an address is busy with."""
 
+    address: Address
     message: PendingMessage
     journal: InvocationJournal | None
     """None for a handler that keeps none: it failed, and is to be tried again."""
@@ -47,27 +48,32 @@ def list_calls(
     limit: int = 100,
 ) -> list[dict[str, Any]]:
     """Held addresses behind `after`, in order, of one function or only parked ones if that is asked for."""
-    found = ((address, hold) for address, hold in _holds(view, typename) if address > after)
-    if parked:
-        found = ((a, hold) for a, hold in found if InvocationJournal.is_parked(view.task_of(a.id).overlay, a))
-    chosen = nsmallest(limit, found, key=_address)
-    return [_summarize(view, address, _read(view, address, hold)) for address, hold in chosen]
+    held_of = [task.held() for task in view.tasks]
+    chosen: list[Address] = []
+    for name in sorted({name for each in held_of for name in each}):
+        if name < after[0] or typename not in (None, name) or len(chosen) == limit:
+            continue
+        # Of a million ids a few are wanted: an address is made for those only.
+        ids = (id for each in held_of for id in each.get(name, ()) if (name, id) > after)
+        if parked:
+            ids = (id for id in ids if _is_parked(view, Address(name, id)))
+        chosen += [Address(name, id) for id in nsmallest(limit - len(chosen), ids)]
+    return [_summarize(view, held) for address in chosen if (held := _held(view, address)) is not None]
 
 
 def show_call(view: View, address: Address) -> dict[str, Any]:
     """Everything known of what an address is busy with. Raises InvalidInput when that is nothing."""
     view.check_address(address)
-    hold = _hold_of(view, address)
-    if hold is None:
+    held = _held(view, address)
+    if held is None:
         raise InvalidInput(
             "PEN0312",
             f"{address} is not busy: none of its messages waits for anything. What waits is told by penstock calls "
             "list.",
         )
-    held = _read(view, address, hold)
-    message, journal, behind = held
+    _, message, journal, behind = held
     task = view.task_of(address.id)
-    return _summarize(view, address, held) | {
+    return _summarize(view, held) | {
         "origin": (message.meta or Meta()).origin,
         "message": builtins_of(message.payload, task.entries[address.typename].codec),
         "cancelled": timestamp(journal.arrived_ms(CANCELLATION)) if journal is not None and journal.cancelled else None,
@@ -102,26 +108,27 @@ def _undone(view: View, address: Address) -> Iterator[QueuedRow]:
     yield from (row for row in task.entries[address.typename].queue if row[0] == address.id)
 
 
-def _holds(view: View, typename: str | None) -> Iterator[tuple[Address, Hold]]:
-    for task in view.tasks:
-        for name, held in task.held().items():
-            if typename in (None, name):
-                yield from ((Address(name, id), hold) for id, hold in held.items())
-
-
 def _hold_of(view: View, address: Address) -> Hold | None:
     return view.task_of(address.id).held().get(address.typename, {}).get(address.id)
 
 
-def _read(view: View, address: Address, hold: Hold) -> _Held:
+def _held(view: View, address: Address) -> _Held | None:
+    """None for an address that is not busy."""
+    hold = _hold_of(view, address)
+    if hold is None:
+        return None
     overlay = view.task_of(address.id).overlay
     message = read_pending(overlay, hold.current)
-    return _Held(message, InvocationJournal.load(overlay, address), hold.waiting)
+    return _Held(address, message, InvocationJournal.load(overlay, address), hold.waiting)
 
 
-def _summarize(view: View, address: Address, held: _Held) -> dict[str, Any]:
+def _is_parked(view: View, address: Address) -> bool:
+    return InvocationJournal.is_parked(view.task_of(address.id).overlay, address)
+
+
+def _summarize(view: View, held: _Held) -> dict[str, Any]:
     """An address in one row."""
-    message, journal, behind = held
+    address, message, journal, behind = held
     waits = [line for line in journal.lines if _is_open(line)] if journal is not None else []
     return {
         "function": address.typename,
@@ -182,7 +189,3 @@ def _show_line(number: int, line: Line) -> dict[str, Any]:
         "result": builtins_of(line.value),
         "error": None if line.error is None else " ".join(line.error),
     }
-
-
-def _address(found: tuple[Address, Hold]) -> Address:
-    return found[0]

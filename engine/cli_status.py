@@ -57,6 +57,7 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
         f"{found['app']}  {found['not_ready'] or 'ready'}  up {uptime}  process {found['pid']}  {found['url']}",
         f"checkpoint  {_checkpoint(checkpoint)}",
         f"letters     {found['dead_letters']:,} dead" + ("   <- penstock dead list" if found["dead_letters"] else ""),
+        *_waiting(found),
         *(_shared(found["shared"]) if found["shared"] is not None else []),
         *(_supervised(found) if "workers" in found else []),
         "",
@@ -84,6 +85,14 @@ def _checkpoint(checkpoint: Mapping[str, Any]) -> str:
     took = "" if checkpoint["duration_ms"] is None else f"  took {checkpoint['duration_ms']} ms"
     retained = "" if checkpoint["retained"] is None else f"  {checkpoint['retained']:,} retained"
     return f"{checkpoint['last']:,}  {checkpoint['age_s']:.1f} s ago{took}{retained}"
+
+
+def _waiting(found: Mapping[str, Any]) -> list[str]:
+    """Of handlers that await, if there are any."""
+    if not (found["waiting"] or found["parked"]):
+        return []
+    parked = f"  {found['parked']:,} parked   <- penstock calls list --parked" if found["parked"] else ""
+    return [f"handlers    {found['waiting']:,} waiting{parked}"]
 
 
 def _shared(shared: Mapping[str, Any]) -> list[str]:

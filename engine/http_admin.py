@@ -136,6 +136,8 @@ def status_of(worker: Served, now_ms: float) -> dict[str, Any]:
         "egresses": [_egress_status(worker, totals, name) for name in worker.app.egresses],
         "queued": sum(each.queued for each in statistics_),
         "held": sum(each.pending for each in statistics_),
+        "waiting": sum(unit.core.suspended for unit in worker.units),
+        "parked": sum(unit.core.parked for unit in worker.units),
         "retries": sum(each.retries for each in statistics_),
         "dead_letters": sum(unit.core.view().count_letters() for unit in worker.units),
         "calls_in_flight": worker.requests.in_flight,

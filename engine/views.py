@@ -11,7 +11,7 @@ import base64
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from heapq import nsmallest
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -255,7 +255,8 @@ def view_of_nothing(app: App) -> View:
 def task_view(app: App, overlay: Overlay, *, task: int = 0, tasks: int = 1) -> TaskView:
     """Of a task that only its stored rows are known of."""
     entries = {name: Entry(function, overlay, bytes_max=SENT_BYTES_MAX) for name, function in app.functions.items()}
-    return TaskView(overlay, entries, DeadLetters(overlay, task=task, tasks=tasks), partial(held_by_rows, overlay))
+    held = cache(partial(held_by_rows, overlay))  # Nobody runs it, so it is read once, when it is asked for.
+    return TaskView(overlay, entries, DeadLetters(overlay, task=task, tasks=tasks), held)
 
 
 def describe_functions(app: App) -> list[dict[str, Any]]:

@@ -342,12 +342,14 @@ _MERGES: Final[Mapping[str, Merge]] = {
     "last": _newest,
     "age_s": lambda found: min((each for each in found if each is not None), default=None),
     "messages": sum,
+    "parked": sum,
     "problem": _any_text,
     "queued": sum,
     "records": sum,
     "retries": sum,
     "staged": sum,
     "uptime_s": _newest,
+    "waiting": sum,
 }
 """By field: of several workers. Others are those of the first."""
 _NAMES: Final = ("function", "ingress", "egress")

@@ -11,6 +11,7 @@ import pytest
 
 from penstock import App, Context, State
 from penstock.engine.calls import list_calls, show_call, show_request
+from penstock.engine.cli_status import page
 from penstock.engine.client import Client as CommandLine
 from penstock.engine.looks import Looks, answer
 from penstock.engine.offline import Directory, open_stopped
@@ -162,6 +163,11 @@ def test_what_is_parked_says_why_and_is_resumed_or_cancelled(tmp_path: Path) -> 
         assert row["parked"].startswith("PEN0261 ")
         metrics = (await client.get("/metrics")).body.decode()
         assert 'penstock_invocations_parked{task="0"} 2.0' in metrics
+        status = (await client.get("/admin/status")).json
+        assert (status["waiting"], status["parked"]) == (0, 2)
+        assert "\nhandlers    0 waiting  2 parked   <- penstock calls list --parked\n" in page(
+            status | {"not_ready": "", "url": client.url}
+        )
         shop.code = ""
         seven, eight = (f'{{"function": "shop/order", "id": "{number}"}}' for number in (7, 8))
         assert (await client.post("/admin/calls/resume", seven)).json == {"resumed": True}

@@ -774,6 +774,7 @@ def test_what_waits_is_shown_resolved_and_cancelled(run: Run, folder: Path) -> N
         run("send", "loans/loan", "7", "5")
         run("send", "loans/loan", "8", "6")
         run("checkpoint", "now")
+        assert "\nhandlers    3 waiting\n" in run("status").stdout
         listed = run("calls", "list").stdout.splitlines()
         assert re.match(r"FUNCTION +ID +STATE +SINCE +WAITS FOR +CALLED BY +BEHIND$", listed[0])
         assert re.match(r"loans/clerk +eve +waiting +\S+Z +promise approved +loans/loan/7 +1$", listed[1])
