@@ -124,6 +124,7 @@ class Awaiting:
         if number is not None:
             invocation.number = number
             self._running[number] = invocation
+            self._aside.discard(number)
         self.advance(invocation)
 
     def go_on(self, number: int) -> bool:

@@ -80,9 +80,15 @@ def message_of_pending(data: bytes) -> PendingMessage:
 
 def read_pending(overlay: Overlay, number: int) -> PendingMessage:
     """The message of a row that is there."""
+    message = find_pending(overlay, number)
+    assert message is not None, f"pending message {number} has no row"
+    return message
+
+
+def find_pending(overlay: Overlay, number: int) -> PendingMessage | None:
+    """None when it is finished."""
     data = overlay.get(keys.encode_pending_key(number))
-    assert data is not None, f"pending message {number} has no row"
-    return _decode(data)
+    return None if data is None else _decode(data)
 
 
 def held_by_rows(overlay: Overlay) -> dict[str, Held]:
@@ -151,6 +157,9 @@ class Pending:
 
     def get(self, number: int) -> PendingMessage:
         return read_pending(self._overlay, number)
+
+    def find(self, number: int) -> PendingMessage | None:
+        return find_pending(self._overlay, number)
 
     def next_retry_ms(self) -> int | None:
         return self._retries[0][0] if self._retries else None

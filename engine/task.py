@@ -444,7 +444,9 @@ class TaskCore:
         self._invocations += 1
         if self._awaiting.go_on(number):
             return
-        pending = self._pending.get(number)
+        pending = self._pending.find(number)
+        if pending is None:  # Two things had arrived for it, and the first has ended it.
+            return
         meta = pending.meta
         is_fresh = pending.attempt == 1 and not self._awaiting.has_begun(entry, pending.id)
         if meta is not None and is_fresh and self._needs_no_run(entry, pending.queued, meta):

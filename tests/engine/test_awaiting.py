@@ -484,3 +484,25 @@ def test_a_raw_await_alone_is_allowed(way: dict[str, Any]) -> None:
     with Harness(app, **way) as h:
         assert h.call(order, "o", 5) == 15
         assert h.dead_letters() == []
+
+
+def test_who_ends_by_the_first_of_two_results_of_one_turn_is_not_run_for_the_second(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> None:
+        first, second = ctx.promise("first", str), ctx.promise("second", str)
+        ctx.state.seen += [await first, await second]
+
+    @app.function("shop/clerk")
+    def clerk(ctx: Context[None], id: str) -> None:
+        ctx.resolve(order, id, "first", "1")
+        ctx.resolve(order, id, "second", "2")
+
+    with Harness(app, **way) as h:
+        h.send(order, "o", 1)
+        h.advance("1s")
+        h.send(clerk, "eve", "o")
+        h.advance("1s")
+        assert h.state(order, "o").seen == ["1", "2"]
+        assert h.dead_letters() == []
