@@ -9,7 +9,7 @@ what needs one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import msgspec
@@ -79,8 +79,10 @@ class _Builder:
             case mi.Metadata():
                 return self.type_of(node.type)
             case mi.UnionType():
-                alternatives = [self.type_of(alternative) for alternative in node.types]
-                return ["union", *sorted(alternatives, key=msgspec.json.encode)]
+                alternatives = [self.type_of(alternative) for alternative in _merged(node.types)]
+                return (
+                    ["union", *sorted(alternatives, key=msgspec.json.encode)] if alternatives[1:] else alternatives[0]
+                )
             case mi.EnumType():
                 return ["choice", node.cls.__name__, *sorted((member.value for member in node.cls), key=repr)]
             case mi.LiteralType():
@@ -118,6 +120,13 @@ class _Builder:
         for field in node.fields:
             record["fields"][field.encode_name] = {"type": self.type_of(field.type), **_default(field)}
         return {"ref": name}
+
+
+def _merged(alternatives: Iterable[mi.Type]) -> list[mi.Type]:
+    """The alternatives of a union with all its literals in one, as `Literal["a"] | Literal["b"]` is `Literal["a", "b"]`."""
+    merged = [each for each in alternatives if not isinstance(each, mi.LiteralType)]
+    values = [value for each in alternatives if isinstance(each, mi.LiteralType) for value in each.values]
+    return [*merged, mi.LiteralType(tuple(values))] if values else merged
 
 
 def _constraints(node: mi.Type) -> str:

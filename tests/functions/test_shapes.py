@@ -110,6 +110,16 @@ class NewPair(NamedTuple):
     left: int
 
 
+def test_literals_in_a_union_are_the_choices_of_one() -> None:
+    joined = shape_of(record(State, stage=(Literal["a"] | Literal["b"], "a")))
+
+    assert joined == shape_of(record(State, stage=(Literal["a", "b"], "a")))
+    assert incompatibilities(joined, joined) == []
+    optional = shape_of(Literal["a"] | None | Literal["b", 3])
+    assert incompatibilities(shape_of(Literal["a"] | None), optional) == []
+    assert incompatibilities(optional, optional) == []
+
+
 def test_what_is_written_by_position_keeps_its_order() -> None:
     assert incompatibilities(shape_of(OldPair), shape_of(NewPair)) == [
         "OldPair is written by position, and the order was left, right and is right, left now"
