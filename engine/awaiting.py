@@ -46,7 +46,16 @@ class Outside(Watcher, Protocol):
     """What goes on between the turns of a task, besides handlers that await the event loop."""
 
     def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
-        """Carry out a step, and tell what came of it by `Performed`."""
+        """Carry out a step once the next cut is settled, when no failure takes back any more that it was asked for.
+        Tell what came of it by `Performed`."""
+        ...
+
+    def cut(self, checkpoint: int) -> None:
+        """What was asked for until now is in this checkpoint."""
+        ...
+
+    def settle(self, checkpoint: int) -> None:
+        """It is complete."""
         ...
 
 

@@ -373,6 +373,12 @@ class _Run:
     def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
         """A turn tells what came of the step then."""
 
+    def cut(self, checkpoint: int) -> None:
+        """No step begins here."""
+
+    def settle(self, checkpoint: int) -> None:
+        """As for `cut`."""
+
     def rested(self, number: int, signal: Signal) -> None:
         self._ended[number] = Outcome(signal, None)
 

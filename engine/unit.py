@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -258,6 +259,8 @@ class TaskUnit:
     def cut(self, checkpoint: int, application: str, generation: int) -> Writing:
         """Freeze the core at `checkpoint`. Pointer swaps only."""
         frozen = self.core.freeze(checkpoint)
+        if self.core.outside is not None:
+            self.core.outside.cut(checkpoint)
         if self.reply_egress and frozen.replies:
             rows = [EgressRow(_encode(reply), 0, reply.request_id.encode()) for reply in frozen.replies]
             frozen = frozen._replace(egress={**frozen.egress, self.reply_egress: rows}, replies=[])
@@ -307,6 +310,8 @@ class TaskUnit:
         checkpoint = manifest.checkpoint
         fault("settle.told")
         self.core.settle(checkpoint)
+        if self.core.outside is not None:
+            self.core.outside.settle(checkpoint)
         for driver in self.sinks.values():
             if isinstance(driver, SinkDriver):
                 driver.handle(CheckpointCompleted(self.snapshot.attempt, checkpoint))
@@ -412,7 +417,12 @@ def _size(item: Input) -> int:
 
 
 class Suspended:
-    """What handlers have going on between turns: what they await of the event loop, and their steps."""
+    """What handlers have going on between turns: what they await of the event loop, and their steps.
+
+    A step has effects that nothing takes back. So it begins only when the checkpoint is complete that holds what it
+    follows from, as rows and answers leave only then: otherwise a crash could leave behind what, as things go the next
+    time, was never asked for.
+    """
 
     def __init__(
         self, completions: Completions, wake: Callable[[], None], blocking: Blocking = asyncio.to_thread
@@ -421,6 +431,10 @@ class Suspended:
         self._wake = wake
         self._blocking = blocking
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._asked: list[Callable[[], None]] = []
+        """Begin the steps that were asked for since the last cut."""
+        self._cut: deque[tuple[int, list[Callable[[], None]]]] = deque()
+        """By checkpoint, those that wait for its completion."""
 
     def start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
         task = self._spawn(_contained(handler))
@@ -437,6 +451,19 @@ class Suspended:
         task.add_done_callback(self._tasks.discard)
 
     def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
+        self._asked.append(partial(self._begin_step, typename, id, cause, index, step))
+
+    def cut(self, checkpoint: int) -> None:
+        if self._asked:
+            self._cut.append((checkpoint, self._asked))
+            self._asked = []
+
+    def settle(self, checkpoint: int) -> None:
+        while self._cut and self._cut[0][0] <= checkpoint:
+            for begin in self._cut.popleft()[1]:
+                begin()
+
+    def _begin_step(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
         task = self._spawn(
             perform(step, key=f"{cause:016x}-{index}", address=Address(typename, id), blocking=self._blocking)
         )
@@ -469,6 +496,8 @@ class Suspended:
     async def cancel_all(self, timeout_s: float | None = None) -> None:
         """The process stops: what these handlers did is not kept, and they run again from their messages. One that
         goes on although it is cancelled is waited for no longer than `timeout_s`."""
+        self._asked.clear()
+        self._cut.clear()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

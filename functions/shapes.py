@@ -123,7 +123,7 @@ class _Builder:
 
 
 def _merged(alternatives: Iterable[mi.Type]) -> list[mi.Type]:
-    """The alternatives of a union with all its literals in one, as `Literal["a"] | Literal["b"]` is `Literal["a", "b"]`."""
+    """The alternatives of a union with its literals in one: `Literal["a"] | Literal["b"]` is `Literal["a", "b"]`."""
     merged = [each for each in alternatives if not isinstance(each, mi.LiteralType)]
     values = [value for each in alternatives if isinstance(each, mi.LiteralType) for value in each.values]
     return [*merged, mi.LiteralType(tuple(values))] if values else merged

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import defaultdict
+from itertools import count
 from typing import Any
 
 import pytest
 
 from penstock import App, CallTimeout, Context, Function, FunctionError, InvalidInput, Retry, State
 from penstock.errors import ConfigurationError
-from penstock.testing import Harness
+from penstock.functions.durable import Durable
+from penstock.testing import Crash, Harness
 
 WAYS = [
     {},
@@ -491,7 +494,8 @@ def test_who_ends_by_the_first_of_two_results_of_one_turn_is_not_run_for_the_sec
 
     @app.function("shop/order")
     async def order(ctx: Context[Notes], _: int) -> None:
-        first, second = ctx.promise("first", str), ctx.promise("second", str)
+        first: Durable[str] = ctx.promise("first", str)
+        second: Durable[str] = ctx.promise("second", str)
         ctx.state.seen += [await first, await second]
 
     @app.function("shop/clerk")
@@ -506,3 +510,29 @@ def test_who_ends_by_the_first_of_two_results_of_one_turn_is_not_run_for_the_sec
         h.advance("1s")
         assert h.state(order, "o").seen == ["1", "2"]
         assert h.dead_letters() == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_step_is_taken_for_what_a_crash_takes_back(seed: int) -> None:
+    app, _ = shop()
+    runs = count(1)
+    told: defaultdict[str, set[int]] = defaultdict(set)
+
+    def tell(id: str, run: int) -> None:
+        told[id].add(run)
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Count], run: int) -> None:
+        await ctx.run("tell", tell, ctx.id, run)
+        ctx.state.n = run
+
+    @app.function("shop/asker")
+    def asker(ctx: Context[None], id: str) -> None:
+        ctx.send(order, id, next(runs))  # Another number whenever it runs, as if it had read a clock.
+
+    with Harness(app, seed=seed, parallelism=2).faults(Crash(every=3)) as h:
+        for number in range(20):
+            h.send(asker, "asker", f"order-{number}")
+        h.run_until_idle()
+        assert h.crashes
+        assert {id: {state.n} for id, state in h.states(order).items()} == told

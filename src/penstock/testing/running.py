@@ -591,15 +591,16 @@ class Harness:
 
     def _settle(self) -> None:
         """Run until there is nothing to do. Raises Crashed."""
-        waited = True
-        while waited:
+        going_on = True
+        while going_on:
             while self._loop.run(self._turn_all()):
                 pass
-            if any(unit.core.changed for unit in self._units):
-                self._loop.run(self._checkpoint())
+            going_on = any(unit.core.changed for unit in self._units)
+            if going_on:
+                self._loop.run(self._checkpoint())  # Steps that have waited for it may begin.
             began_ms = self._loop.now_ms
             self._loop.run(self._wait_quiet())
-            waited = self._loop.now_ms > began_ms  # Handlers that slept meanwhile may go on.
+            going_on |= self._loop.now_ms > began_ms  # Handlers that slept meanwhile may go on.
 
     async def _turn_all(self) -> bool:
         """One turn of every task. Whether there was anything to do."""
