@@ -136,6 +136,7 @@ def build_core(
             dead_egress=dead_egress,
         ),
         start,
+        app.schedules,
     )
     migrate_task(app, manifest, core, restored.overlay)
     declared = {name: rows for name, rows in restored.staged.items() if name not in internal}

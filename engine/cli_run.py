@@ -318,14 +318,14 @@ def _say_started(loaded: Loaded, worker: Worker, url: str | None, settings: Sett
     if settings["log_json"]:
         logger.info("%s is ready at %s", app.name, url or "no port")
         return
-    counts = "  ".join(
-        f"{len(each)} {word}{'' if len(each) == 1 else ending}"
-        for each, word, ending in (
-            (app.functions, "function", "s"),
-            (app.ingresses, "ingress", "es"),
-            (app.egresses, "egress", "es"),
-        )
-    )
+    kinds = [
+        (len(app.functions), "function", "s"),
+        (len(app.ingresses), "ingress", "es"),
+        (len(app.egresses), "egress", "es"),
+    ]
+    if app.schedules:
+        kinds.append((len(app.schedules), "schedule", "s"))
+    counts = "  ".join(f"{count} {word}{'' if count == 1 else ending}" for count, word, ending in kinds)
     interval = format_duration(int(worker.config.interval_ms))
     note(f"penstock {penstock.__version__}  {app.name} ({loaded.name})  {counts}")
     note(f"  state      {worker.config.directory}  checkpoint every {interval}")

@@ -81,6 +81,9 @@ class Client:
     def held(self, typename: str, id: str) -> Any:
         return self._get("call", function=typename, id=id)
 
+    def schedules(self, *, limit: int) -> Any:
+        return self._get("schedules", limit=limit)
+
     def checkpoints(self) -> Any:
         return self._get("checkpoints")
 
@@ -111,6 +114,21 @@ class Client:
     def resolve(self, typename: str, id: str, name: str, value: Any) -> None:
         """Keep a promise, and return when that can't be rolled back."""
         self._post(f"{_path('promise', typename, id)}/{quote(name, safe='')}", json.dumps(value).encode())
+
+    def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        """Returns whether it was otherwise before."""
+        return bool(self._change_schedule("pause" if paused else "resume", name)["changed"])
+
+    def run_schedule(self, name: str) -> None:
+        self._change_schedule("run", name)
+
+    def backfill_schedule(self, name: str, *, start: str, end: str | None, dry: bool) -> int:
+        """How many runs there are in that time. With `dry` nothing is run."""
+        runs: int = self._change_schedule("backfill", name, start=start, end=end, dry=dry)["runs"]
+        return runs
+
+    def _change_schedule(self, verb: str, name: str, **wanted: Any) -> Any:
+        return self._post(f"/admin/schedules/{verb}", json.dumps({"name": name, **wanted}).encode())
 
     def take_checkpoint(self) -> int:
         number: int = self._post("/admin/checkpoints", b"")["checkpoint"]

@@ -1,4 +1,4 @@
-"""What a task shall do later: deliver a delayed message, look at an expiring state, forget a kept result.
+"""What a task shall do later: deliver a delayed message, look at an expiring state or a schedule, forget a kept result.
 
 Each is a timer row of the task that asked for it (PROTOCOL 24), ordered by due time. A token is one more row that
 points at the timer it names. Invariants: a timer's row, its token's row and its effect change in the same batch; a
@@ -8,7 +8,7 @@ token names at most one live timer. Delivers nothing itself: the task core does 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -32,15 +32,25 @@ class DueExpiration(NamedTuple):
     address: Address
 
 
+class DueSchedule(NamedTuple):
+    """Something may be due by the schedule of this name."""
+
+    name: str
+
+
 class _Row(msgspec.Struct, array_like=True, omit_defaults=True):
-    """A timer at rest. Exactly one of the three groups of fields is in use."""
+    """A timer at rest. Exactly one of the four groups of fields is in use."""
 
     envelope: Envelope | None = None
     owner: str = ""
     token: str = ""
     expires: Address | None = None
     forget: bytes = b""
+    schedule: str = ""
 
+
+SCHEDULE_TOKEN: Final = "\0schedule"
+"""Names the timer of a schedule, as no user names one of theirs."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Row).decode
@@ -91,6 +101,15 @@ class Delays:
         """Delete the row `key` at `due_ms`."""
         self._add(due_ms, _Row(forget=key))
 
+    def look_at(self, schedule: str, due_ms: int) -> None:
+        """Look at a schedule at `due_ms`, and not before: of several wishes the last stands."""
+        self.cancel(schedule, SCHEDULE_TOKEN)
+        key = self._add(due_ms, _Row(schedule=schedule))
+        self._overlay.put(_token_key(schedule, SCHEDULE_TOKEN), key)
+
+    def look_no_more(self, schedule: str) -> None:
+        self.cancel(schedule, SCHEDULE_TOKEN)
+
     def next_due_ms(self) -> int | None:
         return self._index.next_due_ms()
 
@@ -108,7 +127,7 @@ class Delays:
                 return keys.decode_timer_key(key).due_ms
         return None
 
-    def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration]:
+    def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration | DueSchedule]:
         """Take out what is due, earliest first. The rows are gone when the iterator moves on."""
         for key in self._index.pop_due(clock_ms, count_max):
             data = self._overlay.get(key)
@@ -123,6 +142,9 @@ class Delays:
             elif row.expires is not None:
                 self._overlay.put(keys.encode_expiration_key(key_group(row.expires.id), *row.expires), None)
                 yield DueExpiration(row.expires)
+            elif row.schedule:
+                self._overlay.put(_token_key(row.schedule, SCHEDULE_TOKEN), None)
+                yield DueSchedule(row.schedule)
             else:
                 self._overlay.put(row.forget, None)
 
@@ -149,6 +171,8 @@ def key_group_of_timer(data: bytes) -> int:
     row = _decode(data)
     if row.envelope is not None:
         return key_group(row.owner)
+    if row.schedule:
+        return key_group(row.schedule)
     return key_group(row.expires.id) if row.expires is not None else row.forget[0]
 
 

@@ -6,6 +6,8 @@
     GET  dead/counts
     GET  calls?function=&parked=&limit=        call?function=&id=
     POST calls/cancel, calls/resume {"function": "...", "id": "..."}
+    GET  schedules                             POST schedules/pause, schedules/resume, schedules/run {"name": ...}
+                                               POST schedules/backfill {"name", "start", "end", "dry"}
     GET  checkpoints                           checkpoints/NUMBER               POST checkpoints
     GET  savepoints/NUMBER                     POST savepoints {"to": "PLACE"}
 
@@ -29,8 +31,20 @@ from aiohttp import web
 
 import penstock
 from penstock.engine.looks import Ask, Looks, Question, id_of_task
-from penstock.engine.operations import CancelInvocation, Drop, Look, Operation, Redrive, ResumeInvocation, SetState
+from penstock.engine.operations import (
+    BackfillSchedule,
+    CancelInvocation,
+    Drop,
+    Look,
+    Operation,
+    PauseSchedule,
+    Redrive,
+    ResumeInvocation,
+    RunSchedule,
+    SetState,
+)
 from penstock.engine.saving import Saving
+from penstock.engine.schedules import unknown_schedule
 from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
 from penstock.engine.sinks import SinkDriver
@@ -44,6 +58,7 @@ from penstock.engine.views import (
     view_of_nothing,
 )
 from penstock.errors import InvalidInput, Unavailable
+from penstock.functions.schedule import Schedule
 from penstock.ids import Address, key_group
 
 LIMIT: Final = 100
@@ -70,6 +85,18 @@ class _Addressed(msgspec.Struct, forbid_unknown_fields=True):
     id: str
 
 
+class _Named(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class _Backfill(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    start: str
+    end: str | None = None
+    """The present if left out."""
+    dry: bool = False
+
+
 class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
     numbers: list[int]
 
@@ -93,6 +120,11 @@ def admin_routes(worker: Served, settings: Collection[Setting]) -> list[web.Rout
         web.get("/admin/call", admin.show_call),
         web.post("/admin/calls/cancel", admin.cancel),
         web.post("/admin/calls/resume", admin.resume),
+        web.get("/admin/schedules", admin.list_schedules),
+        web.post("/admin/schedules/pause", admin.pause_schedule),
+        web.post("/admin/schedules/resume", admin.resume_schedule),
+        web.post("/admin/schedules/run", admin.run_schedule),
+        web.post("/admin/schedules/backfill", admin.backfill_schedule),
         web.get("/admin/checkpoints", admin.list_checkpoints),
         web.get(r"/admin/checkpoints/{number:\d+}", admin.show_checkpoint),
         web.post("/admin/checkpoints", admin.take_checkpoint),
@@ -314,6 +346,40 @@ class _Admin:
 
     async def _operate(self, address: Address, operation: Operation) -> Any:
         return await change_in_time(self._worker, address, operation)
+
+    # Schedules.
+
+    async def list_schedules(self, request: web.Request) -> web.Response:
+        return _json(await self._looks.schedules(limit=_limit(request)))
+
+    async def pause_schedule(self, request: web.Request) -> web.Response:
+        return await self._pause_schedule(request, paused=True)
+
+    async def resume_schedule(self, request: web.Request) -> web.Response:
+        return await self._pause_schedule(request, paused=False)
+
+    async def _pause_schedule(self, request: web.Request, *, paused: bool) -> web.Response:
+        schedule = self._schedule(_decoded(await request.read(), _Named).name)
+        return _json({"changed": await self._operate(Address("", schedule.name), PauseSchedule(paused))})
+
+    async def run_schedule(self, request: web.Request) -> web.Response:
+        schedule = self._schedule(_decoded(await request.read(), _Named).name)
+        await self._operate(Address("", schedule.name), RunSchedule())
+        return _json({"runs": 1})
+
+    async def backfill_schedule(self, request: web.Request) -> web.Response:
+        wanted = _decoded(await request.read(), _Backfill)
+        schedule = self._schedule(wanted.name)
+        start_ms = schedule.cron.moment(wanted.start)
+        end_ms = None if wanted.end is None else schedule.cron.moment(wanted.end)
+        backfill = BackfillSchedule(start_ms, end_ms, wanted.dry)
+        return _json({"runs": await self._operate(Address("", schedule.name), backfill)})
+
+    def _schedule(self, name: str) -> Schedule:
+        schedules = self._worker.app.schedules
+        if name not in schedules:
+            raise unknown_schedule(name, schedules)
+        return schedules[name]
 
     # Checkpoints.
 

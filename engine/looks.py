@@ -86,11 +86,20 @@ class RequestOf(msgspec.Struct, frozen=True, array_like=True, tag="request"):
     key: str
 
 
+class SchedulesOf(msgspec.Struct, frozen=True, array_like=True, tag="schedules"):
+    """A page of the schedules."""
+
+    after: str
+    limit: int
+
+
 class Nothing(msgspec.Struct, frozen=True, array_like=True, tag="nothing"):
     """The answer alone tells: what was asked of the task before is done."""
 
 
-Question: TypeAlias = StateOf | IdsOf | LettersOf | LetterOf | LetterCounts | CallsOf | CallOf | RequestOf | Nothing
+Question: TypeAlias = (
+    StateOf | IdsOf | LettersOf | LetterOf | LetterCounts | CallsOf | CallOf | RequestOf | SchedulesOf | Nothing
+)
 
 
 def answer(question: Question, view: View, *, bytes_max: int | None = None) -> Any:
@@ -129,6 +138,8 @@ def _answer(question: Question, view: View, bytes_max: int | None) -> Any:
             return _whole(show_call(view, Address(typename, id)), bytes_max)
         case RequestOf(typename, id, key):
             return _whole(show_request(view, Address(typename, id), key), bytes_max)
+        case SchedulesOf(after, limit):
+            return _page(view.schedules(after=after, limit=limit), limit, bytes_max)
         case Nothing():
             return None
 
@@ -174,32 +185,18 @@ class Looks:
     async def ids(self, typename: str, *, prefix: str, limit: int) -> list[str]:
         """As `View.ids`."""
 
-        async def of_task(task: int) -> list[str]:
-            found: list[str] = []
-            more = True
-            while more and len(found) < limit:
-                after = found[-1] if found else ""
-                page = await self._ask(task, IdsOf(typename, prefix, after, limit - len(found)))
-                found += page["rows"]
-                more = page["more"]
-            return found
+        def following(last: str | None, count: int) -> Question:
+            return IdsOf(typename, prefix, last or "", count)
 
-        return list(islice(merge(*await self._of_all(of_task)), limit))
+        return await self._pages(following, limit)
 
     async def letters(self, *, typename: str | None, code: str | None, limit: int) -> list[dict[str, Any]]:
         """Dead letters in one row each, by number."""
 
-        async def of_task(task: int) -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            more = True
-            while more and len(found) < limit:
-                after = found[-1]["number"] if found else 0
-                page = await self._ask(task, LettersOf(typename, code, after, limit - len(found)))
-                found += page["rows"]
-                more = page["more"]
-            return found
+        def following(last: dict[str, Any] | None, count: int) -> Question:
+            return LettersOf(typename, code, 0 if last is None else last["number"], count)
 
-        return list(islice(merge(*await self._of_all(of_task), key=itemgetter("number")), limit))
+        return await self._pages(following, limit, key=itemgetter("number"))
 
     async def letter(self, number: int) -> Any:
         """Everything known of a dead letter. The number says at which task it lies."""
@@ -215,25 +212,43 @@ class Looks:
     async def calls(self, *, typename: str | None, parked: bool, limit: int) -> list[dict[str, Any]]:
         """As `penstock.engine.calls.list_calls`."""
 
-        async def of_task(task: int) -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            more = True
-            while more and len(found) < limit:
-                after = _function_and_id(found[-1]) if found else ("", "")
-                page = await self._ask(task, CallsOf(typename, parked, after, limit - len(found)))
-                found += page["rows"]
-                more = page["more"]
-            return found
+        def following(last: dict[str, Any] | None, count: int) -> Question:
+            return CallsOf(typename, parked, ("", "") if last is None else _function_and_id(last), count)
 
-        return list(islice(merge(*await self._of_all(of_task), key=_function_and_id), limit))
+        return await self._pages(following, limit, key=_function_and_id)
 
     async def call(self, address: Address) -> Any:
         """As `penstock.engine.calls.show_call`."""
         return await self._ask(key_group(address.id) % self._tasks, CallOf(*address))
 
+    async def schedules(self, *, limit: int) -> list[dict[str, Any]]:
+        """What is known of schedules, by name."""
+
+        def following(last: dict[str, Any] | None, count: int) -> Question:
+            return SchedulesOf("" if last is None else last["schedule"], count)
+
+        return await self._pages(following, limit, key=itemgetter("schedule"))
+
     async def settle(self) -> None:
         """Return when everything that was asked of any task before is done."""
         await self._of_all(lambda task: self._ask(task, Nothing()))
+
+    async def _pages(
+        self, following: Callable[[Any, int], Question], limit: int, *, key: Callable[[Any], Any] | None = None
+    ) -> list[Any]:
+        """Rows of all tasks in their order, up to a number. `following` asks a task for so many behind a row, or from
+        the first if that is None."""
+
+        async def of_task(task: int) -> list[Any]:
+            found: list[Any] = []
+            more = True
+            while more and len(found) < limit:
+                page = await self._ask(task, following(found[-1] if found else None, limit - len(found)))
+                found += page["rows"]
+                more = page["more"]
+            return found
+
+        return list(islice(merge(*await self._of_all(of_task), key=key), limit))
 
     async def _of_all(self, ask: Callable[[int], Awaitable[Any]]) -> Iterable[Any]:
         return await asyncio.gather(*(ask(task) for task in range(self._tasks)))

@@ -283,6 +283,9 @@ class StoppedApplication:
     def letter_counts(self) -> list[dict[str, Any]]:
         return count_letters(self.view.letter_counts())
 
+    def schedules(self, *, limit: int) -> list[dict[str, Any]]:
+        return self.view.schedules(limit=limit)
+
     def letter(self, number: int) -> dict[str, Any]:
         return self.view.show_letter(self.view.letter(number))
 

@@ -90,8 +90,41 @@ class Attach(msgspec.Struct, frozen=True, array_like=True):
     key: str
 
 
+class PauseSchedule(msgspec.Struct, frozen=True, array_like=True):
+    """Let the schedule that the id names rest, or go on. Answers whether it did not before."""
+
+    __match_args__ = ("paused",)
+    paused: bool
+
+
+class RunSchedule(msgspec.Struct, frozen=True, array_like=True):
+    """Send what the schedule sends, now."""
+
+
+class BackfillSchedule(msgspec.Struct, frozen=True, array_like=True):
+    """Send what the schedule would have sent in this time, or only say how much that is. Answers the number."""
+
+    __match_args__ = ("start_ms", "end_ms", "dry")
+    start_ms: int
+    end_ms: int | None
+    """None for the present, by the clock of the task."""
+    dry: bool
+
+
 Operation = (
-    SetState | Look | Redrive | Drop | BuryRows | Answer | Resolve | CancelInvocation | ResumeInvocation | Attach
+    SetState
+    | Look
+    | Redrive
+    | Drop
+    | BuryRows
+    | Answer
+    | Resolve
+    | CancelInvocation
+    | ResumeInvocation
+    | Attach
+    | PauseSchedule
+    | RunSchedule
+    | BackfillSchedule
 )
 
 _KINDS: dict[str, type[Operation]] = {
@@ -105,6 +138,9 @@ _KINDS: dict[str, type[Operation]] = {
     "call.cancel": CancelInvocation,
     "call.resume": ResumeInvocation,
     "promise.resolve": Resolve,
+    "schedule.pause": PauseSchedule,
+    "schedule.run": RunSchedule,
+    "schedule.backfill": BackfillSchedule,
 }
 
 

@@ -27,7 +27,7 @@ import msgspec
 
 from penstock.checkpoint.sinks import Staged
 from penstock.engine.awaiting import Awaiting, Limits, Outside, operation_for, timer_token
-from penstock.engine.delays import Delays, DueMessage
+from penstock.engine.delays import Delays, DueMessage, DueSchedule
 from penstock.engine.effects import (
     Batch,
     Column,
@@ -52,18 +52,22 @@ from penstock.engine.looks import Question, RequestOf, answer
 from penstock.engine.operations import (
     Answer,
     Attach,
+    BackfillSchedule,
     BuryRows,
     CancelInvocation,
     Drop,
     Look,
     Operation,
+    PauseSchedule,
     Redrive,
     Resolve,
     ResumeInvocation,
+    RunSchedule,
     SetState,
     decode_operation,
 )
 from penstock.engine.pending import Held, Pending
+from penstock.engine.schedules import Schedules
 from penstock.engine.views import TaskView, View
 from penstock.errors import CorruptSnapshot, FunctionError, InvalidInput, PenstockError, ProtocolError, Unavailable
 from penstock.faults import fault
@@ -82,6 +86,7 @@ from penstock.functions.context import (
     Withdrawn,
 )
 from penstock.functions.function import Function
+from penstock.functions.schedule import Schedule
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group, output_cause
 from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta, Turn
 from penstock.state import keys
@@ -149,7 +154,8 @@ EXPIRE_AGAIN_MS = 1_000
 
 
 class TaskCore:
-    """See the module. `functions` and `outlets` are those of the application; all tasks have all of them."""
+    """See the module. `functions`, `outlets` and `schedules` are those of the application: all tasks have all of
+    them."""
 
     def __init__(
         self,
@@ -158,6 +164,7 @@ class TaskCore:
         overlay: Overlay,
         options: TaskOptions,
         start: Start,
+        schedules: Mapping[str, Schedule] | None = None,
     ) -> None:
         self._overlay = overlay
         self._options = options
@@ -180,6 +187,14 @@ class TaskCore:
         self._pending = Pending(overlay)
         self._delays = Delays(overlay)
         self._letters = DeadLetters(overlay, task=options.task, tasks=options.tasks)
+        self._schedules = Schedules(
+            schedules or {},
+            {name: entry.function for name, entry in self._entries.items()},
+            overlay,
+            self._delays,
+            task=options.task,
+            tasks=options.tasks,
+        )
         self._frozen_queues: dict[str, tuple[int, int]] = {}
         """Function -> head and tail of its queue at the last cut."""
         self._egress: dict[str, list[EgressRow]] = {}
@@ -312,11 +327,13 @@ class TaskCore:
         return sum(id not in young for id in sample) * 8 > len(sample)
 
     def _wake_due(self, count_max: int) -> None:
-        """Deliver what the clock has made due: delayed messages, retries, expirations."""
+        """Deliver what the clock has made due: delayed messages, schedules, retries, expirations."""
         clock_ms = self._meta.clock_ms
         for due in self._delays.pop_due(clock_ms, count_max):
             if isinstance(due, DueMessage):
                 self.deliver(due.envelope)
+            elif isinstance(due, DueSchedule):
+                self._deliver_all(self._schedules.look(due.name, clock_ms))
             else:
                 self._expire(due.address)
         for number in self._pending.pop_retries(clock_ms):
@@ -810,6 +827,19 @@ class TaskCore:
                 for row, reason in rows:
                     self._bury_row(egress, row, InvalidInput("PEN0215", reason))
                 return len(rows)
+            case PauseSchedule(paused):
+                return self._schedules.pause(address.id, self._meta.clock_ms, paused=paused)
+            case RunSchedule():
+                self.deliver(self._schedules.run(address.id, self._meta.clock_ms))
+                return True
+            case BackfillSchedule(start_ms, end_ms, dry):
+                count, runs = self._schedules.backfill(address.id, start_ms, end_ms, self._meta.clock_ms, dry=dry)
+                self._deliver_all(runs)
+                return count
+
+    def _deliver_all(self, envelopes: Iterable[Envelope]) -> None:
+        for envelope in envelopes:
+            self.deliver(envelope)
 
     def _look(self, question: Question) -> Any:
         return answer(question, self.view(), bytes_max=self._options.message_bytes_max // 2)
@@ -1056,7 +1086,9 @@ class TaskCore:
                 self._bury_undeclared(egress, batches)
         self._stage(self._batch_egress)  # Copies of letters: no batch need ever come.
         self._batch_egress = defaultdict(list)
-        # A migration, or what was for functions and egresses that are gone: the next checkpoint makes it last.
+        self._schedules.compare(meta.clock_ms)
+        # A migration, or what was for functions, egresses and schedules that are gone: the next checkpoint makes it
+        # last.
         self._changed = any(self._overlay.take_batch())
 
     def _bury_undeclared(self, egress: str, batches: Sequence[Staged]) -> None:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from heapq import nsmallest
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,13 +25,14 @@ from penstock.engine.effects import DeadLetter
 from penstock.engine.entry import EMPTY_STATE, Entry, RowCollections, collection_ids
 from penstock.engine.letters import DeadLetters
 from penstock.engine.pending import Held, held_by_rows
+from penstock.engine.schedules import rows_of, show_schedule
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.functions.codecs import Codec
 from penstock.functions.function import Function
 from penstock.functions.storage import Storage
 from penstock.functions.types import type_text
-from penstock.ids import Address, key_group
+from penstock.ids import KEY_GROUPS_MAX, Address, key_group
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import ABSENT, Overlay
 from penstock.state.values import encode_expiring
@@ -224,6 +226,18 @@ class View:
             "headers": letter.headers,
             "traceback": letter.traceback,
         }
+
+    # Schedules.
+
+    def schedules(self, *, after: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+        """What is known of schedules, by name, those behind `after`."""
+        found = (
+            (name, row)
+            for task in self.tasks
+            for name, row in rows_of(task.overlay, range(KEY_GROUPS_MAX))
+            if name > after
+        )
+        return [show_schedule(name, row) for name, row in islice(sorted(found, key=itemgetter(0)), limit)]
 
     # What every question names.
 

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from penstock.errors import ConfigurationError
-from penstock.functions.decorator import FunctionDecorator
+from penstock.functions.cron import Cron
+from penstock.functions.decorator import FunctionDecorator, ScheduleDecorator
 from penstock.functions.function import DEFAULT_OPTIONS, Function, FunctionOptions, OnFailure
 from penstock.functions.io import EgressSpec, IngressSpec
+from penstock.functions.schedule import Missed, Schedule, Scheduled
 from penstock.functions.state import expirations_of
 from penstock.functions.storage import Value
 from penstock.ids import check_typename
@@ -25,6 +27,7 @@ from penstock.ids import check_typename
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 Migration = Callable[[dict[str, Any]], Any]
 M = TypeVar("M", bound=Migration)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +67,7 @@ class App:
         self.ingresses: dict[str, Ingress] = {}
         self.egresses: dict[str, Egress] = {}
         self.migrations: dict[str, Migration] = {}
+        self.schedules: dict[str, Schedule] = {}
 
     def function(
         self,
@@ -142,6 +146,96 @@ class App:
         self.egresses[name] = Egress(name, spec)
         return self.egresses[name]
 
+    @overload
+    def schedule(
+        self,
+        cron: str,
+        function: Function[Scheduled, Any],
+        /,
+        *,
+        tz: str = ...,
+        id: str = ...,
+        name: str = ...,
+        missed: Missed = ...,
+    ) -> Schedule: ...
+    @overload
+    def schedule(
+        self,
+        cron: str,
+        function: Function[T, Any],
+        /,
+        *,
+        message: T,
+        tz: str = ...,
+        id: str = ...,
+        name: str = ...,
+        missed: Missed = ...,
+    ) -> Schedule: ...
+    @overload
+    def schedule(
+        self,
+        cron: str,
+        /,
+        *,
+        message: Any = ...,
+        tz: str = ...,
+        id: str = ...,
+        name: str = ...,
+        missed: Missed = ...,
+    ) -> ScheduleDecorator: ...
+    def schedule(
+        self,
+        cron: str,
+        function: Function[Any, Any] | None = None,
+        /,
+        *,
+        message: Any = None,
+        tz: str = "UTC",
+        id: str = "schedule",
+        name: str = "",
+        missed: Missed = "run-once",
+    ) -> Schedule | ScheduleDecorator:
+        """Let a function run whenever `cron` is due by the clocks of `tz`: `app.schedule("0 2 * * *", report)`.
+
+        Each time, the address of `function` and `id` is sent `message`, or else a `Scheduled` that says which time it
+        is for; the header `penstock-due` says so, too. Every time that is due is sent once, whatever crashes.
+        `missed` decides about those that are found to be over, because nothing ran: the last of them is made up for
+        ("run-once"), or each ("all"), or none that is more than a minute late ("skip").
+
+        What is known of a schedule, when it is due next and whether it is paused, is kept under its `name`, which is
+        that of the address if none is given: changing the expression goes on from the present, another name is another
+        schedule. Without `function` it is a decorator, written above `@app.function`.
+
+        Raises ConfigurationError when the expression or the time zone is none, or the name is taken.
+        """
+        if function is not None:
+            return self._add_schedule(cron, function, message, tz, id, name, missed)
+
+        def declare(function: Function[Any, Any]) -> Function[Any, Any]:
+            if not isinstance(function, Function):
+                raise ConfigurationError(
+                    "PEN0127",
+                    f"@app.schedule({cron!r}) decorates {function!r}, which is no function of the application yet. "
+                    "Write it above @app.function, not below.",
+                )
+            self._add_schedule(cron, function, message, tz, id, name, missed)
+            return function
+
+        return cast("ScheduleDecorator", declare)
+
+    def _add_schedule(
+        self, cron: str, function: Function[Any, Any], message: Any, tz: str, id: str, name: str, missed: Missed
+    ) -> Schedule:
+        name = name or f"{function.typename}/{id}"
+        schedule = Schedule(name, Cron(cron, tz, place=f"Schedule {name}"), function.typename, id, message, missed)
+        if name in self.schedules:
+            raise ConfigurationError(
+                "PEN0124",
+                f"Schedule {name!r} is declared twice. What is due next is stored by name: give each its own name=.",
+            )
+        self.schedules[name] = schedule
+        return schedule
+
     def migrate(self, typename: str) -> Callable[[M], M]:
         """Declare how the stored state of `typename` becomes what its handler takes now.
 
@@ -165,6 +259,8 @@ class App:
                 raise ConfigurationError(
                     "PEN0122", f"A migration is declared for {typename}, which is no function of this application."
                 )
+        for schedule in self.schedules.values():
+            schedule.check(self.functions.get(schedule.typename))
 
     def fingerprints(self) -> dict[str, dict[str, object]]:
         """Function -> code fingerprint, shape of its state, and whether fields of it expire: what checkpoints

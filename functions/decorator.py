@@ -1,4 +1,5 @@
-"""The type of `@app.function(...)`: from the annotations of a handler to those of its `Function`.
+"""The types of `@app.function(...)` and `@app.schedule(...)`: from the annotations of a handler to those of its
+`Function`.
 
 Only for type checkers, which infer from it what can be sent to a function and what a call of it is answered.
 """
@@ -6,7 +7,7 @@ Only for type checkers, which infer from it what can be sent to a function and w
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from penstock.functions.context import Context
 from penstock.functions.function import Function
@@ -14,6 +15,7 @@ from penstock.functions.function import Function
 S = TypeVar("S")
 M = TypeVar("M")
 R = TypeVar("R")
+F = TypeVar("F", bound=Function[Any, Any])
 
 
 class FunctionDecorator(Protocol):
@@ -24,3 +26,9 @@ class FunctionDecorator(Protocol):
     def __call__(self, handler: Callable[[Context[S], M], Awaitable[R]], /) -> Function[M, R]: ...
     @overload
     def __call__(self, handler: Callable[[Context[S], M], R], /) -> Function[M, R]: ...
+
+
+class ScheduleDecorator(Protocol):
+    """Declares a schedule for a `Function`, which stays as it is."""
+
+    def __call__(self, function: F, /) -> F: ...

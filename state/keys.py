@@ -15,6 +15,7 @@ behind.
     0x06 TOKEN        id, token                          0xF6 DEAD     number (8)
     0x07 JOURNAL      typename, id, part (1), number (4)
     0x08 PROMISE      typename, id, name
+    0x09 SCHEDULE     name
 
 Invariants: no key is the beginning of another; keys sort as their components do, text by code point and
 numbers by size; every key decodes to exactly what it was encoded from. Numbers are big-endian and of fixed
@@ -44,6 +45,7 @@ IDEMPOTENCY: Final = 0x05
 TOKEN: Final = 0x06
 JOURNAL: Final = 0x07
 PROMISE: Final = 0x08
+SCHEDULE: Final = 0x09
 
 META: Final = 0xF0
 TIMER: Final = 0xF1
@@ -268,13 +270,27 @@ def encode_promise_key(group: int, typename: str, id: str, name: str) -> bytes:
     return _head(group, PROMISE, typename) + _text(id) + _text(name)
 
 
+def encode_schedule_key(group: int, name: str) -> bytes:
+    """The key of what is known of a schedule. Its name decides the group, as an id does."""
+    return _head(group, SCHEDULE, name)
+
+
+def decode_schedule_key(key: bytes) -> str:
+    """The name of the schedule."""
+    reader = _Reader(key)
+    reader.group(SCHEDULE)
+    name = reader.text()
+    reader.finish(())
+    return name
+
+
 def group_range(group: int) -> KeyRange:
     """Everything a key group owns: what moves when tasks are split or merged."""
     return _below(_GROUP_BYTE[group])
 
 
 def address_of(key: bytes) -> tuple[str, str]:
-    """Function and id of a row that belongs to one address, of any kind but that of tokens."""
+    """Function and id of a row that belongs to one address, of any kind but those of tokens and schedules."""
     reader = _Reader(key)
     reader.group(key[1])
     return reader.text(), reader.text()

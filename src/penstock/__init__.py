@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     )
     from penstock.functions.kafka import KafkaIngress
     from penstock.functions.kafka_egress import KafkaEgress
+    from penstock.functions.schedule import Schedule, Scheduled
     from penstock.functions.state import Expire, Log, Message, State, Table, Value
     from penstock.ids import Address
 
@@ -103,6 +104,8 @@ __all__ = [
     "Raw",
     "Refused",
     "Retry",
+    "Schedule",
+    "Scheduled",
     "SchemaRegistry",
     "State",
     "StdoutEgress",
@@ -153,6 +156,7 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
         ),
         "penstock.functions.kafka": ("KafkaIngress",),
         "penstock.functions.kafka_egress": ("KafkaEgress",),
+        "penstock.functions.schedule": ("Schedule", "Scheduled"),
         "penstock.functions.state": ("Expire", "Log", "Message", "State", "Table", "Value"),
         "penstock.ids": ("Address",),
     }

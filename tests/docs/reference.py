@@ -43,6 +43,7 @@ MODULES: Final = (
     ),
     ("Messages and state", "penstock", ("Message", "State", "Table", "Log", "Expire", "Value")),
     ("Awaiting", "penstock", ("Durable", "Retry")),
+    ("Schedules", "penstock", ("Schedule", "Scheduled")),
     ("Ingresses", "penstock", ("FileIngress", "KafkaIngress", "GeneratorIngress", "MemoryIngress")),
     (
         "Egresses",

@@ -20,7 +20,7 @@ from penstock.functions.app import App
 from penstock.functions.context import Outlet
 from penstock.functions.function import Function
 from penstock.ids import Address
-from penstock.records import Envelope, Frozen, Meta
+from penstock.records import Envelope, Frozen, Meta, TaskMeta
 from penstock.router.memory import MemoryLog
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import Overlay
@@ -58,7 +58,9 @@ class Bench:
         for egress in self.app.egresses.values():
             outlets[egress.name] = outlets[egress] = Outlet(egress.name, egress.spec.encode, 1 << 20)
         self.suspended: dict[int, Coroutine[Any, Any, Any]] = {}
-        self.core = TaskCore(self.app.functions.values(), outlets, self.overlay, self.options, self._start)
+        self.core = TaskCore(
+            self.app.functions.values(), outlets, self.overlay, self.options, self._start, self.app.schedules
+        )
         self.core.restore(restored.meta, restored.queues, restored.staged)
 
     def _start(self, number: int, handler: Coroutine[Any, Any, Any]) -> Outcome | None:
@@ -136,6 +138,12 @@ class Bench:
                 progress=lambda done, total: None,
             )
         )
+
+    def adopt(self, backend: MemoryBackend, meta: TaskMeta) -> None:
+        """Continue with what another task left."""
+        restored = Restored(Overlay(backend))
+        restored.meta = meta
+        self._build(restored)
 
     # What there is.
 

@@ -427,6 +427,18 @@ def test_dead_letters_of_a_stopped_application(run: Run, shop: Path) -> None:
     )
 
 
+def test_schedules_of_a_stopped_application(run: Run, shop: Path) -> None:
+    assert run("schedule", "list").stdout == "There are no schedules.\n"
+    scheduled = 'app.schedule("@yearly", total, message=1, id="even", name="year")\n'
+    (shop / "app.py").write_text(SHOP + scheduled)
+    assert "  1 schedule\n" in run("run", "--until-done", "--port", "none").stderr
+
+    (row,) = json.loads(run("schedule", "list", "--json").stdout)
+    assert (row["schedule"], row["cron"], row["function"], row["id"]) == ("year", "@yearly", "shop/total", "even")
+    assert (row["next_due"][4:], row["runs"], row["paused"]) == ("-01-01T00:00:00+00:00", 0, False)
+    assert run("schedule", "list").stdout.splitlines()[1].startswith("year      @yearly  UTC  ")
+
+
 def test_checkpoints_of_a_stopped_application(run: Run, shop: Path) -> None:
     number = newest(run)
     assert json.loads(run("checkpoint", "show", number, "--json").stdout)["application"] == "shop"
@@ -466,6 +478,10 @@ def test_a_damaged_index_is_found(run: Run, shop: Path) -> None:
         ("cancel", "shop/total/odd"),
         ("calls", "resume", "shop/total/odd"),
         ("calls", "resolve", "shop/total/odd", "approved"),
+        ("schedule", "pause", "nightly"),
+        ("schedule", "resume", "nightly"),
+        ("schedule", "run", "nightly"),
+        ("schedule", "backfill", "nightly", "--from", "2026-01-01"),
         ("checkpoint", "now"),
         ("send", "shop/total", "odd", "1"),
         ("status",),

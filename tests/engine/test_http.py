@@ -482,6 +482,49 @@ def test_dead_letters_are_listed_shown_redriven_and_dropped(tmp_path: Path, para
     run(tmp_path, scenario, parallelism=parallelism)
 
 
+@pytest.mark.parametrize("parallelism", [1, 4])
+def test_schedules_are_listed_paused_run_and_filled_in(tmp_path: Path, parallelism: int) -> None:
+    app = shop()
+    for name in ("a", "b", "c"):
+        app.schedule("0 2 * * *", app.functions["shop/cart"], id=name, name=name, tz="Asia/Tokyo", message=Add(1))
+
+    async def total(client: Client, id: str) -> int:
+        state = (await client.get(f"/admin/state/value?function=shop/cart&id={id}")).json["state"]
+        found: int = state["total"]
+        return found
+
+    async def scenario(client: Client) -> None:
+        listed = (await client.get("/admin/schedules")).json
+        assert [row["schedule"] for row in listed] == ["a", "b", "c"]
+        assert {row["next_due"][10:] for row in listed} == {"T02:00:00+09:00"}
+        assert len((await client.get("/admin/schedules?limit=2")).json) == 2
+
+        assert (await client.post("/admin/schedules/pause", '{"name": "b"}')).json == {"changed": True}
+        assert (await client.post("/admin/schedules/pause", '{"name": "b"}')).json == {"changed": False}
+        assert [row["paused"] for row in (await client.get("/admin/schedules")).json] == [False, True, False]
+        assert (await client.post("/admin/schedules/resume", '{"name": "b"}')).json == {"changed": True}
+
+        assert (await client.post("/admin/schedules/run", '{"name": "a"}')).json == {"runs": 1}
+        assert await total(client, "a") == 1
+        wanted = {"name": "c", "start": "2026-01-01", "end": "2026-01-04", "dry": True}
+        assert (await client.post("/admin/schedules/backfill", msgspec.json.encode(wanted))).json == {"runs": 3}
+        assert await total(client, "c") == 0
+        wanted = {"name": "c", "start": "2026-01-01T02:00+09:00", "end": "2026-01-02T02:00"}
+        assert (await client.post("/admin/schedules/backfill", msgspec.json.encode(wanted))).json == {"runs": 1}
+        assert await total(client, "c") == 1
+
+        for verb, body, code in [
+            ("pause", '{"name": "d"}', "PEN0280"),
+            ("run", "{}", "PEN0610"),
+            ("backfill", '{"name": "a", "start": "soon"}', "PEN0281"),
+            ("backfill", '{"name": "a", "start": "2999-01-01"}', "PEN0281"),
+        ]:
+            answer = await client.post(f"/admin/schedules/{verb}", body)
+            assert (answer.status, answer.json["code"]) == (400, code)
+
+    run(tmp_path, scenario, app, parallelism=parallelism)
+
+
 def test_checkpoints_are_taken_listed_and_shown(tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
         await client.post("/call/shop/cart/a", '{"count": 1}')

@@ -102,7 +102,9 @@ class Served:
 
 
 @asynccontextmanager
-async def two_workers(kafka: str, name: str, directory: Path) -> AsyncIterator[tuple[Served, Served]]:
+async def two_workers(
+    kafka: str, name: str, directory: Path, declare: Callable[[str], App] = counting
+) -> AsyncIterator[tuple[Served, Served]]:
     """Both have tasks when the block begins; both stop in an orderly way behind it."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -116,7 +118,7 @@ async def two_workers(kafka: str, name: str, directory: Path) -> AsyncIterator[t
                 workers_expected=2,
                 settle_ms=10_000,
             )
-            both.append(Served(ClusterWorker(counting(name), config, options), session))
+            both.append(Served(ClusterWorker(declare(name), config, options), session))
         for each in both:
             each.running = asyncio.create_task(each.worker.run(each.started))
         try:
@@ -277,6 +279,39 @@ def test_any_worker_shows_resolves_and_cancels_what_waits_at_another(
             await asyncio.to_thread(verb, "cancel", f"t/clerk/{here}", "--yes", "--url", other.url)
             assert "was cancelled before it answered" in (await ending).json["message"]
             assert await one.get("/admin/calls") == []
+
+    run(scenario())
+
+
+def test_schedules_run_once_and_any_worker_shows_and_changes_them(kafka: str, kafka_app: str, tmp_path: Path) -> None:
+    names = [f"each-second-{number}" for number in range(4)]
+
+    def ticking(name: str) -> App:
+        app = counting(name)
+        for each in names:
+            app.schedule("* * * * * *", app.functions["t/count"], id=each, name=each, message=Hit())
+        app.schedule("@yearly", app.functions["t/count"], id="year", name="year", message=Hit())
+        return app
+
+    async def total(served: Served, id: str) -> int:
+        shown = await served.get(f"/admin/state/value?function=t/count&id={id}")
+        count: int = shown["state"]["total"]
+        return count
+
+    async def scenario() -> None:
+        async with two_workers(kafka, kafka_app, tmp_path, ticking) as (one, other):
+            while await total(one, names[0]) < 2 or await total(other, names[-1]) < 2:
+                pass  # Looking takes its time.
+            for each in names:
+                assert await one.post("/admin/schedules/pause", {"name": each}) == {"changed": True}
+            rows = {row["schedule"]: row for row in await other.get("/admin/schedules")}
+            assert list(rows) == [*names, "year"]
+            for each in names:
+                assert (rows[each]["paused"], rows[each]["runs"]) == (True, await total(one, each))
+            assert await one.post("/admin/schedules/run", {"name": "year"}) == {"runs": 1}
+            backfill = {"name": "year", "start": "2020-01-01", "end": "2022-01-01"}
+            assert await other.post("/admin/schedules/backfill", backfill) == {"runs": 2}
+            assert await total(one, "year") == 3
 
     run(scenario())
 
