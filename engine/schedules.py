@@ -68,7 +68,10 @@ _decode = msgspec.msgpack.Decoder(ScheduleRow).decode
 
 
 class Schedules:
-    """See the module. Owns the rows of kind SCHEDULE of one task. `declared` are all schedules of the application."""
+    """See the module. Owns the rows of kind SCHEDULE of one task. `declared` are all schedules of the application.
+
+    Raises ConfigurationError for one whose message is too large.
+    """
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Schedules:
         *,
         task: int,
         tasks: int,
+        bytes_max: int,
     ) -> None:
         self._declared = {name: each for name, each in declared.items() if key_group(name) % tasks == task}
         self._functions = functions
@@ -86,6 +90,14 @@ class Schedules:
         self._delays = delays
         self._task = task
         self._tasks = tasks
+        for schedule in self._declared.values():
+            size = len(schedule.payload(functions[schedule.typename], 0, "due"))
+            if size > bytes_max:
+                raise ConfigurationError(
+                    "PEN0127",
+                    f"Schedule {schedule.name} has a message of {size:,} bytes, which exceeds message_bytes_max = "
+                    f"{bytes_max:,}. Give it a smaller one, or raise message_bytes_max.",
+                )
 
     def compare(self, clock_ms: int) -> None:
         """Find out what is declared otherwise than it is kept. `clock_ms` may be long ago: what needs the present time

@@ -194,6 +194,7 @@ class TaskCore:
             self._delays,
             task=options.task,
             tasks=options.tasks,
+            bytes_max=options.message_bytes_max,
         )
         self._frozen_queues: dict[str, tuple[int, int]] = {}
         """Function -> head and tail of its queue at the last cut."""

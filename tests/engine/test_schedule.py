@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock import App, Context, Function, Scheduled, State
+from penstock import App, ConfigurationError, Context, Function, Scheduled, State
 from penstock.engine.looks import SchedulesOf
 from penstock.engine.operations import BackfillSchedule, Look, PauseSchedule, RunSchedule
 from penstock.engine.regroup import NewTask, OldTask, fill
@@ -274,6 +274,17 @@ def test_a_task_of_another_parallelism_goes_on_with_its_schedules() -> None:
     assert bench.core.next_due_ms() == HOUR_MS
     bench.advance(HOUR_MS)
     assert [seen(bench, f"s{number}") for number in range(8)] == [[f"s{number}"] for number in range(8)]
+
+
+def test_a_message_that_is_too_large_is_refused_at_the_start() -> None:
+    app = App("t")
+
+    @app.schedule("@daily", message="x" * 100)
+    @app.function("t/report")
+    def report(ctx: Context[None], message: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="PEN0127 Schedule t/report/schedule has a message of 102 bytes"):
+        Bench(app, options=TaskOptions(message_bytes_max=100))
 
 
 def test_a_task_has_the_schedules_whose_names_are_its_own() -> None:

@@ -283,7 +283,9 @@ def test_any_worker_shows_resolves_and_cancels_what_waits_at_another(
     run(scenario())
 
 
-def test_schedules_run_once_and_any_worker_shows_and_changes_them(kafka: str, kafka_app: str, tmp_path: Path) -> None:
+def test_schedules_run_once_also_through_a_hand_over_and_any_worker_shows_and_changes_them(
+    kafka: str, kafka_app: str, tmp_path: Path
+) -> None:
     names = [f"each-second-{number}" for number in range(4)]
 
     def ticking(name: str) -> App:
@@ -302,16 +304,21 @@ def test_schedules_run_once_and_any_worker_shows_and_changes_them(kafka: str, ka
         async with two_workers(kafka, kafka_app, tmp_path, ticking) as (one, other):
             while await total(one, names[0]) < 2 or await total(other, names[-1]) < 2:
                 pass  # Looking takes its time.
+            one.worker.stop()
+            await one.running
+            before = [await total(other, each) for each in names]
+            while any([await total(other, each) < count + 2 for each, count in zip(names, before, strict=True)]):
+                pass
             for each in names:
-                assert await one.post("/admin/schedules/pause", {"name": each}) == {"changed": True}
+                assert await other.post("/admin/schedules/pause", {"name": each}) == {"changed": True}
             rows = {row["schedule"]: row for row in await other.get("/admin/schedules")}
             assert list(rows) == [*names, "year"]
             for each in names:
-                assert (rows[each]["paused"], rows[each]["runs"]) == (True, await total(one, each))
-            assert await one.post("/admin/schedules/run", {"name": "year"}) == {"runs": 1}
+                assert (rows[each]["paused"], rows[each]["runs"]) == (True, await total(other, each))
+            assert await other.post("/admin/schedules/run", {"name": "year"}) == {"runs": 1}
             backfill = {"name": "year", "start": "2020-01-01", "end": "2022-01-01"}
             assert await other.post("/admin/schedules/backfill", backfill) == {"runs": 2}
-            assert await total(one, "year") == 3
+            assert await total(other, "year") == 3
 
     run(scenario())
 

@@ -66,3 +66,7 @@ def no_message(ctx: Context[None]) -> None:
 @app.function("flights/wrong_option", on_failure="skip")  # expect: on_failure
 def wrong_option(ctx: Context[None], message: Ask) -> None:
     pass
+
+
+app.schedule("@daily", carrier)  # expect: schedule
+app.schedule("@daily", carrier, message=5)  # expect: schedule

@@ -7,6 +7,7 @@ from typing import Annotated, Any, assert_type
 from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.function import Function
+from penstock.functions.schedule import Schedule, Scheduled
 from penstock.functions.state import Expire, Log, Message, State, Table, Value
 from penstock.testing import Harness, Trial
 
@@ -50,6 +51,17 @@ def carrier(ctx: Context[Carrier], message: Delay | Ask) -> float:
         case Ask():
             ctx.reply(ctx.state.total)
     return ctx.state.total
+
+
+@app.schedule("0 2 * * *", tz="Europe/Berlin", missed="all")
+@app.function("flights/report")
+def report(ctx: Context[None], message: Scheduled | Ask) -> str:
+    return str(message)
+
+
+assert_type(report, Function[Scheduled | Ask, str])
+assert_type(app.schedule("@daily", carrier, id="AA", message=Ask()), Schedule)
+assert_type(app.schedule("@hourly", report, name="hourly"), Schedule)
 
 
 @app.function("flights/airport", attempts=5, backoff="1s", on_failure="halt")
