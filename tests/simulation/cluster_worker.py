@@ -100,6 +100,14 @@ class ClusterHandlers(Handlers):
     def __init__(self, completions: Completions, wake: Callable[[], None]) -> None:
         super().__init__(completions)
 
+    # Walks have no steps, which would wait for a checkpoint.
+
+    def cut(self, checkpoint: int) -> None:
+        pass
+
+    def settle(self, checkpoint: int) -> None:
+        pass
+
 
 class ClusterSource(Source):
     """An ingress partition as an assembly knows it."""
