@@ -122,7 +122,7 @@ class Schedules:
         sent = [self._run(declared, row, due_ms, "due", clock_ms) for due_ms in due]
         if row.paused or not _is_due(row, clock_ms):
             self._adopt(row, declared, clock_ms)
-        self._keep(name, row, clock_ms)
+        self._keep(declared, row, clock_ms)
         return sent
 
     def pause(self, name: str, clock_ms: int, *, paused: bool) -> bool:
@@ -135,14 +135,14 @@ class Schedules:
         if was != paused:
             row.paused = paused
             row.next_ms = 0 if paused else declared.cron.after(clock_ms) or 0
-            self._keep(name, row, clock_ms)
+            self._keep(declared, row, clock_ms)
         return was != paused
 
     def run(self, name: str, clock_ms: int) -> Envelope:
         """A run besides those that are due. Raises InvalidInput when there is no such schedule."""
         declared, row = self._known(name, clock_ms)
         sent = self._run(declared, row, clock_ms, "run", clock_ms)
-        self._keep(name, row, clock_ms)
+        self._keep(declared, row, clock_ms)
         return sent
 
     def backfill(
@@ -172,7 +172,7 @@ class Schedules:
         if dry:
             return len(due), []
         sent = [self._run(declared, row, due_ms, "backfill", clock_ms) for due_ms in due]
-        self._keep(name, row, clock_ms)
+        self._keep(declared, row, clock_ms)
         return len(due), sent
 
     # Details.
@@ -218,10 +218,13 @@ class Schedules:
         data = self._overlay.get(_key(name))
         return None if data is None else _decode(data)
 
-    def _keep(self, name: str, row: ScheduleRow, clock_ms: int) -> None:
-        """Write the row, and look at the schedule when it says."""
+    def _keep(self, declared: Schedule, row: ScheduleRow, clock_ms: int) -> None:
+        """Write the row, and look at the schedule when it says, or soon if it is declared otherwise."""
+        name = declared.name
         self._overlay.put(_key(name), _encode(row))
-        if row.next_ms:
+        if not row.fits(declared):
+            self._delays.look_at(name, clock_ms)
+        elif row.next_ms:
             self._delays.look_at(name, max(row.next_ms, clock_ms))
         else:
             self._delays.look_no_more(name)

@@ -4,11 +4,13 @@ gives those that it makes."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import pytest
 
 from penstock import (
@@ -19,6 +21,7 @@ from penstock import (
     GeneratorIngress,
     Message,
     PenstockError,
+    Scheduled,
     State,
     Table,
 )
@@ -26,7 +29,7 @@ from penstock.engine.config import Config
 from penstock.engine.offline import Directory
 from penstock.engine.retrace import Outcomes, retrace
 from penstock.engine.worker import Worker
-from penstock.ids import Address
+from penstock.ids import Address, key_group
 
 RECORDS = 3_000
 PARALLELISM = 4
@@ -232,3 +235,54 @@ def test_a_step_is_not_carried_out_again_and_has_the_result_it_had(tmp_path: Pat
 
     assert outcomes.same
     assert len(carried_out) == steps >= 40
+
+
+class Ticks(State):
+    due: list[int] = []  # noqa: RUF012  # A field.
+
+
+@pytest.mark.parametrize("way", ["as it was", "in other code"])
+def test_schedules_that_ran_through_a_crash_run_again_as_they_did(tmp_path: Path, way: str) -> None:
+    def app(cron: str = "* * * * * *") -> App:
+        app = App("ticks")
+
+        @app.function("ticks/one")
+        def one(ctx: Context[Ticks], run: Scheduled) -> None:
+            ctx.state.due.append(run.due_ms)
+
+        for number in range(PARALLELISM):
+            app.schedule(cron, one, id=f"id-{number}", missed="all")
+        return app
+
+    def ticks(worker: Worker) -> list[list[int]]:
+        found = []
+        for number in range(PARALLELISM):
+            unit = worker.units[key_group(f"id-{number}") % PARALLELISM]
+            raw = unit.core.entries["ticks/one"].raw(f"id-{number}")
+            found.append(msgspec.msgpack.decode(raw, type=Ticks).due if raw else [])
+        return found
+
+    began = time.time()
+
+    async def run_until(count: int, *, crash: bool) -> list[list[int]]:
+        config = Config(directory=tmp_path, parallelism=PARALLELISM, interval_ms=5, port=None)
+        worker = Worker(app(), config, clock=lambda: began + 100 * (time.time() - began))
+        running = asyncio.create_task(worker.run())
+        while worker.last_checkpoint is None or min(map(len, ticks(worker))) < count:
+            assert not running.done(), running.exception()
+            await asyncio.sleep(0.001)
+        if crash:
+            running.cancel()
+            await asyncio.wait({running})
+            return []
+        worker.stop()
+        await running
+        return ticks(worker)
+
+    asyncio.run(run_until(10, crash=True))
+    found = asyncio.run(run_until(25, crash=False))
+    for due in found:
+        assert due == list(range(due[0], due[0] + 1_000 * len(due), 1_000))
+
+    outcomes = replayed(app() if way == "as it was" else app("*/2 * * * * *"), tmp_path)
+    assert outcomes.same == (way == "as it was")

@@ -10,7 +10,7 @@ import pytest
 
 from penstock import App, ConfigurationError, Context, Function, Scheduled, State
 from penstock.engine.looks import SchedulesOf
-from penstock.engine.operations import BackfillSchedule, Look, PauseSchedule, RunSchedule
+from penstock.engine.operations import BackfillSchedule, Look, Operation, PauseSchedule, RunSchedule
 from penstock.engine.regroup import NewTask, OldTask, fill
 from penstock.engine.schedules import BACKFILL_MAX, CAUGHT_UP_AT_ONCE
 from penstock.engine.task import TaskOptions
@@ -224,6 +224,25 @@ def test_another_address_or_policy_leaves_the_times_alone() -> None:
     bench.clock_ms = HOUR_MS
     bench.run()
     assert (seen(bench), seen(bench, "eu")) == ([], ["01 01:00"])
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [PauseSchedule(True), RunSchedule(), BackfillSchedule(0, HOUR_MS, False)],
+    ids=lambda each: repr(each)[:3],
+)
+def test_what_a_person_asks_for_does_not_keep_a_change_away(operation: Operation) -> None:
+    bench = Bench(reporting("0 5 * * *")[0])
+    bench.run()
+    bench.restart(reporting("0 2 * * *")[0])
+    bench.clock_ms = HOUR_MS
+    bench.operate(operation, NAME)
+    bench.run()
+    assert shown(bench)["cron"] == "0 2 * * *"
+    bench.operate(PauseSchedule(False), NAME)
+    bench.clock_ms = 2 * HOUR_MS
+    bench.run()
+    assert seen(bench)[-1] == "01 02:00"
 
 
 def test_nothing_is_changed_when_nothing_is_declared_otherwise() -> None:
