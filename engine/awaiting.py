@@ -26,7 +26,7 @@ from penstock.engine.invocation import TIMED_OUT, Invocation, Outcome, Signal, W
 from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.operations import Answer, CancelInvocation, Operation, encode_operation
 from penstock.engine.pending import Pending, PendingMessage
-from penstock.errors import InvalidInput, PenstockError
+from penstock.errors import InvalidInput
 from penstock.functions.context import Output
 from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Stepped, Wish
 from penstock.ids import Address, key_group
@@ -114,6 +114,8 @@ class Awaiting:
         """Numbers of the messages whose handlers wait for a result, and are known by their journals alone."""
         self._asleep: deque[tuple[int, Invocation, int]] = deque()
         """Handlers that wait, by when they began to, with their count of changes."""
+        self._woken: set[int] = set()
+        """Numbers that stand in `ready` because something has arrived for a handler that is in memory."""
         self._touched: dict[Invocation, None] = {}
         """Those whose journals have changed in this turn, in order."""
         self._parked: set[int] = set()
@@ -137,11 +139,14 @@ class Awaiting:
         self.advance(invocation)
 
     def go_on(self, number: int) -> bool:
-        """Let the handler of a message go on with what has arrived. False when it is not in memory."""
+        """Let the handler of a message go on with what has arrived. False when the message is to be run from its
+        start."""
         invocation = self._running.get(number)
+        woken = number in self._woken
+        self._woken.discard(number)
         if invocation is not None:
             self.advance(invocation)
-        return invocation is not None
+        return invocation is not None or woken  # One that was woken, and is not there any more, has gone on without.
 
     def readmit(self, entry: Entry, number: int, message: PendingMessage) -> bool:
         """Take a restored message into account. Whether it is to be run before anything arrives."""
@@ -192,7 +197,7 @@ class Awaiting:
         self._touched.pop(invocation, None)
         number = invocation.number if invocation.number >= 0 else None
         if invocation.mismatch is not None:
-            self.park(invocation, invocation.mismatch)
+            self.park_differing(invocation)
         else:
             assert invocation.outcome is not None
             self._core.end(invocation, invocation.outcome, invocation.attempt, number)
@@ -253,14 +258,19 @@ class Awaiting:
         assert self._core.outside is not None, "whoever runs handlers with steps carries them out"
         self._core.outside.perform(*invocation.address, invocation.journal.cause, index, wish.wants)
 
-    def park(self, invocation: Invocation, error: PenstockError) -> None:
-        """It can't go on with this code: its address is held until somebody corrects the code, or cancels it."""
-        self._core.failures[invocation.entry.typename] = self._core.failures.get(invocation.entry.typename, 0) + 1
+    def park(self, typename: str, journal: InvocationJournal, reason: str) -> None:
+        """An invocation can't go on with this code: its address is held until somebody corrects the code, or cancels
+        it."""
+        self._core.failures[typename] = self._core.failures.get(typename, 0) + 1
+        journal.parked = reason
+        journal.flush(passive=False)
+        log.error("%s", reason)
+
+    def park_differing(self, invocation: Invocation) -> None:
+        """It has not done again what it did before."""
+        assert invocation.mismatch is not None
         invocation.close()
-        self._parked.add(invocation.number)
-        invocation.journal.parked = str(error)
-        invocation.journal.flush(passive=False)
-        log.error("%s", error)
+        self.park(invocation.entry.typename, invocation.journal, str(invocation.mismatch))
 
     def complete(self, number: int, outcome: Outcome) -> None:
         invocation = self._running.get(number)
@@ -398,7 +408,9 @@ class Awaiting:
         invocation = self._running.get(number)
         if invocation is not None:
             self._touched[invocation] = None
-            self._ready.append((entry, number))
+            if number not in self._woken:
+                self._woken.add(number)
+                self._ready.append((entry, number))
             return
         journal.flush(passive=False)
         if number in self._aside:

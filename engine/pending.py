@@ -158,9 +158,6 @@ class Pending:
     def get(self, number: int) -> PendingMessage:
         return read_pending(self._overlay, number)
 
-    def find(self, number: int) -> PendingMessage | None:
-        return find_pending(self._overlay, number)
-
     def next_retry_ms(self) -> int | None:
         return self._retries[0][0] if self._retries else None
 

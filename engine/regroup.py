@@ -230,9 +230,10 @@ class _Waiting:
     def _take(self, envelope: Envelope) -> None:
         if key_group(envelope.id) % self._new.tasks != self._new.task:
             return
-        if envelope.meta is not None and envelope.meta.operation:
+        operation = envelope.meta is not None and envelope.meta.operation
+        if operation and envelope.caller is None:
             return  # Whoever asked for it has had no answer, and asks again (see `engine.requests`).
-        if envelope.id:
+        if envelope.id and not operation:
             self.queues.setdefault(envelope.typename, deque()).append(envelope[1:])
             return
         self._others.append((keys.encode_pending_key(self.next_number), add_to_pending(envelope)))

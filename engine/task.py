@@ -462,9 +462,7 @@ class TaskCore:
         self._invocations += 1
         if self._awaiting.go_on(number):
             return
-        pending = self._pending.find(number)
-        if pending is None:  # Two things had arrived for it, and the first has ended it.
-            return
+        pending = self._pending.get(number)
         meta = pending.meta
         is_fresh = pending.attempt == 1 and not self._awaiting.has_begun(entry, pending.id)
         if meta is not None and is_fresh and self._needs_no_run(entry, pending.queued, meta):
@@ -492,7 +490,10 @@ class TaskCore:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # As above.
-            self._fail(entry, message, error, attempt, number, journal)
+            if journal is not None:  # Only what it began with can't be read: no line of it has run.
+                self._awaiting.park(entry.typename, journal, str(self._diagnose(entry, message, error)))
+            else:
+                self._fail(entry, message, error, attempt, number)
             return
         if not entry.function.is_async:
             self.end(_Run(entry, message, context, opened), Outcome(result, None), attempt, number)
@@ -514,8 +515,7 @@ class TaskCore:
             return
         if isinstance(run, Invocation) and run.replaying:
             run.differ_at_end()
-            assert run.mismatch is not None
-            self._awaiting.park(run, run.mismatch)
+            self._awaiting.park_differing(run)
             return
         meta, address = message[4], Address(entry.typename, context.id)
         try:
@@ -1071,7 +1071,7 @@ class TaskCore:
         order = {number: place for place, number in enumerate(meta.ready or ())}
         for number, message in self._pending.restore():
             known = self._entries.get(message.typename)
-            if known is None or not message.id:
+            if known is None or not message.id or (message.meta is not None and message.meta.operation):
                 self._pending.discard(number)
                 self._deliver_here(Envelope(message.typename, *message.queued))
             elif self._pending.readmit(known.held, number, message, ready=number in order) and (

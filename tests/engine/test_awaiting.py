@@ -536,3 +536,19 @@ def test_no_step_is_taken_for_what_a_crash_takes_back(seed: int) -> None:
         h.run_until_idle()
         assert h.crashes
         assert {id: {state.n} for id, state in h.states(order).items()} == told
+
+
+def test_several_answers_that_come_at_once_wake_a_handler_once(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        begun = [ctx.call(cart, f"{ctx.id}-{number}", amount) for number in range(5)]
+        last = await begun[-1]
+        return last + sum([await each for each in begun])
+
+    with Harness(app, **way) as h:
+        for number in range(20):
+            h.send(order, f"o{number % 3}", 1)
+        assert h.call(order, "o", 1) == 6
+        assert sum(state.n for state in h.states(cart).values()) == 105

@@ -70,6 +70,20 @@ def flow(records: int, output: Path | None = None, *, delay: str = "5ms") -> App
             ctx.send(waiter, f"c{item.n % 5}", item)
         if item.n % 50 == 0:
             ctx.send(failing, f"d{item.n % 3}", item)
+        if item.n % 9 == 0:
+            ctx.send(asker, f"e{item.n % 11}", item)
+
+    @app.function("flow/counter")
+    def counter(ctx: Context[Sender], item: Item) -> int:
+        ctx.state.sent += 1
+        return 1
+
+    @app.function("flow/asker")
+    async def asker(ctx: Context[Sender], item: Item) -> None:
+        first, second = await ctx.call(counter, f"f{item.n % 7}", item), ctx.call(counter, f"f{item.n % 5}", item)
+        ctx.state.sent += first
+        await ctx.sleep("3ms")
+        ctx.state.sent += await second
 
     @app.function("flow/receiver")
     def receiver(ctx: Context[Receiver], item: Item) -> None:
@@ -183,8 +197,11 @@ def check_complete(app: App, directory: Path, records: int) -> None:
     assert sum(state["total"] for state in receivers) == sum(range(records))
     assert sum(state["late"] for state in receivers) == len(range(0, records, 10))
     assert sum(state["disorder"] for state in receivers) == 0
-    waited = [state["sent"] for name, state in found.items() if name.startswith("flow/waiter/")]
-    assert sum(waited) == len(range(0, records, 7))
+    sent = Counter[str]()
+    for name, state in found.items():
+        sent[name.rpartition("/")[0]] += state.get("sent", 0) if isinstance(state, dict) else 0
+    assert sent["flow/waiter"] == len(range(0, records, 7))
+    assert sent["flow/asker"] == sent["flow/counter"] == 2 * len(range(0, records, 9))
     assert len(found["letters"]) == len(range(0, records, 50))
     assert len({number for number, *_ in found["letters"]}) == len(found["letters"])
 
