@@ -80,15 +80,9 @@ def message_of_pending(data: bytes) -> PendingMessage:
 
 def read_pending(overlay: Overlay, number: int) -> PendingMessage:
     """The message of a row that is there."""
-    message = find_pending(overlay, number)
-    assert message is not None, f"pending message {number} has no row"
-    return message
-
-
-def find_pending(overlay: Overlay, number: int) -> PendingMessage | None:
-    """None when it is finished."""
     data = overlay.get(keys.encode_pending_key(number))
-    return None if data is None else _decode(data)
+    assert data is not None, f"pending message {number} has no row"
+    return _decode(data)
 
 
 def held_by_rows(overlay: Overlay) -> dict[str, Held]:
