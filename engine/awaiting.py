@@ -280,7 +280,6 @@ class Awaiting:
 
     def _returned(self, invocation: Invocation, outcome: Outcome) -> None:
         """The handler is back from the event loop, or at rest in it."""
-        invocation.context._clock_ms = max(invocation.context._clock_ms, self._core.clock_ms)
         if isinstance(outcome.value, Signal):
             invocation.back(outcome.value)
         else:
@@ -446,10 +445,7 @@ class Awaiting:
         if entry is None:
             raise self._core.unknown(address.typename)
         found = self.invocation_of(address)
-        hold = entry.held.get(address.id)
-        if hold is not None and (call is None or is_call(self._pending.get(hold.current).queued, call)):
-            if found is None:
-                raise _nothing_to_cancel(address)
+        if found is not None and (call is None or is_call(self._pending.get(found[0]).queued, call)):
             number, journal = found
             if journal.cancel(self._core.clock_ms):
                 self._wake_to_end(address, number, journal)
@@ -468,9 +464,9 @@ class Awaiting:
             self._wake(address, number, journal)
 
     def _withdraw(self, entry: Entry, id: str, call: tuple[str, str, int, int]) -> bool:
-        """Have a call that waits in line not run when its turn comes, and tell the caller."""
+        """Have a call that waits in line, or to be tried again, not run when its turn comes, and tell the caller."""
         hold = entry.held.get(id)
-        for number in hold.waiting if hold is not None else ():
+        for number in (hold.current, *hold.waiting) if hold is not None else ():
             message = self._pending.get(number)
             if is_call(message.queued, call):
                 assert message.meta is not None

@@ -129,7 +129,11 @@ class Delays:
 
     def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration | DueSchedule]:
         """Take out what is due, earliest first. The rows are gone when the iterator moves on."""
-        for key in self._index.pop_due(clock_ms, count_max):
+        for _ in range(count_max):
+            due = self._index.pop_due(clock_ms, 1)  # One at a time: what fires may call the next one back.
+            if not due:
+                return
+            key = due[0]
             data = self._overlay.get(key)
             assert data is not None, "a timer that was called back or moved is not due"
             self._overlay.put(key, None)

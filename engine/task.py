@@ -464,8 +464,8 @@ class TaskCore:
             return
         pending = self._pending.get(number)
         meta = pending.meta
-        is_fresh = pending.attempt == 1 and not self._awaiting.has_begun(entry, pending.id)
-        if meta is not None and is_fresh and self._needs_no_run(entry, pending.queued, meta):
+        has_begun = self._awaiting.has_begun(entry, pending.id)
+        if meta is not None and not has_begun and self._needs_no_run(entry, pending.queued, meta):
             self.release(entry, pending.id)
             return
         self._attempt(entry, pending.queued, pending.attempt, number)
@@ -508,9 +508,11 @@ class TaskCore:
     # A handler that awaits.
 
     def end(self, run: _Run | Invocation, outcome: Outcome, attempt: int, number: int | None) -> None:
-        """The handler has returned or raised: take over what it did, or nothing of it."""
+        """The handler has returned or raised: take over what it did, or nothing of it. One that was cancelled and says
+        so by CancelledError has done what there was to do."""
         entry, message, context, opened, journal = run.entry, run.message, run.context, run.opened, run.journal
-        if outcome.error is not None:
+        was_cancelled = journal is not None and journal.cancelled and isinstance(outcome.error, asyncio.CancelledError)
+        if outcome.error is not None and not was_cancelled:
             self._fail(entry, message, outcome.error, attempt, number, journal)
             return
         if isinstance(run, Invocation) and run.replaying:
@@ -518,9 +520,10 @@ class TaskCore:
             self._awaiting.park_differing(run)
             return
         meta, address = message[4], Address(entry.typename, context.id)
+        is_awaited = meta is not None and _is_awaited(meta)
         try:
             new, expires_ms = entry.close(context, opened, self._meta.clock_ms)
-            answer = _encode_answer(context, outcome.value) if meta is not None and _is_awaited(meta) else b""
+            answer = _encode_answer(context, outcome.value) if is_awaited and not was_cancelled else b""
         except Exception as error:  # noqa: BLE001  # As above.
             self._fail(entry, message, error, attempt, number, journal)
             return
@@ -535,7 +538,9 @@ class TaskCore:
             run.journal.delete()
         else:
             self.apply(context.outputs, message[2], address)
-        if meta is not None and _is_awaited(meta):
+        if was_cancelled:
+            self.tell_cancelled(Envelope(entry.typename, *message))
+        elif meta is not None and is_awaited:
             self._answer(address, message, meta, answer)
         if number is not None:
             self.release(entry, context.id)
@@ -645,12 +650,6 @@ class TaskCore:
         journal: InvocationJournal | None = None,
     ) -> None:
         """A message could not be processed: try again later, give it up, or halt, as the function's policy says."""
-        if journal is not None and journal.cancelled and isinstance(error, asyncio.CancelledError):
-            self.tell_cancelled(Envelope(entry.typename, *message))
-            journal.delete()
-            if number is not None:
-                self.release(entry, message[0])
-            return
         self.failures[entry.typename] = self.failures.get(entry.typename, 0) + 1
         options = entry.function.options
         if isinstance(error, CorruptSnapshot | Unavailable) and error.code.startswith("PEN04"):

@@ -361,6 +361,89 @@ def test_others_wait_for_their_turn(way: dict[str, Any]) -> None:
         assert h.state(order, "o").seen == ["a in", "a out", "b in", "b out", "c in", "c out"]
 
 
+def test_several_results_at_once_wake_once(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        first, second = ctx.call(cart, "alice", amount), ctx.call(cart, "alice", amount)
+        return await first + await second
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == 15
+        assert h.call(order, "o", 5) == 35
+
+
+def test_the_time_after_a_raw_await_is_that_of_the_last_result(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        first, second = ctx.call(cart, "alice", amount), ctx.call(cart, "alice", amount)
+        await first
+        before_ms = ctx.now_ms
+        await asyncio.sleep(1)
+        await second
+        ctx.state.seen.append(f"{ctx.now_ms - before_ms} ms")
+        await ctx.sleep("1m")
+        return ctx.state.seen[0]
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == "0 ms"
+
+
+def test_what_a_cancelled_handler_does_last_is_kept(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/slow")
+    async def slow(ctx: Context[Notes], _: int) -> int:
+        try:
+            await ctx.sleep("1h")
+        finally:
+            ctx.state.seen.append("undone")
+            ctx.send(cart, "refunds", 1)
+        return 1
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        call = ctx.call(slow, "s", 1)
+        await ctx.sleep("10s")
+        ctx.cancel_call(call)
+        try:
+            await call
+        except FunctionError as error:
+            return error.code
+        return "answered"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "PEN0272"
+        assert (h.state(slow, "s").seen, h.state(cart, "refunds").n) == (["undone"], 1)
+
+
+def test_a_call_that_is_to_be_tried_again_can_be_cancelled(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/broken", attempts=3, backoff="20s")
+    def broken(ctx: Context[Count], _: int) -> int:
+        raise ValueError("broken")
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        call = ctx.call(broken, "b", 1)
+        await ctx.sleep("10s")
+        ctx.cancel_call(call)
+        try:
+            await call
+        except FunctionError as error:
+            return error.code
+        return "answered"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "PEN0272"
+        h.advance("10m")
+        assert h.dead_letters() == []
+
+
 # What is not the same when it is run again.
 
 

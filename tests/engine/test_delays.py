@@ -52,6 +52,20 @@ def test_no_more_fire_than_were_asked_for() -> None:
     assert (due_ids(core, 10, 2), due_ids(core, 10, 2)) == (["a", "b"], ["c"])
 
 
+def test_what_fires_may_call_back_what_is_due_as_well() -> None:
+    core = delays()
+    for id in "abc":
+        core.schedule(SENDER, later(10, id, id), 7, 0)
+
+    fired = []
+    for due in core.pop_due(10, 100):
+        assert isinstance(due, DueMessage)
+        fired.append(due.envelope.id)
+        core.cancel(SENDER.id, "b")
+    assert fired == ["a", "c"]
+    assert core.next_due_ms() is None
+
+
 def test_a_message_keeps_its_cause_and_its_sender() -> None:
     core = delays()
     core.schedule(SENDER, later(0), 2**64 - 1, 0)
