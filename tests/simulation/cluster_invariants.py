@@ -22,7 +22,9 @@ from tests.simulation.invariants import (
     RestoreIsTheCut,
     RowsOnce,
     RowsPresent,
+    image_of,
 )
+from tests.simulation.walks import WALKS
 
 if TYPE_CHECKING:
     from tests.simulation.cluster_leader import SimulatedLeader
@@ -41,7 +43,7 @@ class PlacedIsTheCut(RestoreIsTheCut):
         if manifest is not None:
             expected = self._cuts[unit.task, manifest.checkpoint]
             if not unit.replaced:
-                self._compare(node, restored, expected, manifest.checkpoint)
+                self._compare(node, image_of(WALKS, restored), expected, manifest.checkpoint)
         self._live[node] = Image(expected.values.copy(), expected.rows.copy(), {}, expected.meta)
 
 

@@ -15,12 +15,14 @@ from penstock.checkpoint.retention import Retained
 from penstock.engine.effects import DeadLetter, Effects
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.journal import PARTITION
+from penstock.engine.pending import message_of_pending
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
 from penstock.errors import CorruptSnapshot
+from penstock.functions.app import App
 from penstock.records import EgressRow, Frozen, QueuedRow, TaskMeta
 from penstock.state import keys
-from tests.simulation.walks import IDS, LAST_HOP, NATURE, POISON, WALKS, Step, Visits
+from tests.simulation.walks import IDS, LAST_HOP, NATURE, POISON, Step, Visits
 
 if TYPE_CHECKING:
     from tests.simulation.node import Node
@@ -49,6 +51,9 @@ class Invariant:
 
     def cut(self, world: World, node: Node, frozen: Frozen) -> None:
         """A task was frozen; `frozen` holds what its delta will, failed ones before it included."""
+
+    def read(self, world: World, manifest: Manifest | None, restored: list[Restored]) -> None:
+        """What a new attempt continues has been read, and nothing done with it."""
 
     def restored(
         self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
@@ -308,13 +313,12 @@ class RestoreIsTheCut(Invariant):
             if manifest is not None:
                 cut = (node.task, manifest.checkpoint)
                 if cut not in self._cuts:  # Tasks were regrouped: `RescaleChangesNothing` has looked at it.
-                    self._cuts[cut] = deepcopy(image_of(each))
+                    self._cuts[cut] = deepcopy(image_of(world.app, each))
                 expected = self._cuts[cut]
-                self._compare(node, each, expected, manifest.checkpoint)
+                self._compare(node, image_of(world.app, each), expected, manifest.checkpoint)
             self._live[node] = Image(expected.values.copy(), expected.rows.copy(), {}, expected.meta)
 
-    def _compare(self, node: Node, restored: Restored, expected: Image, checkpoint: int) -> None:
-        found = image_of(restored)
+    def _compare(self, node: Node, found: Image, expected: Image, checkpoint: int) -> None:
         expected_values = {address: value for address, value in expected.values.items() if value}
         pairs: list[tuple[str, object, object]] = [
             ("values", found.values, expected_values),
@@ -373,17 +377,15 @@ class RescaleChangesNothing(Invariant):
 
     def regrouping(self, world: World, manifest: Manifest | None, restored: list[Restored]) -> None:
         assert manifest is not None
-        self._before = manifest.checkpoint, content_of(restored)
+        self._before = manifest.checkpoint, content_of(world.app, restored)
 
-    def restored(
-        self, world: World, run: Run, manifest: Manifest | None, restored: list[Restored], replay: bool
-    ) -> None:
+    def read(self, world: World, manifest: Manifest | None, restored: list[Restored]) -> None:
         if self._before is None or manifest is None:
             return
         (checkpoint, before), self._before = self._before, None
         if manifest.checkpoint == checkpoint:
             return  # It was not decided.
-        after = content_of(restored)
+        after = content_of(world.app, restored)
         if after._replace(waiting={}) != before._replace(waiting={}):
             raise self.fail(f"checkpoint {checkpoint} held {before}, and the other tasks hold {after}")
         for address, messages in before.waiting.items():
@@ -512,11 +514,11 @@ _decode_step: Callable[[bytes], Step] = msgspec.msgpack.Decoder(Step).decode
 _NOT_STATE = frozenset({keys.META, keys.QUEUE, keys.EGRESS})
 
 
-def image_of(restored: Restored) -> Image:
+def image_of(app: App, restored: Restored) -> Image:
     """Everything a restored task knows, read through its overlay."""
     values: dict[tuple[str, str], bytes] = {}
     overlay = restored.overlay
-    for typename in WALKS.functions:
+    for typename in app.functions:
         cells = overlay.cells(typename)
         values.update(((typename, id), value) for id in IDS if (value := overlay.load(cells, id)))
     rows = {
@@ -541,14 +543,14 @@ class Content(NamedTuple):
     """Messages in queues, by their target."""
 
 
-def content_of(restored: list[Restored]) -> Content:
+def content_of(app: App, restored: list[Restored]) -> Content:
     content = Content({}, {}, [], [], [], {})
     for each in restored:
-        image = image_of(each)
+        image = image_of(app, each)
         content.values.update(image.values)
         timers = {key: (keys.decode_timer_key(key).due_ms, row) for key, row in _of_kind(image, keys.TIMER)}
         content.timers.extend(timers.values())
-        content.held.extend(row for _, row in _of_kind(image, keys.PENDING))
+        content.held.extend(row for _, row in _of_kind(image, keys.PENDING) if not _is_asked(row))
         content.letters.extend(row for _, row in _of_kind(image, keys.DEAD))
         content.rows.update({key: timers.get(row, row) for key, row in image.rows.items() if key[0] < keys.META})
         for typename, rows in image.queues.items():
@@ -557,6 +559,12 @@ def content_of(restored: list[Restored]) -> Content:
     for unordered in (content.timers, content.held, content.letters):
         unordered.sort()
     return content
+
+
+def _is_asked(row: bytes) -> bool:
+    """Whether a pending row is what a function asked of a task, which was under way and is about to be carried out."""
+    message = message_of_pending(row)
+    return message.caller is not None and message.meta is not None and bool(message.meta.operation)
 
 
 def _of_kind(image: Image, kind: int) -> list[tuple[bytes, bytes]]:

@@ -21,7 +21,7 @@ from penstock.engine.invocation import Outcome
 from penstock.engine.journal import PARTITION, Journal
 from penstock.engine.task import TaskCore
 from penstock.engine.unit import LogChannels, TaskUnit, Writing
-from penstock.ids import Offset
+from penstock.ids import Offset, cause_of
 from penstock.records import Reply
 from penstock.router.frames import decode_frames
 from penstock.router.log import Log
@@ -44,6 +44,7 @@ class Source:
         self._name = name
         self._inputs = inputs
         self._position = position
+        self._cause = cause_of(name) >> 1
         self.behind = len(inputs) - position
 
     def take(self, count_max: int) -> list[Input]:
@@ -52,7 +53,8 @@ class Source:
         typename, id, payload = self._inputs[self._position]
         self._position += 1
         self.behind -= 1
-        return [Column(self._name, self._position, typename, [id], [payload], self._position)]
+        cause = self._cause + self._position
+        return [Column(self._name, self._position, typename, [id], [payload], cause)]
 
 
 class Inbox:
@@ -149,6 +151,8 @@ class Stage(Enum):
 class Node:
     """See the module."""
 
+    application = WALKS.name
+
     def __init__(
         self,
         task: int,
@@ -235,7 +239,7 @@ class Node:
     def cut(self, checkpoint: int) -> Writing:
         """Begin a snapshot. One that is still being written becomes part of it."""
         self.inbox.cut_due = None
-        self._writing = self.unit.cut(checkpoint, WALKS.name, GENERATION)
+        self._writing = self.unit.cut(checkpoint, self.application, GENERATION)
         self._stage, self._records = Stage.ENCODE, []
         return self._writing
 
@@ -286,6 +290,7 @@ class Node:
     def close(self) -> None:
         """Nothing of it goes on, and nothing of it points back at it."""
         self.handlers.close()
+        self.core.close()
         self.unit.__dict__.clear()
         for entry in self.core.entries.values():
             entry.bind({}, {})

@@ -68,7 +68,6 @@ STARTS_MAX = 8
 SWEEPS_MAX = 8
 """Turns of every task in one such round, before what they did is in a checkpoint."""
 _OUTLETS = {EGRESS: Outlet(EGRESS, OUT.spec.encode, 1 << 20)}
-_FINGERPRINTS = WALKS.fingerprints()
 
 
 class Client:
@@ -82,11 +81,14 @@ class Client:
         self.decided = (0, 0)
         """The attempt and the checkpoint that decided the answer."""
 
+    @property
+    def payload(self) -> bytes:
+        return encode_step(Step(self.walk, 0))
+
     def request(self) -> Envelope:
         self.asked += 1
         name = f"{self.walk}-{self.asked}"
-        payload = encode_step(Step(self.walk, 0))
-        return request_envelope(self.address, payload, request_id=name, idempotency_key=f"key-{self.walk}")
+        return request_envelope(self.address, self.payload, request_id=name, idempotency_key=f"key-{self.walk}")
 
     def hear(self, reply: Reply, attempt: int, checkpoint: int) -> None:
         """The first answer to any of its requests counts."""
@@ -146,6 +148,10 @@ class Coverage(NamedTuple):
 class World:
     """See the module."""
 
+    app = WALKS
+    """What runs in it. Its functions have the addresses `IDS`, and it emits to `EGRESS`."""
+    fingerprints = WALKS.fingerprints()
+
     def __init__(self, seed: int, mix: Mix, *, only: Sequence[int] | None = None) -> None:
         dice = self.dice = Dice(seed)
         self.mix = mix
@@ -184,10 +190,14 @@ class World:
         self.colour_cuts = self.duplicates = self.bases_made = self.older = self.brought_back = self.rescales = (
             self.refusals
         ) = 0
-        self.invariants = all_invariants()
+        self.invariants = self.make_invariants()
         self._told_of: dict[str, list[Callable[..., None]]] = {}
         self._turned = _hooks(self.invariants, "turned")
         self._moves = self._prepare_moves()
+
+    def make_invariants(self) -> list[Invariant]:
+        """Whoever watches."""
+        return all_invariants()
 
     def _draw_inputs(self) -> None:
         dice = self.dice
@@ -669,7 +679,7 @@ class World:
         self._crash()
         try:
             rescale(
-                WALKS,
+                self.app,
                 self.tasks,
                 after,
                 clock_ms=self.clock_ms,
@@ -744,6 +754,7 @@ class World:
             return
         directory.begin_attempt(attempt)
         self.recoveries += 1
+        self._tell("read", manifest, restored)
         self._build(attempt, manifest, restored)
         directory.journal.write_index(directory.history)
         self._tell("restored", self.current, manifest, restored, replayed)
@@ -768,7 +779,7 @@ class World:
             directory = self._open(replay)
             notes = directory.notes
             try:
-                manifest, restored = directory.restore(WALKS, _no_progress)
+                manifest, restored = directory.restore(self.app, _no_progress)
                 refuse_forgotten(self.log, restored)
             except CorruptSnapshot as error:
                 if replay is None or tries:
@@ -817,7 +828,7 @@ class World:
 
     def _build(self, attempt: AttemptBegun, manifest: Manifest | None, restored: list[Restored]) -> None:
         generation = GENERATION if manifest is None else manifest.generation
-        options = CoordinatorOptions(WALKS.name, self.tasks, _FINGERPRINTS, 10, TIMEOUT_MS, generation)
+        options = CoordinatorOptions(self.app.name, self.tasks, self.fingerprints, 10, TIMEOUT_MS, generation)
         run = Run(attempt, Coordinator(options, attempt))
         self.runs.append(run)
         epoch = first_epoch(attempt)
@@ -831,7 +842,7 @@ class World:
 
     def _build_node(self, attempt: AttemptBegun, epoch: int, task: int, restored: Restored) -> Node:
         completions = Completions()
-        handlers = Handlers(completions)
+        handlers = self.make_handlers(completions)
         core = self.build_core(task, restored, handlers.start)
         snapshot = SnapshotTask(
             task, attempt.lineage, epoch, base=restored.base, head=restored.head, checksum=restored.checksum
@@ -841,16 +852,22 @@ class World:
         sources = sources_of(task, inputs, self.log, core.meta.ingress_positions)
         journal = self.directory.journal
         node = Node(task, core, restored.overlay, snapshot, completions, handlers, sources, producer, journal)
+        node.application = self.app.name
         driver = SimulatedDriver(task, self.database, self.dice, partial(node.unit.committed, EGRESS))
         driver.failing = self.sink_fails
         node.unit.adopt(restored)
         node.connect(driver)
         return node
 
+    def make_handlers(self, completions: Completions) -> Handlers:
+        """What goes on between the turns of a task."""
+        return Handlers(completions)
+
+    def options_of(self, task: int) -> TaskOptions:
+        return TaskOptions(task=task, tasks=self.tasks)
+
     def build_core(self, task: int, restored: Restored, start: Start) -> TaskCore:
-        core = TaskCore(
-            WALKS.functions.values(), _OUTLETS, restored.overlay, TaskOptions(task=task, tasks=self.tasks), start
-        )
+        core = TaskCore(self.app.functions.values(), _OUTLETS, restored.overlay, self.options_of(task), start)
         core.restore(restored.meta, restored.queues, restored.staged)
         return core
 
