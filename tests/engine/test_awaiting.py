@@ -635,3 +635,57 @@ def test_several_answers_that_come_at_once_wake_a_handler_once(way: dict[str, An
             h.send(order, f"o{number % 3}", 1)
         assert h.call(order, "o", 1) == 6
         assert sum(state.n for state in h.states(cart).values()) == 105
+
+
+def test_what_finally_blocks_do_when_a_handler_is_put_aside_counts_for_nothing(way: dict[str, Any]) -> None:
+    app, cart = shop()
+    closed: list[str] = []
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> None:
+        try:
+            await ctx.promise("paid")
+        finally:
+            closed.append("began")
+            ctx.state.seen.append("closed")
+            ctx.send(cart, "alice", 1)
+            await ctx.call(cart, "alice", 1)
+            closed.append("ended")
+
+    with Harness(app, **way) as h:
+        h.send(order, "o", 1)
+        h.advance("1s")
+        h.send(order, "other", 1)  # A turn, in which who has waited for long is put aside.
+        h.advance("5s")
+        h.restart()
+        assert h.state(order, "o").seen == []
+        assert h.state(cart, "alice").n == 0
+    assert "began" in closed
+    assert "ended" not in closed
+
+
+def test_undoing_by_a_message_knows_no_deadline_and_by_a_call_it_does(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> None:
+        await ctx.sleep("10s")
+        ctx.send(cart, "by send", 1)
+        try:
+            await ctx.call(cart, "by call", 1)
+        except CallTimeout:
+            ctx.state.seen.append("late")
+
+    @app.function("shop/customer")
+    async def customer(ctx: Context[None], _: int) -> str:
+        try:
+            await ctx.call(order, "o", 1, timeout="5s")
+        except CallTimeout:
+            return "gave up"
+        return "waited"
+
+    with Harness(app, **way) as h:
+        assert h.call(customer, "c", 1) == "gave up"
+        h.advance("1m")
+        assert h.state(order, "o").seen == ["late"]
+        assert (h.state(cart, "by send").n, h.state(cart, "by call").n) == (1, 0)
