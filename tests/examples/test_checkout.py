@@ -14,7 +14,7 @@ from examples.checkout import app as shop
 from examples.checkout import bank
 from examples.checkout.orders import Order, order, orders_until
 from penstock.testing import Crash, FailingSink, Harness
-from tests.kill import checkout
+from tests.kill import checkout_checker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ORDERS = 60
@@ -53,10 +53,10 @@ def check(h: Harness) -> None:
     ends = {row["order"]: row for row in h.egress("checkout/orders")}
     assert len(h.egress("checkout/orders")) == len(ends) == ORDERS
     assert h.dead_letters() == []
-    with checkout.opened(bank.path()) as books:
-        checkout.check_money(ends, books)
-        checkout.check_keys(books)
-    checkout.check_stock(ends, h.egress("checkout/stock"))
+    with checkout_checker.opened(bank.path()) as books:
+        checkout_checker.check_money(ends, books)
+        checkout_checker.check_keys(books)
+    checkout_checker.check_stock(ends, h.egress("checkout/stock"))
     outcomes = Counter(row["outcome"] for row in ends.values())
     told = Counter[str]()
     for purse in h.states(shop.customer).values():
@@ -144,6 +144,6 @@ def test_the_program_shows_that_all_fits_together(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
-    checkout.check(tmp_path, 30)
+    checkout_checker.check(tmp_path, 30)
     assert "How orders ended" in done.stdout
     assert "for what it delivered, at a price of" in done.stdout
