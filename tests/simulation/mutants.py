@@ -100,13 +100,14 @@ class Mutant:
     attribute: str
     replacement: Any
     mix: Mix = EVERYTHING
+    kind: type[World] = World
 
     def caught(self) -> tuple[int, str]:
         """How many worlds it takes to notice it, and what is noticed. The count is beyond SEEDS_MAX when nothing is."""
         with patch.object(self.owner, self.attribute, self.replacement):
             for seed in range(SEEDS_MAX):
                 try:
-                    World(seed, self.mix).run()
+                    self.kind(seed, self.mix).run()
                 except (
                     AssertionError,
                     PenstockError,

@@ -8,9 +8,9 @@ put aside wherever they wait, or after some time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import msgspec
@@ -42,8 +42,9 @@ from tests.simulation.invariants import (
     RetainedIsWhole,
     RowsOnce,
 )
-from tests.simulation.mix import EVERYTHING, Move
+from tests.simulation.mix import EVERYTHING, Mix, Move
 from tests.simulation.node import Handlers, Node
+from tests.simulation.schedules import collecting_seldom
 from tests.simulation.trees import GROVE, LEAF, LEDGER, NOTING, ROOTS, TREES, Grown, Job, Mark, Note, Received
 from tests.simulation.walks import IDS, NATURE, Stumble
 from tests.simulation.world import Client, Coverage, Run, World
@@ -56,6 +57,40 @@ GROWING = EVERYTHING.more(
 )
 STORMS = GROWING.more({Move.CRASH: 1.0, Move.TAKE_OVER: 0.5})
 """With a crash at nearly every await."""
+
+
+class TreeSights(NamedTuple):
+    """How often something worth testing happened."""
+
+    begun: int = 0
+    again: int = 0
+    """Runs of a handler that was run before."""
+    results: int = 0
+    steps: int = 0
+    """That were taken."""
+    cancelled: int = 0
+    timed_out: int = 0
+    late: int = 0
+    """Results that nobody waited for any more."""
+
+    def plus(self, other: TreeSights) -> TreeSights:
+        return TreeSights(*map(sum, zip(self, other, strict=True)))
+
+
+def play(seeds: Iterable[int], mix: Mix) -> TreeSights:
+    """Play the schedule of each seed. What one raises names the seed."""
+    seen = TreeSights()
+    with collecting_seldom():
+        for seed in seeds:
+            world = TreeWorld(seed, mix)
+            try:
+                world.run()
+            except Exception as error:
+                error.add_note(f"Tree {seed}, after {len(world.trace)} moves")
+                raise
+            seen = seen.plus(world.sights)
+            world.take_apart()
+    return seen
 
 
 class Steps(Suspended):
@@ -144,11 +179,23 @@ class TreeWorld(World):
         self.poison = 0
 
     def run(self) -> Coverage:
-        GROVE.open.clear()
-        GROVE.told.clear()
-        GROVE.taken.clear()
+        GROVE.clear()
         with patch.object(awaiting, "ASLEEP_MS", ASLEEP_MS):
             return super().run()
+
+    @property
+    def sights(self) -> TreeSights:
+        """What there was to see in a world that has been."""
+        seen, labels = GROVE.seen, len(GROVE.labels)
+        return TreeSights(
+            labels,
+            seen["runs"] - labels,
+            seen["results"],
+            len(GROVE.taken),
+            seen["cancelled"],
+            seen["timed out"],
+            sum(node.core.late_answers for node in self.current.nodes),
+        )
 
     def make_handlers(self, completions: Completions) -> TreeHandlers:
         return TreeHandlers(completions)

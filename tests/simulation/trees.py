@@ -12,6 +12,7 @@ Functions call only further down, so that no two trees wait for one another for 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -103,10 +104,21 @@ class Grove:
         """What handlers were told: the task, the address, which note, and its text."""
         self.taken: list[tuple[str, int, str]] = []
         """The last note before each step that was taken: label, number and text."""
+        self.labels: set[str] = set()
+        """Of the invocations that were begun."""
+        self.seen = Counter[str]()
+        """How often something worth testing happened."""
+
+    def clear(self) -> None:
+        """Another world begins."""
+        for known in (self.open, self.told, self.taken, self.labels, self.seen):
+            known.clear()
 
     @contextmanager
     def hold(self, address: str, label: str) -> Iterator[None]:
         """An invocation is in memory."""
+        self.seen["runs"] += 1
+        self.labels.add(label)
         place = self.here, address
         if place in self.open:
             NATURE.broken.append(f"{label} runs at {address} beside {self.open[place]}")
@@ -184,6 +196,7 @@ async def _grow(ctx: Context[Grown], job: Job) -> list[Any]:
                 await _do(hand, depth=0)
                 hand.stumble()
         except asyncio.CancelledError:
+            GROVE.seen["cancelled"] += 1
             hand.note("cancelled")
             if hand.chance(0.5):
                 await _answered(hand, hand.name(), lambda name: ctx.call(LEAF, ctx.random.choice(IDS), Job(name)))
@@ -244,6 +257,7 @@ async def _within(hand: Hand, depth: int) -> None:
         async with hand.ctx.timeout(limit_s) as limit:
             await _do(hand, depth=depth + 1)
     except TimeoutError:
+        GROVE.seen["timed out"] += 1
         hand.note("timed out")
         if hand.ctx.now_ms < before_ms + limit_s * 1000:
             NATURE.broken.append(f"{hand.label} was out of time after {hand.ctx.now_ms - before_ms} ms of {limit_s} s")
@@ -290,12 +304,14 @@ async def _answered(hand: Hand, name: str, ask: Callable[[str], Awaitable[Any]])
     try:
         value = await ask(name)
     except CallTimeout as error:
+        GROVE.seen["timed out"] += 1
         hand.note(f"{name} {error.code}")
     except FunctionError as error:
         hand.note(f"{name} {error.code} {error.message}")
     else:
         if isinstance(value, list) and value[0] != name:
             NATURE.broken.append(f"{hand.label} was told {value} for {name}")
+        GROVE.seen["results"] += 1
         hand.note(f"{name} {value}")
     if hand.ctx.now_ms < before_ms:
         NATURE.broken.append(f"{hand.label} saw {hand.ctx.now_ms} ms after {before_ms} ms")
