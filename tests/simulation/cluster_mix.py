@@ -130,6 +130,10 @@ class ClusterMix:
     retentions: tuple[Retention, ...] = (EVERYTHING_KEPT, LITTLE_KEPT)
     lag: tuple[float, ...] = (0.0, 0.0, 0.5, 0.8)
     """How often a worker that asks what its leader has said hears nothing."""
+    inboxes: float = 0.5
+    """How often it is an inbox that takes nothing, or can't be read, and not just any partition."""
+    silent: float = 0.3
+    """How often it can't be read."""
     sink_fails: float = 0.1
     slow_sink: float = 0.15
     patient: float = 0.6
@@ -200,7 +204,25 @@ MESSAGES = EVERYTHING.more(
 )
 BACKLOG = MESSAGES.more({Step.CRASH: 3.0, Step.RESTART: 3.0}, tasks=(2,), workers=(2,), lag=(0.0,), lazy=1.0)
 LOSSES = MESSAGES.more({Step.CRASH: 3.0, Step.PUMP: 16.0}, lag=(0.0,), tasks=(4,), walks=25)
-REFUSALS = LOSSES.more({Step.REFUSE: 6.0, Step.PUMP: 40.0, Step.DECIDE: 40.0, Step.HEAR: 40.0})
+REFUSALS = LOSSES.more(
+    {
+        Step.REFUSE: 12.0,
+        Step.CRASH: 4.0,
+        Step.WORK: 90.0,
+        Step.PUMP: 60.0,
+        Step.HEAR: 60.0,
+        Step.TELL: 60.0,
+        Step.DECIDE: 60.0,
+    },
+    tasks=(2,),
+    workers=(2,),
+    lazy=0.0,
+    inboxes=1.0,
+    silent=0.0,
+    walks=40,
+    steps=400,
+)
+"""Checkpoints are often complete while an inbox takes nothing; then one who sent to it dies."""
 UNSEALED = LOSSES.more(
     {
         Step.LOOP: 15.0,

@@ -279,7 +279,7 @@ MUTANTS = [
     ClusterMutant("a fault is said again", LeaderLink, "give_up", LeaderLink.report, mixes.DAMAGES),
     # What workers write and read.
     ClusterMutant("Rule F", SnapshotTask, "admit", _admit_at_once, mixes.MESSAGES),
-    ClusterMutant("flush before acknowledge", SimulatedWriter, "flush", _flush_deltas, mixes.LOSSES),
+    ClusterMutant("flush before acknowledge", SimulatedWriter, "flush", _flush_deltas, mixes.REFUSALS),
     ClusterMutant("a flush waits for all", SimulatedWriter, "flush", _flush_what_answers, mixes.REFUSALS),
     ClusterMutant("frames are sealed before the flush", FrameWriter, "seal", lambda self: None, mixes.UNSEALED),
     ClusterMutant("lineage: attempt", Lineage, "accepts", _accept_any_attempt, mixes.ZOMBIES),

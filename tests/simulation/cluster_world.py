@@ -653,8 +653,8 @@ class ClusterWorld:
             return
         self.count("refusals")
         inbox = (TOPICS.inbox, self.dice.below(self.tasks))
-        place = inbox if self.dice.chance(0.5) else self.dice.choose(kafka.places())
-        (kafka.silent if self.dice.chance(0.3) else kafka.refusing).add(place)
+        place = inbox if self.dice.chance(self.mix.inboxes) else self.dice.choose(kafka.places())
+        (kafka.silent if self.dice.chance(self.mix.silent) else kafka.refusing).add(place)
 
     def _replay(self) -> None:
         """A person goes back to some retained checkpoint, or to nothing."""
