@@ -27,7 +27,7 @@ from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.operations import Answer, CancelInvocation, Operation, encode_operation
 from penstock.engine.pending import Pending, PendingMessage
 from penstock.errors import InvalidInput
-from penstock.functions.context import Output
+from penstock.functions.context import Output, Replied
 from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Stepped, Wish
 from penstock.ids import Address, key_group
 from penstock.records import Envelope, Meta, QueuedRow
@@ -215,8 +215,9 @@ class Awaiting:
         """Take over the segment that has ended, unless that was done before."""
         entry, context, journal = invocation.entry, invocation.context, invocation.journal
         clock_ms = self._core.clock_ms
+        answers = [output for output in context.outputs if type(output) is Replied]
         if invocation.replaying:
-            context.outputs.clear()
+            context.outputs[:] = answers
             if invocation.passed():
                 self._catch_up(invocation)
             return
@@ -237,6 +238,7 @@ class Awaiting:
         base = invocation.segment_cause
         invocation.committed()
         self._core.apply(context.outputs, base, invocation.address, invocation)
+        context.outputs += answers  # It is given when the handler ends.
 
     def _catch_up(self, invocation: Invocation) -> None:
         """It has done again what it did. What it left must be what is stored, and steps that were under way are begun

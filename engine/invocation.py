@@ -125,6 +125,8 @@ class Invocation:
         self._listening = False
         self._closed = False
         self._children = 0
+        self._child_number = 0
+        """Of the task that it started last."""
         self._task = HandlerTask(self)
         self._variables: Variables | None = None
         self._handler: Coroutine[Any, Any, Any]
@@ -194,6 +196,7 @@ class Invocation:
         index = arrivals[self._delivered]
         self._delivered += 1
         self.changes += 1
+        self.moved = True  # Also by what nobody waits for any more: each result ends a segment, in every run.
         self._rested = False
         self.context._clock_ms = max(self.context._clock_ms, self.journal.arrived_ms(index))
         composing = self._is_busy or self.excursion is not None
@@ -232,7 +235,8 @@ class Invocation:
         here: the context is closed, so that whatever they await ends them."""
         self._closed = True
         if self.excursion is None:  # Otherwise whoever runs that ends it.
-            with suppress(RuntimeError):  # It goes on although it is to end.
+            # Whatever its `finally` blocks raise, or that it goes on although it is to end, concerns nobody any more.
+            with suppress(Exception, asyncio.CancelledError, GeneratorExit, _Unequal):
                 self._handler.close()
         self.context.outputs.clear()
 
@@ -385,8 +389,10 @@ class Invocation:
     def _is_busy(self) -> bool:
         return bool(self._children) or self._listening or self._is_composing
 
-    def child_began(self, task: asyncio.Task[Any]) -> None:
+    def child_began(self, task: _ChildTask) -> None:
         self._children += 1
+        self._child_number += 1
+        task.order = hash((self.journal.cause, self._child_number))
         task.add_done_callback(self.child_ended)
         if self._watcher is not None:
             self._watcher.began(task)
@@ -572,11 +578,22 @@ def outside_of_handlers() -> Variables:
 def _counted_task(loop: AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
     """The tasks of a loop in which handlers run: those that a handler starts are counted, as it isn't at rest before
     they are."""
-    task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
     invocation = _running.get()
-    if invocation is not None:
-        invocation.child_began(task)
+    if invocation is None:
+        return asyncio.Task(work, loop=loop, **options)
+    task: _ChildTask = _ChildTask(work, loop=loop, **options)
+    invocation.child_began(task)
     return task
+
+
+class _ChildTask(asyncio.Task[Any]):
+    """A task that a handler starts. Sets of them, in which `TaskGroup` and `asyncio.wait` keep theirs, are gone through
+    in the same order whenever the handler is run again."""
+
+    order = 0
+
+    def __hash__(self) -> int:
+        return self.order
 
 
 def _described(wish: Wish) -> str:

@@ -7,6 +7,7 @@ every try. Keeps nothing: whoever asked journals what comes back.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -35,10 +36,14 @@ async def perform(step: Stepped, *, key: str, address: Address, blocking: Blocki
                 value = await step.call(key)
             else:
                 value = await blocking(step.call, key)
+                if inspect.isawaitable(value):  # Of a lambda around an `async def`, say.
+                    value = await value
             return encode_answer(address, value), None
         except InvalidInput as error:
             return b"", (error.code, error.message)
-        except Exception as error:  # noqa: BLE001  # Whatever a step raises is how it failed.
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # Whatever a step raises is how it failed.
+            if _is_cancelled():
+                raise
             if attempt >= step.retry.attempts:
                 return b"", ("PEN0271", _failed(step, address, attempt, error))
             log.warning("%s: try %d of step %s failed: %r", address, attempt, _name(step), error)
@@ -46,7 +51,13 @@ async def perform(step: Stepped, *, key: str, address: Address, blocking: Blocki
         attempt += 1
 
 
-def _failed(step: Stepped, address: Address, attempts: int, error: Exception) -> str:
+def _is_cancelled() -> bool:
+    """Whether the process stops, and it is not the step itself that raises."""
+    task = asyncio.current_task()
+    return task is not None and bool(task.cancelling())
+
+
+def _failed(step: Stepped, address: Address, attempts: int, error: BaseException) -> str:
     return (
         f"Step {_name(step)} of {address} failed {attempts} times, the last time with {type(error).__name__}: {error}. "
         "Catch FunctionError to go another way, or give ctx.run a retry= with more attempts."

@@ -43,6 +43,7 @@ class Retry(NamedTuple):
             raise ConfigurationError(
                 "PEN0265", f"Step {name!r} has attempts = {self.attempts!r}. It is tried at least once: give 1 or more."
             )
+        self.wait_ms(1)
 
 
 class Wish(NamedTuple):
@@ -135,6 +136,9 @@ class Durable(Generic[T_co]):
 
     __iter__ = __await__
 
+    def __hash__(self) -> int:  # So that sets of them are gone through in the same order again.
+        return self.index
+
     def __repr__(self) -> str:
         return f"<Durable {self.index} {'done' if self._done else 'pending'}>"
 
@@ -184,6 +188,8 @@ class Durable(Generic[T_co]):
         self._cancelled = error is None
         self.finish(None, error)
         return True
+
+    _cancel_message = None
 
     def _make_cancelled_error(self) -> asyncio.CancelledError:
         return asyncio.CancelledError()

@@ -689,3 +689,132 @@ def test_undoing_by_a_message_knows_no_deadline_and_by_a_call_it_does(way: dict[
         h.advance("1m")
         assert h.state(order, "o").seen == ["late"]
         assert (h.state(cart, "by send").n, h.state(cart, "by call").n) == (1, 0)
+
+
+# Ways of going wrong that asyncio and users' code have of their own.
+
+
+def test_what_a_handler_raises_when_it_is_put_aside_concerns_nobody(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        entered = False
+        try:
+            got = await ctx.call(cart, "alice", amount)
+            entered = True
+        finally:
+            if not entered:
+                raise KeyError("its clean-up counts on an answer")
+        return got
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == 5
+        assert h.dead_letters() == []
+
+
+def test_a_gather_of_results_is_cancelled_with_its_task(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> str:
+        try:
+            async with ctx.timeout("10s"):
+                await asyncio.gather(ctx.sleep("1h"), ctx.promise("never"))
+        except TimeoutError:
+            await ctx.sleep("1s")
+            return "late"
+        return "in time"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "late"
+
+
+def test_the_tasks_of_a_group_are_cancelled_in_the_same_order_again(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    async def piece(ctx: Context[Notes], number: int) -> None:
+        try:
+            await ctx.sleep("1h")
+        finally:
+            await ctx.call(cart, f"undone-{number}", 1)
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        try:
+            async with ctx.timeout("10s"), asyncio.TaskGroup() as group:
+                for number in range(20):
+                    group.create_task(piece(ctx, number))
+        except TimeoutError:
+            await ctx.sleep("10s")
+        asked = {asyncio.ensure_future(ctx.call(cart, f"more-{number}", number)) for number in range(20)}
+        done, _ = await asyncio.wait(asked)
+        await ctx.call(cart, "-".join(str(each.result()) for each in done), 1)
+        return "undone"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "undone"
+        assert all(h.state(cart, f"undone-{number}").n == 1 for number in range(20))
+
+
+def test_two_deadlines_at_one_time_are_the_same_again(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> int:
+        try:
+            async with ctx.timeout("5s"), ctx.timeout("5s"):
+                await asyncio.gather(ctx.sleep("1h"), ctx.sleep("2h"))
+        except TimeoutError:
+            await ctx.sleep("1h")
+        return await ctx.call(cart, "alice", 1)
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == 1
+
+
+def test_an_answer_given_before_waiting_is_the_answer(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> str:
+        ctx.reply("accepted")
+        await ctx.call(cart, "alice", amount)
+        if amount == 2:
+            ctx.reply("done")
+        return "done"
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 1) == "accepted"
+        with pytest.raises(FunctionError, match="PEN0113"):
+            h.call(order, "o", 2)
+
+
+def test_a_step_in_a_lambda_is_awaited_and_none_ends_the_application(way: dict[str, Any]) -> None:
+    app, _ = shop()
+
+    async def charge(amount: int) -> int:
+        return amount + 1
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    async def cancel() -> None:
+        raise asyncio.CancelledError
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> list[str]:
+        told = [str(await ctx.run("charge", lambda: charge(amount)))]
+        for step in (leave, cancel):
+            try:
+                await ctx.run("ends", step, retry=Retry(attempts=2))
+            except FunctionError as error:
+                told.append(error.code)
+        try:
+            ctx.run("charge", charge, 1, retry=Retry(backoff="soon"))
+        except ConfigurationError as error:
+            told.append(error.code)
+        return told
+
+    with Harness(app, **way) as h:
+        assert h.call(order, "o", 5) == ["6", "PEN0271", "PEN0271", "PEN0110"]
