@@ -23,7 +23,7 @@ from tests.simulation.mutants import Mutant
 from tests.simulation.tree_world import GROWING, STORMS, TreeWorld
 from tests.simulation.walks import NATURE
 
-REGROUPED = GROWING.more({Move.RESCALE: 1.5}, tasks=(4,), steps=150)
+REGROUPED = GROWING.more({Move.RESCALE: 1.5}, tasks=(4,), steps=150, lazy=1.0)
 
 _end_turn = Awaiting.end_turn
 _arrived = Awaiting.arrived
