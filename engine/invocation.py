@@ -227,7 +227,7 @@ class Invocation:
         self.moved = True
         if signal is BACK:
             self.excursion = None
-        else:
+        elif not self._listening:  # Otherwise a result was delivered since this was told, and it is told again.
             self._rested = self._is_composing or self._blocked is not None
 
     def close(self) -> None:

@@ -818,3 +818,35 @@ def test_a_step_in_a_lambda_is_awaited_and_none_ends_the_application(way: dict[s
 
     with Harness(app, **way) as h:
         assert h.call(order, "o", 5) == ["6", "PEN0271", "PEN0271", "PEN0110"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_handler_with_many_tasks_goes_the_same_way_after_every_crash(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, cart = shop()
+
+    async def piece(ctx: Context[Notes], number: int) -> None:
+        try:
+            async with ctx.timeout(3 + number % 3):
+                await ctx.call(cart, f"{number % 3}", 1)
+                await ctx.sleep(number)
+                await ctx.run("step", int)
+        except TimeoutError:
+            ctx.state.seen.append(f"late {number}")
+            await ctx.call(cart, "late", 1)
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(piece(ctx, number))
+            await ctx.sleep(4)
+
+    with Harness(app, seed=seed, parallelism=2).faults(Crash(every=4)) as h:
+        for number in range(6):
+            h.send(order, f"o{number}", number)
+        h.advance("1m")
+        assert h.crashes
+        assert h.state(cart, "late").n == sum(len(state.seen) for state in h.states(order).values())
+    assert "PEN0261" not in caplog.text
