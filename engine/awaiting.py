@@ -260,10 +260,11 @@ class Awaiting:
         assert self._core.outside is not None, "whoever runs handlers with steps carries them out"
         self._core.outside.perform(*invocation.address, invocation.journal.cause, index, wish.wants)
 
-    def park(self, typename: str, journal: InvocationJournal, reason: str) -> None:
-        """An invocation can't go on with this code: its address is held until somebody corrects the code, or cancels
-        it."""
+    def park(self, number: int, typename: str, journal: InvocationJournal, reason: str) -> None:
+        """The invocation of a message can't go on with this code: its address is held until somebody corrects the code,
+        or cancels it."""
         self._core.failures[typename] = self._core.failures.get(typename, 0) + 1
+        self._parked.add(number)
         journal.parked = reason
         journal.flush(passive=False)
         log.error("%s", reason)
@@ -272,7 +273,7 @@ class Awaiting:
         """It has not done again what it did before."""
         assert invocation.mismatch is not None
         invocation.close()
-        self.park(invocation.entry.typename, invocation.journal, str(invocation.mismatch))
+        self.park(invocation.number, invocation.entry.typename, invocation.journal, str(invocation.mismatch))
 
     def complete(self, number: int, outcome: Outcome) -> None:
         invocation = self._running.get(number)

@@ -490,8 +490,8 @@ class TaskCore:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # As above.
-            if journal is not None:  # Only what it began with can't be read: no line of it has run.
-                self._awaiting.park(entry.typename, journal, str(self._diagnose(entry, message, error)))
+            if journal is not None and number is not None:  # What it began with can't be read: no line of it has run.
+                self._awaiting.park(number, entry.typename, journal, str(self._diagnose(entry, message, error)))
             else:
                 self._fail(entry, message, error, attempt, number)
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Any, get_type_hints
 
 import msgspec
@@ -64,8 +65,16 @@ def read_nothing(data: bytes) -> None:
 
 def result_codec(step: Callable[..., Any]) -> Codec[Any] | None:
     """How to read what a step returns: as its annotation says, or as whatever it is."""
+    return _known_codec(step) if isinstance(step, Hashable) else _codec_of_result(step)
+
+
+def _codec_of_result(step: Callable[..., Any]) -> Codec[Any] | None:
     try:
         returned = get_type_hints(step).get("return", Any)
         return None if returned is Any else codec_for(type(None) if returned is None else returned)
     except Exception:  # noqa: BLE001  # No annotation that says anything: a callable of another library, say.
         return None
+
+
+_known_codec = lru_cache(maxsize=1_000)(_codec_of_result)
+"""Each run of a handler asks for those of its few steps."""
