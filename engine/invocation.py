@@ -31,6 +31,8 @@ from penstock.records import QueuedRow
 
 SEGMENTS: Final = 1 << 32
 """Numbers for the segments of an invocation, apart from those of its outputs."""
+REFUSED_MAX: Final = 10
+"""How often a handler that is dropped is told so. One that catches that too, in a loop, is left where it waits."""
 QUIET_ROUNDS: Final = 8
 """Rounds of the event loop in which nothing of the handler is heard before it counts as at rest: what asyncio puts
 between a result and whoever awaits it, through gatherings of tasks of gatherings."""
@@ -124,6 +126,8 @@ class Invocation:
         self._rested = False
         self._listening = False
         self._closed = False
+        self._dropping = False
+        self._refused = 0
         self._children = 0
         self._child_number = 0
         """Of the task that it started last."""
@@ -235,15 +239,24 @@ class Invocation:
         here: the context is closed, so that whatever they await ends them."""
         self._closed = True
         if self.excursion is None:  # Otherwise whoever runs that ends it.
-            # Whatever its `finally` blocks raise, or that it goes on although it is to end, concerns nobody any more.
-            with suppress(Exception, asyncio.CancelledError, GeneratorExit, _Unequal):
-                self._handler.close()
+            self.drop_handler()
         self.context.outputs.clear()
+
+    def drop_handler(self) -> None:
+        """End it where it waits. What its `finally` blocks raise, or that it goes on although it is to end, concerns
+        nobody any more."""
+        self._dropping = True
+        with suppress(Exception, asyncio.CancelledError, GeneratorExit, _Unequal):
+            self._handler.close()
+        self._dropping = False
 
     # As the context asks it: a `Keeper`.
 
     def wish(self, wish: Wish) -> Durable[Any]:
         if self._closed:
+            self._refused += self._dropping
+            if self._refused > REFUSED_MAX:
+                return Durable(self, -1)
             raise GeneratorExit
         index = self._issued
         lines = self.journal.lines
@@ -492,7 +505,7 @@ class Excursion(Coroutine[Any, Any, Any]):
     def close(self) -> None:
         if not self._ended:
             self._ended = True
-            self._handler.close()
+            self._invocation.drop_handler()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self

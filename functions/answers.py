@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, get_type_hints
 
@@ -65,7 +65,7 @@ def read_nothing(data: bytes) -> None:
 
 def result_codec(step: Callable[..., Any]) -> Codec[Any] | None:
     """How to read what a step returns: as its annotation says, or as whatever it is."""
-    return _known_codec(step) if isinstance(step, Hashable) else _codec_of_result(step)
+    return _codec_of_result(step) if type(step).__hash__ is None else _known_codec(step)
 
 
 def _codec_of_result(step: Callable[..., Any]) -> Codec[Any] | None:

@@ -4,7 +4,9 @@ the handler is run again."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import sys
 from collections import defaultdict
 from itertools import count
 from typing import Any
@@ -850,3 +852,21 @@ def test_a_handler_with_many_tasks_goes_the_same_way_after_every_crash(
         assert h.crashes
         assert h.state(cart, "late").n == sum(len(state.seen) for state in h.states(order).values())
     assert "PEN0261" not in caplog.text
+
+
+def test_a_handler_that_catches_everything_for_ever_can_be_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, cart = shop()
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # Python says that it ignores being closed.
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        while True:
+            try:
+                await ctx.sleep(2)
+                return await ctx.call(cart, "alice", amount)
+            except BaseException:  # noqa: BLE001  # What nobody should write.
+                pass
+
+    with Harness(app, always_replay=True) as h:
+        assert h.call(order, "o", 5) == 5
+    gc.collect()
