@@ -29,7 +29,7 @@ from tests.engine.serving import Answer
 pytestmark = pytest.mark.kafka
 
 TASKS = 4
-SCENARIO_S = 50
+SCENARIO_S = 120
 
 
 class Hit(Message):

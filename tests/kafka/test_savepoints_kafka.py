@@ -137,7 +137,10 @@ def test_an_application_continues_under_another_name_with_more_tasks(
     expected = {(f"s{n % IDS}", n // IDS + 1) for n in range(COUNT)}
     assert rows(tmp_path) == Counter(dict.fromkeys(expected, 1))
     again = Run(
-        tmp_path, kafka, f"{kafka_app}-2", "run", "--dir", "three", "--from-savepoint", "saved", count=0, rate=1
+        tmp_path,
+        *(kafka, f"{kafka_app}-2", "run", "--dir", "three", "--from-savepoint", "saved", "--parallelism", "8"),
+        count=0,
+        rate=1,
     )
     again.wait_end(4)
     assert "PEN0433" in again.log
