@@ -128,12 +128,17 @@ class Delays:
         return None
 
     def pop_due(self, clock_ms: int, count_max: int) -> Iterator[DueMessage | DueExpiration | DueSchedule]:
-        """Take out what is due, earliest first. The rows are gone when the iterator moves on."""
+        """Take out what is due, earliest first. The rows are gone when the iterator moves on. What was armed meanwhile
+        waits for the next time, even if it is due."""
+        first_new = self.next_number
         for _ in range(count_max):
             due = self._index.pop_due(clock_ms, 1)  # One at a time: what fires may call the next one back.
             if not due:
                 return
             key = due[0]
+            if keys.decode_timer_key(key).number >= first_new:
+                self._index.add(key)
+                return
             data = self._overlay.get(key)
             assert data is not None, "a timer that was called back or moved is not due"
             self._overlay.put(key, None)
