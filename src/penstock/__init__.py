@@ -6,7 +6,8 @@ Everything an application needs is importable from here. The folders behind it, 
     router/      how a message reaches its address: logs, frames, ingress readers, egress sinks
     state/       where values live: overlay, keys, RocksDB
     checkpoint/  snapshots, coordinator, recovery, two-phase sinks
-    engine/      the runtime: task core, worker, HTTP, CLI
+    engine/      the stream runtime: task core, worker, HTTP, CLI
+    mesh/        the request runtime of the same functions: hosts, calls, policies, stores
 
 Importing it starts nothing and reads nothing: a name is looked up where it is defined when it is first used, so that
 the command line, which needs few of them, answers at once.

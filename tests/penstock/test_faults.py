@@ -20,7 +20,7 @@ from penstock.faults import POINTS, InjectedFault, arm, begin, fault
 from penstock.testing import Harness
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDERS = ("engine", "functions", "router", "state", "checkpoint")
+FOLDERS = ("engine", "mesh", "functions", "router", "state", "checkpoint")
 
 
 @pytest.fixture(autouse=True)
