@@ -37,6 +37,7 @@ from penstock.router.schema_frames import frame
 from tests.kafka.broker import Cluster, temporary_cluster
 from tests.kafka.jars import OLDEST
 from tests.kafka.plainly import create_topic, records_of
+from tests.kafka.waiting import until
 from tests.router.registry_stub import RegistryStub, serving
 from tests.small_disk import small_disk
 
@@ -431,15 +432,6 @@ async def working(*workers: ClusterWorker) -> AsyncIterator[list[asyncio.Task[No
         for worker in workers:
             worker.stop()
         await asyncio.gather(*tasks)
-
-
-async def until(holds: Callable[[], Any], *running: asyncio.Task[None]) -> None:
-    """Wait for something that announces itself to nobody. What ends a worker meanwhile is raised."""
-    while not holds():
-        for task in running:
-            if task.done():
-                task.result()
-        await asyncio.sleep(0.01)
 
 
 async def until_counted(kafka: str, name: str, counts: dict[str, int], *running: asyncio.Task[None]) -> None:

@@ -25,6 +25,7 @@ from penstock.ids import key_group
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import read_range
 from tests.engine.serving import Answer
+from tests.kafka.waiting import until
 
 pytestmark = pytest.mark.kafka
 
@@ -122,7 +123,7 @@ async def two_workers(
         for each in both:
             each.running = asyncio.create_task(each.worker.run(each.started))
         try:
-            await until(lambda: all(each.worker.ready for each in both), both)
+            await until(lambda: all(each.worker.ready for each in both), *(each.running for each in both))
             yield both[0], both[1]
         finally:
             for each in both:
@@ -130,15 +131,6 @@ async def two_workers(
             await asyncio.gather(*(each.running for each in both))
             for each in both:
                 await each.server.close()
-
-
-async def until(holds: Callable[[], object], workers: list[Served] | None = None) -> None:
-    """Wait for something that announces itself to nobody. What ends a worker meanwhile is raised."""
-    while not holds():
-        for each in workers or ():
-            if each.running.done():
-                each.running.result()
-        await asyncio.sleep(0.01)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:

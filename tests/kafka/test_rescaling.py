@@ -25,11 +25,11 @@ from penstock.router.kafka_topics import Ensured, inventory, leader_id
 from penstock.router.kafka_transactions import KafkaTransactions
 from tests.kafka.plainly import create_topic, records_of
 from tests.kafka.test_cluster_http import run as in_time
-from tests.kafka.test_cluster_http import until
 from tests.kafka.test_kafka_ingress import produce
 from tests.kafka.test_run import Run
 from tests.kafka.test_savepoints_kafka import ask, rows
 from tests.kafka.test_taking import counting, worker_of
+from tests.kafka.waiting import until
 
 pytestmark = pytest.mark.kafka
 
@@ -173,7 +173,7 @@ def test_when_somebody_leads_meanwhile_nothing_has_changed_and_it_can_be_done_ag
     async def run_for_a_moment(number: int, tasks: int) -> int:
         worker = worker_of(kafka, kafka_app, tmp_path, number, tasks=tasks)
         running = asyncio.create_task(worker.run())
-        await until(lambda: worker.ready)
+        await until(lambda: worker.ready, running)
         checkpoint = await worker.take_checkpoint()
         worker.stop()
         await running
@@ -206,7 +206,7 @@ def test_a_worker_that_slept_meanwhile_ends(
     async def scenario() -> None:
         worker = worker_of(kafka, kafka_app, tmp_path, 0)
         running = asyncio.create_task(worker.run())
-        await until(lambda: worker.ready)
+        await until(lambda: worker.ready, running)
         await worker.take_checkpoint()
         monkeypatch.setattr(rescaling, "refuse_alive", nobody)
 

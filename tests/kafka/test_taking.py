@@ -23,7 +23,8 @@ from penstock.engine.config import Config
 from penstock.errors import Refused, Unavailable
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_topics import ensure
-from tests.kafka.test_cluster_http import run, until
+from tests.kafka.test_cluster_http import run
+from tests.kafka.waiting import until
 
 pytestmark = pytest.mark.kafka
 
@@ -64,7 +65,7 @@ def test_what_is_pinned_stays_also_under_another_leader_and_goes_when_nobody_rea
     async def scenario() -> None:
         workers = [worker_of(kafka, kafka_app, tmp_path, number) for number in range(2)]
         running = [asyncio.create_task(each.run()) for each in workers]
-        await until(lambda: all(each.ready for each in workers))
+        await until(lambda: all(each.ready for each in workers), *running)
         await workers[0].take_checkpoint()
 
         async def retained() -> list[int]:
@@ -80,8 +81,8 @@ def test_what_is_pinned_stays_also_under_another_leader_and_goes_when_nobody_rea
             assert isinstance(candidate, Candidate)
             assert candidate.service is not None
             candidate.service._fail(Unavailable("PEN0700", "it leads no longer"))
-            await until(lambda: candidate.service is None)
-            await until(lambda: any(each.shared.leads for each in workers), None)
+            await until(lambda: candidate.service is None, *running)
+            await until(lambda: any(each.shared.leads for each in workers), *running)
             later = await workers[0].take_checkpoint()
             await workers[0].take_checkpoint()
             while later in (found := await retained()):  # noqa: ASYNC110  # Nobody says what is forgotten.
@@ -112,7 +113,7 @@ def test_without_a_leader_nothing_is_copied(
             await take_running(found, options, kafka_app, blobs, [REPLIES, DEAD])
         worker = worker_of(kafka, kafka_app, tmp_path, 0)
         running = asyncio.create_task(worker.run())
-        await until(lambda: worker.ready)
+        await until(lambda: worker.ready, running)
         await worker.take_checkpoint()
         worker.stop()
         await running
