@@ -23,7 +23,6 @@ from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.engine.clock import WorkClock
 from penstock.engine.config import Config
 from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, InputFeed, RequestFeed
-from penstock.engine.logs import logger
 from penstock.engine.migrate import migrate_task
 from penstock.engine.restore import Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
@@ -38,6 +37,7 @@ from penstock.functions.kafka import KafkaIngress
 from penstock.functions.kafka_egress import KafkaEgress
 from penstock.functions.types import Codec, codec_for
 from penstock.ids import key_group
+from penstock.logs import logger
 from penstock.records import EgressRow, TaskMeta
 from penstock.router.egress import instance_of, sink_for
 from penstock.router.ingress import Reader, reader_for

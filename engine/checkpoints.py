@@ -31,11 +31,11 @@ from penstock.checkpoint.coordinator import (
 )
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory
-from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit, Writing
 from penstock.errors import Refused
 from penstock.faults import fault
 from penstock.functions.app import App
+from penstock.logs import logger
 from penstock.records import Reply
 
 GENERATION = 1

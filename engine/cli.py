@@ -16,13 +16,12 @@ import click
 
 import penstock
 from penstock.errors import ConfigurationError, Fenced, InvalidInput, PenstockError, Refused, Unavailable
-
-DEBUG: Final = "penstock.debug"
-"""In `click.Context.meta`: whether tracebacks are wanted."""
+from penstock.output import DEBUG
 
 
 class _Verb(NamedTuple):
     module: str
+    """Where it is defined: here beside, or a full name."""
     about: str
     """The first line of the verb's own help; a test compares them."""
 
@@ -60,7 +59,9 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(import_module(f"penstock.engine.{VERBS[cmd_name].module}"), cmd_name)
+        module = VERBS[cmd_name].module
+        module = module if "." in module else f"penstock.engine.{module}"
+        command: click.Command = getattr(import_module(module), cmd_name)
         return command
 
     def resolve_command(

@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.engine.cli_common import (
-    Where,
-    output_options,
-    parse_json,
-    print_fields,
-    print_json,
-    print_table,
-    where_options,
-    would,
-    yes_option,
-)
+from penstock.engine.cli_common import Where, where_options
+from penstock.output import output_options, parse_json, print_fields, print_json, print_table, would, yes_option
 
 if TYPE_CHECKING:
     from penstock.engine.client import Client
@@ -143,7 +134,7 @@ def resolve(where: Where, address: str, name: str, value: str, as_json: bool) ->
 
 def _find(application: Client | StoppedApplication, text: str) -> Address:
     """The address that `text` names. Raises InvalidInput."""
-    from penstock.engine.addresses import need_address
+    from penstock.addresses import need_address
 
     typenames: Collection[str] = [function["function"] for function in application.functions()]
     return need_address(text.split("/"), typenames, what="address")

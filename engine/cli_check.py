@@ -11,15 +11,16 @@ import click
 
 from penstock.checkpoint.control import Manifest
 from penstock.engine.build import compile_router, missing_client, resolve_function
-from penstock.engine.cli_common import DIFFERENCES, Where, output_options, print_json, print_table, where_options
+from penstock.engine.cli_common import DIFFERENCES, Where, where_options
 from penstock.engine.cli_savepoint import saved
-from penstock.engine.loading import load_app
 from penstock.engine.migrate import beyond_migration, check_shapes
 from penstock.engine.regroup import ingresses_of
 from penstock.errors import InvalidInput
 from penstock.functions.app import App, Ingress
 from penstock.functions.function import Function
 from penstock.functions.kafka import KafkaIngress
+from penstock.loading import load_app
+from penstock.output import output_options, print_json, print_table
 
 NEVER_RAN = frozenset({"PEN0622", "PEN0753"})
 """Errors of whoever looks for the checkpoints of an application that was never started."""

@@ -6,15 +6,8 @@ import sys
 
 import click
 
-from penstock.engine.cli_common import (
-    DIFFERENCES,
-    Where,
-    output_options,
-    print_json,
-    print_table,
-    print_with_tasks,
-    where_options,
-)
+from penstock.engine.cli_common import DIFFERENCES, Where, print_with_tasks, where_options
+from penstock.output import output_options, print_json, print_table
 
 
 @click.group()

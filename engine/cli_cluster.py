@@ -17,7 +17,7 @@ import penstock
 from penstock.checkpoint.stores import open_store
 from penstock.durations import format_duration
 from penstock.engine.background import in_thread
-from penstock.engine.cli_common import note, print_replay, silence_kafka_client
+from penstock.engine.cli_common import print_replay, silence_kafka_client
 from penstock.engine.cluster.looking import read_history, read_topology, refuse_alive
 from penstock.engine.cluster.options import ClusterOptions, cluster_options
 from penstock.engine.cluster.process import serve_worker
@@ -25,12 +25,13 @@ from penstock.engine.cluster.supervisor import Plan, Supervisor
 from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.config import Config
 from penstock.engine.ending import end_at_once, run_bounded, say_stopping
-from penstock.engine.loading import Loaded
-from penstock.engine.logs import counted, logger
 from penstock.engine.settings import Settings
-from penstock.engine.signals import stopped_by_signals
 from penstock.files import DirectoryLock
+from penstock.loading import Loaded
+from penstock.logs import counted, logger
+from penstock.output import note
 from penstock.router.kafka_topics import ensure
+from penstock.signals import stopped_by_signals
 
 
 def run_on_kafka(

@@ -1,4 +1,4 @@
-"""What the verbs share: options, finding the application, and how answers are shown.
+"""What the verbs about a streaming application share: the options that say which one, and ways to reach it.
 
 A reading verb asks the running application if there is one (the lock of its directory tells where it answers), and else
 reads the directory of the stopped one. A changing verb needs it running.
@@ -7,9 +7,7 @@ reads the directory of the stopped one. A changing verb needs it running.
 from __future__ import annotations
 
 import functools
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from penstock.errors import InvalidInput, Unavailable
+from penstock.errors import Unavailable
+from penstock.output import note, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from penstock.checkpoint.recovery import History
@@ -113,7 +112,7 @@ class Where:
 
     def app(self) -> App:
         """The application that the settings name."""
-        from penstock.engine.loading import load_app
+        from penstock.loading import load_app
 
         return load_app(self.settings["app"], Path.cwd(), name=self.settings["name"]).app
 
@@ -217,9 +216,9 @@ def name_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--app", "target", metavar="MODULE:APP", help="The application, or its file: it has a name.")
     @functools.wraps(function)
     def with_name(name: str | None, target: str | None, **arguments: Any) -> Any:
-        from penstock.engine.loading import load_app
         from penstock.engine.settings import load_settings
         from penstock.functions.app import App
+        from penstock.loading import load_app
 
         app = None
         if target is not None:
@@ -232,80 +231,6 @@ def name_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(named=Named(name, app), **arguments)
 
     return with_name
-
-
-def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb --json and --debug."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
-    return debug_option(function)
-
-
-def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb --debug."""
-
-    def remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-        from penstock.engine.cli import DEBUG
-
-        ctx.meta[DEBUG] = value
-
-    return click.option(
-        "--debug", is_flag=True, expose_value=False, callback=remember, help="Show tracebacks of errors."
-    )(function)
-
-
-def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb --yes."""
-    return click.option("--yes", is_flag=True, help="Do it; without, only say what would be done.")(function)
-
-
-# Output.
-
-
-def would(what: str, *, possible: bool = True) -> None:
-    """Say what a verb with --yes would do, at the end of its preview."""
-    click.echo(f"Would {what}{'; add --yes.' if possible else '.'}")
-
-
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
-    """One line a row, never wrapped; `empty` when there is none."""
-    if not rows:
-        click.echo(empty)
-        return
-    heading, *lines = aligned(
-        [column.replace("_", " ").upper() for column in columns],
-        [[text_of(row.get(column)) for column in columns] for row in rows],
-    )
-    click.secho(heading, bold=True)
-    click.echo("\n".join(lines))
-
-
-def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table: columns as wide as their widest cell, those of numbers to the right."""
-    columns = list(zip(headings, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]
-    return [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in (headings, *rows)
-    ]
-
-
-def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "").isdecimal()
-
-
-def print_fields(fields: Mapping[str, Any]) -> None:
-    """One line a field, the name in front; values of several parts are JSON."""
-    width = max(map(len, fields))
-    for name, value in fields.items():
-        click.echo(f"{name.replace('_', ' '):<{width}}  {text_of(value)}".rstrip())
 
 
 def print_with_tasks(found: Mapping[str, Any], columns: Sequence[str], *, as_json: bool) -> None:
@@ -326,35 +251,3 @@ def print_replay(app: str, history: History, chosen: Retained) -> None:
     click.echo(f" {newest.checkpoint:,}." if newest is not None else " from nothing.")
     click.echo(f"What {len(later):,} later checkpoints contain would be processed again, and its rows written again.")
     click.echo("Add --yes to do it.")
-
-
-def text_of(value: Any) -> str:
-    """A value in one cell."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case int():
-            return f"{value:,}"
-        case str():
-            return value
-        case _:
-            return json.dumps(value, ensure_ascii=False)
-
-
-def note(text: str) -> None:
-    """Tell a person something beside the answer."""
-    click.echo(text, err=True)
-
-
-def parse_json(text: str, what: str) -> Any:
-    """A JSON argument; `-` reads standard input. Raises InvalidInput."""
-    if text == "-":
-        text = sys.stdin.read()
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(
-            "PEN0625", f"{what} {text!r} is no JSON: {error}. Texts need double quotes: '\"text\"'."
-        ) from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from penstock.engine.cli_common import Where, note, output_options, print_json, print_table, where_options
+from penstock.engine.cli_common import Where, where_options
+from penstock.output import note, output_options, print_json, print_table
 
 
 @click.group()

@@ -8,17 +8,9 @@ from typing import Any
 
 import click
 
-from penstock.engine.cli_common import (
-    Where,
-    output_options,
-    print_fields,
-    print_json,
-    print_table,
-    where_options,
-    would,
-    yes_option,
-)
+from penstock.engine.cli_common import Where, where_options
 from penstock.engine.client import Client
+from penstock.output import output_options, print_fields, print_json, print_table, would, yes_option
 
 ALL_MAX = 100_000
 

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.engine.cli_common import (
-    Named,
-    kafka_options,
-    name_options,
-    note,
-    output_options,
-    print_json,
-    print_table,
-    yes_option,
-)
+from penstock.engine.cli_common import Named, kafka_options, name_options
+from penstock.output import note, output_options, print_json, print_table, yes_option
 
 if TYPE_CHECKING:
     from penstock.router.kafka_options import KafkaOptions

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.engine.cli_common import Named, kafka_options, name_options, output_options, print_json
+from penstock.engine.cli_common import Named, kafka_options, name_options
+from penstock.output import output_options, print_json
 
 if TYPE_CHECKING:
     from penstock.engine.settings import Settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from penstock.engine.cli_common import output_options, print_json
 from penstock.engine.explain import entry_of, page_of
+from penstock.output import output_options, print_json
 
 
 @click.command()

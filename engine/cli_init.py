@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from penstock.engine.cli_common import debug_option
 from penstock.errors import Refused
+from penstock.output import debug_option
 
 TEMPLATES = ("counter", "orders")
 

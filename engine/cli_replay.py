@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from penstock.engine.addresses import find_address
-from penstock.engine.cli_common import print_json, print_table, silence_kafka_client
+from penstock.addresses import find_address
+from penstock.engine.cli_common import silence_kafka_client
 from penstock.engine.views import builtins_of, plain, timestamp
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.ids import Address
+from penstock.output import print_json, print_table
 
 if TYPE_CHECKING:
     from penstock.checkpoint.recovery import History

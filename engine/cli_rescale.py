@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.engine.cli_common import output_options, print_json, would, yes_option
-from penstock.engine.logs import counted
+from penstock.logs import counted
+from penstock.output import output_options, print_json, would, yes_option
 
 if TYPE_CHECKING:
     from penstock.engine.rescaling import Rescaled
@@ -40,8 +40,8 @@ def rescale(
     before are deleted, so what came before is only in the savepoint.
     """
     from penstock.engine.cli_savepoint import progress_bar
-    from penstock.engine.loading import load_app
     from penstock.engine.settings import load_settings
+    from penstock.loading import load_app
 
     flags = {"app": target, "dir": directory, "memory": memory, "parallelism": tasks}
     given = {name: value for name, value in flags.items() if value is not None}

@@ -21,21 +21,22 @@ import click
 
 import penstock
 from penstock.durations import format_duration
-from penstock.engine.cli_common import DIFFERENCES, debug_option, note, print_replay, yes_option
+from penstock.engine.cli_common import DIFFERENCES, print_replay
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.ending import end_at_once, run_bounded, say_stopping
-from penstock.engine.loading import Loaded, load_app
-from penstock.engine.logs import configure_logging, logger
 from penstock.engine.offline import Directory
 from penstock.engine.progress import show_progress
 from penstock.engine.run import Watch, watched
 from penstock.engine.settings import Settings, load_settings
-from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
 from penstock.errors import Refused
 from penstock.faults import FAULT_VARIABLE, begin
 from penstock.files import read_owner
+from penstock.loading import Loaded, load_app
+from penstock.logs import configure_logging, logger
+from penstock.output import debug_option, note, yes_option
+from penstock.signals import stopped_by_signals
 
 
 def _run_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from penstock.engine.cli_common import (
-    Where,
-    output_options,
-    print_json,
-    print_table,
-    print_with_tasks,
-    where_options,
-    would,
-    yes_option,
-)
+from penstock.engine.cli_common import Where, print_with_tasks, where_options
+from penstock.output import output_options, print_json, print_table, would, yes_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable

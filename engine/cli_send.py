@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from penstock.engine.cli_common import Where, output_options, parse_json, print_json, where_options
+from penstock.engine.cli_common import Where, where_options
+from penstock.output import output_options, parse_json, print_json
 
 
 def _message_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,16 +6,8 @@ import json
 
 import click
 
-from penstock.engine.cli_common import (
-    Where,
-    output_options,
-    parse_json,
-    print_json,
-    print_table,
-    where_options,
-    would,
-    yes_option,
-)
+from penstock.engine.cli_common import Where, where_options
+from penstock.output import output_options, parse_json, print_json, print_table, would, yes_option
 
 
 @click.command()

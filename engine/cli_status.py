@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from penstock.durations import format_duration
-from penstock.engine.cli_common import Where, aligned, output_options, print_json, text_of, where_options
+from penstock.engine.cli_common import Where, where_options
 from penstock.engine.client import Client
+from penstock.output import aligned, output_options, print_json, text_of
 
 WATCH_S = 1.0
 

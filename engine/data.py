@@ -26,13 +26,13 @@ from penstock.checkpoint.retention import Retained, oldest_of_attempts
 from penstock.checkpoint.store import BaseStore, DirectoryStore
 from penstock.engine.config import Config
 from penstock.engine.journal import Journal
-from penstock.engine.logs import logger
 from penstock.engine.migrate import check_shapes
 from penstock.engine.restore import Restored, restore_task
 from penstock.errors import CorruptSnapshot, Refused, Unavailable
 from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory, write_atomically
 from penstock.functions.app import App
+from penstock.logs import logger
 from penstock.router.embedded import EmbeddedLog
 from penstock.state.backend import Backend
 from penstock.state.rocksdb import RocksBackend, RocksMemory

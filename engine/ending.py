@@ -12,9 +12,9 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from penstock.engine.cli_common import note
 from penstock.engine.run import loop_factory
 from penstock.errors import PenstockError
+from penstock.output import note
 
 EXIT_AT_ONCE = 1
 

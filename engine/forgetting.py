@@ -16,11 +16,11 @@ from penstock.engine.background import in_thread
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory
 from penstock.engine.feeds import RequestFeed
-from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit
 from penstock.errors import CorruptSnapshot
 from penstock.faults import fault
 from penstock.ids import Offset
+from penstock.logs import logger
 
 
 class Forgetting:

@@ -26,11 +26,10 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from aiohttp import web
 
+from penstock.addresses import need_address
 from penstock.durations import format_duration, parse_duration_text
-from penstock.engine.addresses import need_address
 from penstock.engine.config import LOOPBACK, Config
 from penstock.engine.http_admin import admin_routes, ask_in_order, change_in_time
-from penstock.engine.logs import logger
 from penstock.engine.looks import RequestOf
 from penstock.engine.metrics import CONTENT_TYPE, Metrics
 from penstock.engine.operations import Attach, Resolve
@@ -40,6 +39,7 @@ from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Ref
 from penstock.functions.codecs import BytesCodec
 from penstock.functions.function import Function
 from penstock.ids import Address
+from penstock.logs import logger
 
 CALL_TIMEOUT_MS: Final = 60_000
 """How long a call waits when it does not say. Proxies and clients commonly give up at about that time."""

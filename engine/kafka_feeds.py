@@ -22,11 +22,11 @@ from typing import Any, NamedTuple, Protocol
 
 from penstock.engine.effects import Column, Deliveries, Input, Rejected
 from penstock.engine.feeds import FeedKind
-from penstock.engine.logs import logger
 from penstock.errors import ConfigurationError, InvalidInput, PenstockError, Refused, Unavailable
 from penstock.functions.app import Ingress
 from penstock.functions.kafka import KafkaIngress
 from penstock.ids import cause_of
+from penstock.logs import logger
 from penstock.records import Envelope, Meta
 from penstock.router.formats import MissingSchema, learn_patiently
 from penstock.router.ingress import Progress

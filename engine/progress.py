@@ -12,8 +12,8 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from penstock.engine.feeds import InputFeed
-from penstock.engine.logs import logger
 from penstock.engine.serving import Served
+from penstock.logs import logger
 from penstock.router.ingress import Progress
 
 REFRESH_S = 0.2

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from penstock.engine.config import Config
-from penstock.engine.signals import stopped_by_signals
 from penstock.engine.worker import Worker
 from penstock.functions.app import App
+from penstock.signals import stopped_by_signals
 
 Watch = Callable[[Worker], Coroutine[Any, Any, None]]
 """What is to run beside a worker, for instance a progress bar. It is cancelled when the worker has ended."""

@@ -27,9 +27,9 @@ from penstock.checkpoint.sinks import (
     TwoPhaseSink,
     no_replay,
 )
-from penstock.engine.logs import logger
 from penstock.errors import Fenced, FunctionError, PenstockError, Unavailable
 from penstock.faults import fault
+from penstock.logs import logger
 from penstock.records import EgressRow, rows_of_replay
 from penstock.router.sink import RowsRefused, Sink
 

@@ -31,10 +31,10 @@ from penstock.engine.feeds import Completions, Feed
 from penstock.engine.invocation import Outcome, Signal, outside_of_handlers
 from penstock.engine.restore import META, SETTLED_META, SETTLING_META, Restored
 from penstock.engine.sinks import EagerDriver, SinkDriver
-from penstock.engine.steps import Blocking, Performance, perform
 from penstock.engine.task import TaskCore
 from penstock.faults import fault
 from penstock.functions.durable import Stepped
+from penstock.functions.steps import Blocking, Performance, perform
 from penstock.ids import Address
 from penstock.records import EgressRow, EpochFrame, Frozen, Reply, TaskMeta
 from penstock.router.frames import encode_frames

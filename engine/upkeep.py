@@ -19,10 +19,10 @@ from typing import Any
 from penstock.checkpoint.store import BaseStore
 from penstock.engine.background import in_thread
 from penstock.engine.config import Config
-from penstock.engine.logs import logger
 from penstock.engine.unit import TaskUnit
 from penstock.errors import Unavailable
 from penstock.faults import fault
+from penstock.logs import logger
 from penstock.state.overlay import Overlay
 
 ROW_BYTES_ASSUMED = 512

@@ -34,7 +34,6 @@ from penstock.engine.data import DataDirectory, Progress
 from penstock.engine.feeds import InputFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.interpreter import prepare_interpreter, release_interpreter
-from penstock.engine.logs import logger
 from penstock.engine.looks import Question, answer
 from penstock.engine.requests import Requests
 from penstock.engine.restore import Restored, staged_attempts
@@ -48,6 +47,7 @@ from penstock.engine.upkeep import CROWDED, Upkeep
 from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.faults import fault
 from penstock.functions.app import App
+from penstock.logs import logger
 from penstock.records import Reply
 from penstock.state.backend import Backend
 

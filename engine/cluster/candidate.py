@@ -20,9 +20,9 @@ from penstock.engine.cluster.leading import LeaderService
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.trimming import Trimming
 from penstock.engine.config import Config
-from penstock.engine.logs import logger
 from penstock.errors import Fenced, Unavailable
 from penstock.functions.app import App
+from penstock.logs import logger
 from penstock.router.kafka_topics import Ensured
 
 LOOK_S = 0.5

@@ -50,9 +50,9 @@ from penstock.engine.background import Background
 from penstock.engine.cluster.looking import decisions, read_beside_trimming, read_tail
 from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics, hint_in
 from penstock.engine.cluster.trimming import Trimming
-from penstock.engine.logs import logger
 from penstock.errors import Fenced, PenstockError, ProtocolError
 from penstock.faults import fault
+from penstock.logs import logger
 from penstock.router.frames import encode_fence
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import Bounds, offsets

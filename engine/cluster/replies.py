@@ -14,7 +14,7 @@ from zlib import crc32
 
 import msgspec
 
-from penstock.engine.logs import logger
+from penstock.logs import logger
 from penstock.records import EgressRow, Frozen, Reply
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_client import offsets

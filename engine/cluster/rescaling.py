@@ -23,11 +23,11 @@ from penstock.engine.cluster.replies import REPLIES
 from penstock.engine.cluster.saved import KafkaCheckpoints, egresses_of, ends_of
 from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.engine.config import Config
-from penstock.engine.logs import logger
 from penstock.engine.rescaling import Rescaled, has_already, nothing_to_rescale
 from penstock.engine.savepoints import Progress, Target, default_place, open_place_of, restore_tasks, take_stopped
 from penstock.errors import PenstockError
 from penstock.functions.app import App
+from penstock.logs import logger
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_topics import Ensured, ensure, leader_id, remove_generation
 from penstock.router.kafka_transactions import KafkaTransactions

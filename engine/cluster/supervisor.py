@@ -35,9 +35,9 @@ from penstock.engine.cluster.channel import (
     messages,
 )
 from penstock.engine.cluster.options import instance_of, new_name
-from penstock.engine.logs import logger
 from penstock.errors import PenstockError
 from penstock.faults import FAULT_VARIABLE, fault
+from penstock.logs import logger
 
 RESTART_S: Final = 0.1
 RESTART_MAX_S: Final = 5.0

@@ -31,12 +31,12 @@ from penstock.engine.cluster.topics import Topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress, base_on_its_way, close_stores, open_base
 from penstock.engine.feeds import FOREIGN, Feed, RequestFeed
-from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.unit import Channels, TaskUnit
 from penstock.errors import CorruptSnapshot, Unavailable
 from penstock.faults import fault
 from penstock.files import make_directory
+from penstock.logs import logger
 from penstock.records import TaskMeta
 from penstock.router.kafka_client import offsets
 from penstock.router.kafka_options import KafkaOptions

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from penstock.checkpoint.control import ControlRecord, decode_control
 from penstock.checkpoint.reports import Hint, decode_hint
-from penstock.engine.logs import logger
 from penstock.errors import ProtocolError
+from penstock.logs import logger
 from penstock.router.kafka_records import Fetched
 from penstock.router.kafka_topics import is_incarnation, topic_name
 

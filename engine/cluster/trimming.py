@@ -12,9 +12,9 @@ from penstock.checkpoint.leader import Forget
 from penstock.engine.background import in_thread
 from penstock.engine.cluster.topics import DECISIONS, Topics
 from penstock.engine.feeds import RequestFeed
-from penstock.engine.logs import logger
 from penstock.errors import PenstockError
 from penstock.faults import fault
+from penstock.logs import logger
 from penstock.router.kafka_admin import Admin
 from penstock.router.kafka_options import KafkaOptions
 

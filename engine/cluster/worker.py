@@ -63,7 +63,6 @@ from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
 from penstock.engine.interpreter import prepare_interpreter, release_interpreter
-from penstock.engine.logs import counted, logger
 from penstock.engine.looks import Looks, Question, id_of_task
 from penstock.engine.migrate import check_shapes
 from penstock.engine.operations import Look
@@ -79,6 +78,7 @@ from penstock.faults import fault
 from penstock.files import DirectoryLock, make_directory
 from penstock.functions.app import App
 from penstock.ids import Address
+from penstock.logs import counted, logger
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_reader import KafkaReader
 from penstock.router.kafka_topics import ensure

@@ -25,8 +25,6 @@ from click.testing import CliRunner, Result
 import penstock
 from penstock.engine import cli_run
 from penstock.engine.cli import VERBS, Verbs, cli, exit_code
-from penstock.engine.cli_common import aligned
-from penstock.engine.logs import logger
 from penstock.engine.progress import show_progress
 from penstock.errors import (
     ConfigurationError,
@@ -39,6 +37,8 @@ from penstock.errors import (
     Refused,
     Unavailable,
 )
+from penstock.logs import logger
+from penstock.output import aligned
 
 Run = Callable[..., Result]
 PENSTOCK = [sys.executable, "-c", "from penstock.engine.cli import main; main()"]

@@ -20,6 +20,9 @@ FOLDERS = (
     "router",
     "state",
     "checkpoint",
+    "mesh",
+    "mesh/loaders",
+    "mesh/policies",
     "src/penstock",
     "src/penstock/testing",
 )

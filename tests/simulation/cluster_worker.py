@@ -33,11 +33,11 @@ from penstock.engine.cluster.topics import DECISIONS, HINTS, Topics
 from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.effects import Effects
 from penstock.engine.feeds import Completions
-from penstock.engine.logs import logger
 from penstock.engine.rota import Rota
 from penstock.engine.sinks import EagerDriver, SinkDriver
 from penstock.engine.unit import TaskUnit, Writing
 from penstock.errors import Fenced, PenstockError, ProtocolError
+from penstock.logs import logger
 from penstock.records import TaskMeta
 from tests.simulation import cluster_kafka, cluster_stage
 from tests.simulation.cluster_kafka import SimulatedReader, SimulatedWriter

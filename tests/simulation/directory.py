@@ -23,13 +23,13 @@ from penstock.engine.data import DataDirectory
 from penstock.engine.feeds import RequestFeed
 from penstock.engine.forgetting import Forgetting
 from penstock.engine.journal import Journal
-from penstock.engine.logs import logger
 from penstock.engine.restore import Restored, restore_task
 from penstock.engine.unit import TaskUnit
 from penstock.errors import CorruptSnapshot
 from penstock.files import checked, unchecked
 from penstock.functions.app import App
 from penstock.ids import Offset
+from penstock.logs import logger
 from penstock.router.log import check_offset
 from tests.simulation.log import SimulatedLog
 from tests.simulation.store import SimulatedStore

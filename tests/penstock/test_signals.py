@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from penstock.engine.signals import stopped_by_signals
+from penstock.signals import stopped_by_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

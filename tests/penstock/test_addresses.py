@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.engine.addresses import find_address
+from penstock.addresses import find_address
 from penstock.ids import Address
 
 TYPENAMES = ["a/b", "a/b/c"]
