@@ -17,6 +17,7 @@ FOLDERS = (
     "engine",
     "engine/cluster",
     "functions",
+    "mesh",
     "router",
     "state",
     "checkpoint",
