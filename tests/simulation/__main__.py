@@ -15,22 +15,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.simulation import cluster_mix, cluster_schedules, mix, schedules
-from tests.simulation.cluster_schedules import thin_clusters
-from tests.simulation.cluster_worker import staged
-from tests.simulation.cluster_world import ClusterCoverage
+from tests.simulation.cluster_schedules import CLUSTERS
 from tests.simulation.minimise import as_test, minimise
-from tests.simulation.schedules import collecting_seldom, thin
-from tests.simulation.world import Coverage
+from tests.simulation.schedules import WORLDS, Kind, collecting_seldom
+from tests.simulation.tree_schedules import TREE_WORLDS
 
 NOTES = Path("build", "simulation.json")
+KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in (WORLDS, CLUSTERS, TREE_WORLDS)}
+TREES_SHARE = 6
+"""One in so many schedules is of trees."""
 PER_THOUSAND_MIN = {"recoveries": 2_000, "zombies": 500, "abandoned": 200, "handoffs": 200, "replays": 100}
-"""What a run of both kinds must have seen in each thousand schedules, whichever kind saw it."""
+"""What worlds and clusters together must have seen in each thousand schedules, whichever kind saw it."""
 CHUNK = 200
 """Schedules between two notes: a few seconds."""
 VIOLATIONS_MAX = 10
@@ -40,7 +39,7 @@ VIOLATIONS_MAX = 10
 class Chunk(NamedTuple):
     """Some schedules of one kind."""
 
-    clusters: bool
+    kind: str
     seeds: range
 
 
@@ -58,7 +57,7 @@ class Notes:
         self._what = what
         self.chunks = 0
         self.seconds = 0.0
-        self.seen = {"worlds": Counter[str](), "clusters": Counter[str]()}
+        self.seen = {kind: Counter[str]() for kind in KINDS}
 
     @classmethod
     def read(cls, what: dict[str, Any]) -> Notes:
@@ -79,7 +78,7 @@ class Notes:
         fresh.replace(NOTES)
 
     def totals(self) -> Counter[str]:
-        """What both kinds have seen."""
+        """What worlds and clusters have seen."""
         both = self.seen["worlds"] + self.seen["clusters"]
         both["zombies"] = both["zombie_records"] + both["zombie_frames"]
         return both
@@ -92,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("schedules", type=int, help="how many to play; one seed each")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="where to begin (default 0)")
-    parser.add_argument("--only", choices=["worlds", "clusters"], help="only those of one process, or of many")
+    parser.add_argument("--only", choices=list(KINDS), help="of one process, of many, or of handlers that await")
     arguments = parser.parse_args()
     commit = _commit()
     notes = Notes.read({**vars(arguments), "commit": commit})
@@ -116,17 +115,20 @@ def main() -> int:
 
 
 def _shares(schedules_wanted: int, only: str | None) -> dict[str, int]:
-    clusters = {"worlds": 0, "clusters": schedules_wanted}.get(only or "", schedules_wanted // 2)
-    return {"worlds": schedules_wanted - clusters, "clusters": clusters}
+    if only is not None:
+        return {kind: schedules_wanted if kind == only else 0 for kind in KINDS}
+    trees = schedules_wanted // TREES_SHARE
+    clusters = (schedules_wanted - trees) // 2
+    return {"worlds": schedules_wanted - trees - clusters, "clusters": clusters, "trees": trees}
 
 
 def _chunks(shares: dict[str, int], first: int) -> Iterable[Chunk]:
-    """Of both kinds in turn, so that a run that is interrupted has seen some of both."""
+    """Of all kinds in turn, so that a run that is interrupted has seen some of each."""
     for start in range(0, max(shares.values()), CHUNK):
         for kind, count in shares.items():
             seeds = range(first + start, first + min(start + CHUNK, count))
             if seeds:
-                yield Chunk(kind == "clusters", seeds)
+                yield Chunk(kind, seeds)
 
 
 def _play_all(chunks: list[Chunk], notes: Notes) -> int:
@@ -136,7 +138,7 @@ def _play_all(chunks: list[Chunk], notes: Notes) -> int:
     with ProcessPoolExecutor(_processes()) as pool:
         try:
             for chunk, result in zip(rest, pool.map(_play, rest), strict=True):
-                notes.seen[_kind(chunk.clusters)].update(result.seen)
+                notes.seen[chunk.kind].update(result.seen)
                 notes.chunks += 1
                 notes.seconds = before + time.monotonic() - began
                 notes.write()
@@ -144,7 +146,7 @@ def _play_all(chunks: list[Chunk], notes: Notes) -> int:
                 _show(f"\r{played:,} schedules, {played / (time.monotonic() - began):,.0f}/s, {failed} violations")
                 for seed in result.failed:
                     failed += 1
-                    _explain(seed, clusters=chunk.clusters)
+                    _explain(seed, KINDS[chunk.kind])
                 if failed >= VIOLATIONS_MAX:
                     return failed
         finally:
@@ -155,15 +157,11 @@ def _play_all(chunks: list[Chunk], notes: Notes) -> int:
 
 def _play(chunk: Chunk) -> Played:
     """In a process of its own. A schedule that fails does not keep the others from being played."""
-    seen, failed = Counter[str](), list[int]()
-    play = cluster_schedules.play if chunk.clusters else schedules.play
-    with ExitStack() as stack:
-        stack.enter_context(collecting_seldom())
-        if chunk.clusters:
-            stack.enter_context(staged())
+    seen, failed, kind = Counter[str](), list[int](), KINDS[chunk.kind]
+    with kind.staged(), collecting_seldom():
         for seed in chunk.seeds:
             try:
-                coverage = play(seed)
+                coverage = kind.play(seed)
             except Exception:  # noqa: BLE001  # Played again, and explained, by whoever started this.
                 failed.append(seed)
             else:
@@ -171,23 +169,22 @@ def _play(chunk: Chunk) -> Played:
     return Played(dict(seen), failed)
 
 
-def _explain(seed: int, *, clusters: bool) -> None:
-    steps, said = minimise(seed, cluster_mix.EVERYTHING if clusters else mix.EVERYTHING)
-    _say(f"\n{_kind(clusters)}, seed {seed}: {said}\nAs a test, with {len(steps)} steps:\n")
-    _say(as_test(seed, "EVERYTHING", steps, said, cluster=clusters))
+def _explain(seed: int, kind: Kind[Any]) -> None:
+    steps, said = minimise(seed, kind)
+    _say(f"\n{kind.name}, seed {seed}: {said}\nAs a test, with {len(steps)} steps:\n")
+    _say(as_test(seed, kind, steps, said))
 
 
 def _missing(notes: Notes, shares: dict[str, int]) -> list[str]:
     """What was seen too rarely for the run to mean anything. Of few schedules nothing can be said."""
     missing = []
-    if shares["worlds"] >= 1_000:
-        missing += thin(Coverage(**notes.seen["worlds"]), shares["worlds"])
-    if shares["clusters"] >= 1_000:
-        missing += thin_clusters(ClusterCoverage(**notes.seen["clusters"]), shares["clusters"])
-    total, seen = sum(shares.values()), notes.totals()
-    if min(shares.values()) >= 500:
+    for name, kind in KINDS.items():
+        if shares[name] >= 1_000:
+            missing += kind.thin(kind.seen(**notes.seen[name]), shares[name])
+    total, seen = shares["worlds"] + shares["clusters"], notes.totals()
+    if min(shares["worlds"], shares["clusters"]) >= 500:
         missing += [
-            f"{name}: {seen[name]:,} in {total:,} schedules of both kinds, and {floor:,} in each thousand are wanted"
+            f"{name}: {seen[name]:,} in {total:,} worlds and clusters, and {floor:,} in each thousand are wanted"
             for name, floor in PER_THOUSAND_MIN.items()
             if seen[name] * 1_000 < floor * total
         ]
@@ -203,7 +200,7 @@ def _line(shares: dict[str, int], first: int, commit: str, notes: Notes) -> str:
         for kind, counts in notes.seen.items()
         for name, seen in counts.items()
     ]
-    kinds = " and ".join(f"{count:,} of {kind}" for kind, count in shares.items() if count)
+    kinds = ", ".join(f"{count:,} of {kind}" for kind, count in shares.items() if count)
     today = datetime.now(UTC).date()
     return (
         f"{''.join(table)}\n"
@@ -221,10 +218,6 @@ def _commit() -> str:
 
 def _processes() -> int:
     return os.cpu_count() or 1
-
-
-def _kind(clusters: bool) -> str:
-    return "clusters" if clusters else "worlds"
 
 
 def _say(line: str) -> None:

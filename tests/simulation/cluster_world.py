@@ -97,9 +97,6 @@ class ClusterCoverage(NamedTuple):
     pruned: int = 0
     """Attempts that no longer name all their ancestors."""
 
-    def plus(self, other: ClusterCoverage) -> ClusterCoverage:
-        return ClusterCoverage(*map(sum, zip(self, other, strict=True)))
-
 
 class ClusterWorld:
     """See the module."""

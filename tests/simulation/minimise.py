@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
-from tests.simulation.cluster_mix import ClusterMix
-from tests.simulation.cluster_mix import Step as ClusterStep
-from tests.simulation.cluster_worker import staged
-from tests.simulation.cluster_world import ClusterWorld
 from tests.simulation.invariants import Violation
-from tests.simulation.mix import Mix, Move
-from tests.simulation.world import World
+from tests.simulation.schedules import Kind
 
 TRIES_MAX = 600
 """Schedules played for it: a few seconds."""
@@ -24,13 +21,14 @@ Play = Callable[[Sequence[int]], tuple[str, list[int]]]
 """Plays some of the steps. Returns the name of what fails, empty for nothing, and which steps were faults."""
 
 
-def minimise(seed: int, mix: Mix | ClusterMix) -> tuple[list[int], str]:
+def minimise(seed: int, kind: Kind[Any], mix: Any = None) -> tuple[list[int], str]:
     """The steps that are needed for the failure of `seed`, and what it says then."""
     said = ""
+    mix = mix or kind.everything
 
     def play(steps: Sequence[int]) -> tuple[str, list[int]]:
         nonlocal said
-        failure, faults = _play(seed, mix, steps)
+        failure, faults = _play(seed, kind, mix, steps)
         if failure is not None:
             said = f"{type(failure).__name__}: {failure}"
         return _name(failure), faults
@@ -45,17 +43,16 @@ def minimise(seed: int, mix: Mix | ClusterMix) -> tuple[list[int], str]:
     return steps, said
 
 
-def as_test(seed: int, mix_name: str, steps: Sequence[int], said: str, *, cluster: bool) -> str:
+def as_test(seed: int, kind: Kind[Any], steps: Sequence[int], said: str) -> str:
     """The same as a test, ready to be put into `tests/simulation`."""
-    kind = "ClusterWorld" if cluster else "World"
     first_line = said.replace("\n", " ")[:90]
     listed = textwrap.fill(
         " ".join(f"{step}," for step in steps), 110, initial_indent=" " * 8, subsequent_indent=" " * 8
     )
-    played = f"{kind}({seed}, {mix_name}, only=steps).run()"
-    body = f"    with staged():\n        {played}" if cluster else f"    {played}"
+    played = f"{kind.world.__name__}({seed}, {kind.mix_name}, only=steps).run()"
+    body = f"    {played}" if kind.staged is nullcontext else f"    with staged():\n        {played}"
     return (
-        f"def test_seed_{seed}_of_{'clusters' if cluster else 'worlds'}() -> None:\n"
+        f"def test_seed_{seed}_of_{kind.name}() -> None:\n"
         f"    # Fails with {first_line}\n"
         f"    steps = (\n{listed}\n    )\n"
         f"{body}\n"
@@ -91,20 +88,12 @@ class _Tries:
         return self._play(steps)[0] == self._wanted
 
 
-def _play(seed: int, mix: Mix | ClusterMix, steps: Sequence[int]) -> tuple[Exception | None, list[int]]:
-    if isinstance(mix, ClusterMix):
-        with staged():
-            cluster = ClusterWorld(seed, mix, only=steps)
-            failure = _run(cluster.run)
-            names = [name for name, _ in cluster.trace if name in ClusterStep.__members__]
-            return failure, [at for at, name in zip(steps, names, strict=False) if _is_fault(name)]
-    world = World(seed, mix, only=steps)
-    failure = _run(world.run)
-    return failure, [at for at, (move, _, _) in zip(steps, world.trace, strict=False) if move >= Move.CRASH]
-
-
-def _is_fault(name: str) -> bool:
-    return ClusterStep[name] >= ClusterStep.CRASH
+def _play(seed: int, kind: Kind[Any], mix: Any, steps: Sequence[int]) -> tuple[Exception | None, list[int]]:
+    with kind.staged():
+        world = kind.world(seed, mix, only=steps)
+        failure = _run(world.run)
+    faulty = [fault for entry in world.trace if (fault := kind.is_fault(entry)) is not None]
+    return failure, [at for at, fault in zip(steps, faulty, strict=False) if fault]
 
 
 def _run(run: Callable[[], object]) -> Exception | None:

@@ -28,7 +28,7 @@ from tests.simulation.cluster_mix import (
     ClusterMix,
     Step,
 )
-from tests.simulation.cluster_schedules import simulate_clusters, thin_clusters
+from tests.simulation.cluster_schedules import CLUSTERS
 from tests.simulation.cluster_worker import staged
 from tests.simulation.cluster_world import ClusterWorld
 
@@ -56,31 +56,31 @@ MIXES = {
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_every_invariant_holds_in_every_schedule(first: int) -> None:
     seeds = range(first, min(first + BLOCK, SEEDS))
-    coverage = simulate_clusters(seeds)
-    assert len(seeds) < BLOCK or thin_clusters(coverage, BLOCK) == []
+    coverage = CLUSTERS.simulate(seeds)
+    assert len(seeds) < BLOCK or CLUSTERS.thin(coverage, BLOCK) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: ClusterMix) -> None:
-    simulate_clusters(range(1_000_000, 1_000_000 + SEEDS // 60), mix)
+    CLUSTERS.simulate(range(1_000_000, 1_000_000 + SEEDS // 60), mix)
 
 
 def test_without_faults_one_attempt_does_everything_and_workers_that_come_get_their_share() -> None:
-    coverage = simulate_clusters(range(30), CALM)
+    coverage = CLUSTERS.simulate(range(30), CALM)
     assert coverage.recoveries == 30
     assert coverage.leaders == 30
     assert coverage.handoffs >= 5
 
 
 def test_bases_and_deltas_that_are_spoilt_are_met_by_restores() -> None:
-    coverage = simulate_clusters(range(100), DAMAGES)
+    coverage = CLUSTERS.simulate(range(100), DAMAGES)
     assert min(coverage.bases_harmed, coverage.deltas_harmed) > 0
     assert coverage.older > 0
 
 
 def test_an_attempt_does_not_name_ancestors_that_nobody_asks_for() -> None:
-    assert simulate_clusters(range(6), BRIEF).pruned > 0
+    assert CLUSTERS.simulate(range(6), BRIEF).pruned > 0
 
 
 def test_a_unit_of_an_attempt_that_is_over_takes_no_checkpoint_of_the_next_for_its_own() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.simulation.mix import EVERYTHING, Mix, Move
 from tests.simulation.mutants import BACKLOG, DAMAGES, DISKS, PEOPLE, REFUSALS, RESCALES, UPKEEP, ZOMBIES
-from tests.simulation.schedules import simulate, thin
+from tests.simulation.schedules import WORLDS
 from tests.simulation.world import World
 
 SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "12000"))
@@ -25,8 +25,8 @@ CALM = Mix(weights={move: weight for move, weight in EVERYTHING.weights.items() 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_every_invariant_holds_in_every_schedule(first: int) -> None:
     seeds = range(first, min(first + BLOCK, SEEDS))
-    coverage = simulate(seeds)
-    assert len(seeds) < BLOCK or thin(coverage, BLOCK) == []
+    coverage = WORLDS.simulate(seeds)
+    assert len(seeds) < BLOCK or WORLDS.thin(coverage, BLOCK) == []
 
 
 @pytest.mark.slow
@@ -36,17 +36,17 @@ def test_every_invariant_holds_in_every_schedule(first: int) -> None:
     ids=["zombies", "upkeep", "people", "disks", "backlog", "damages", "rescales", "refusals"],
 )
 def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: Mix) -> None:
-    simulate(range(1_000_000, 1_000_000 + SEEDS // 40), mix)
+    WORLDS.simulate(range(1_000_000, 1_000_000 + SEEDS // 40), mix)
 
 
 def test_without_faults_one_attempt_does_everything() -> None:
-    coverage = simulate(range(50), CALM)
+    coverage = WORLDS.simulate(range(50), CALM)
     assert coverage.recoveries == 50
     assert coverage.replays == coverage.older == 0
 
 
 def test_everything_that_a_restore_reads_is_spoilt() -> None:
-    coverage = simulate(range(60), DAMAGES)
+    coverage = WORLDS.simulate(range(60), DAMAGES)
     assert min(coverage.records_harmed, coverage.bases_harmed, coverage.indexes_harmed, coverage.brought_back) > 0
     assert coverage.older > 0
 

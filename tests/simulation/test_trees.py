@@ -14,36 +14,31 @@ import pytest
 from tests.simulation.mix import Mix
 from tests.simulation.mutants import SEEDS_MAX, Mutant
 from tests.simulation.tree_mutants import MUTANTS, REGROUPED
-from tests.simulation.tree_world import GROWING, STORMS, TreeSights, TreeWorld, play
+from tests.simulation.tree_schedules import TREE_WORLDS
+from tests.simulation.tree_world import GROWING, STORMS, TreeWorld
 
 SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "12000")) // 6
 BLOCK = 500
 """Schedules of one test, which is to see enough of everything."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "simulation.md"
-PER_BLOCK_MIN = TreeSights(begun=1_500, again=2_000, results=4_000, steps=1_000, cancelled=150, timed_out=200, late=300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_every_invariant_holds_in_every_tree(first: int) -> None:
     count = min(BLOCK, SEEDS - first)
-    seen = play(range(first, first + count), GROWING)
-    thin = [
-        name
-        for name, found, floor in zip(seen._fields, seen, PER_BLOCK_MIN, strict=True)
-        if found * BLOCK < floor * count
-    ]
-    assert count < BLOCK or thin == [], seen
+    seen = TREE_WORLDS.simulate(range(first, first + count))
+    assert count < BLOCK or TREE_WORLDS.thin(seen, count) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mix", [STORMS, REGROUPED], ids=["storms", "regrouped"])
 def test_every_invariant_holds_when_one_kind_of_fault_is_frequent(mix: Mix) -> None:
-    play(range(1_000_000, 1_000_000 + SEEDS // 20), mix)
+    TREE_WORLDS.simulate(range(1_000_000, 1_000_000 + SEEDS // 20), mix)
 
 
 def test_some_trees_grow() -> None:
-    assert play(range(20), GROWING).results > 100
+    assert TREE_WORLDS.simulate(range(20)).results > 100
 
 
 def test_one_seed_is_one_tree() -> None:

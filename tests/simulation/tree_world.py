@@ -8,7 +8,7 @@ put aside wherever they wait, or after some time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -42,9 +42,8 @@ from tests.simulation.invariants import (
     RetainedIsWhole,
     RowsOnce,
 )
-from tests.simulation.mix import EVERYTHING, Mix, Move
+from tests.simulation.mix import EVERYTHING, Move
 from tests.simulation.node import Handlers, Node
-from tests.simulation.schedules import collecting_seldom
 from tests.simulation.trees import GROVE, LEAF, LEDGER, NOTING, ROOTS, TREES, Grown, Job, Mark, Note, Received
 from tests.simulation.walks import IDS, NATURE, Stumble
 from tests.simulation.world import Client, Coverage, Run, World
@@ -72,25 +71,6 @@ class TreeSights(NamedTuple):
     timed_out: int = 0
     late: int = 0
     """Results that nobody waited for any more."""
-
-    def plus(self, other: TreeSights) -> TreeSights:
-        return TreeSights(*map(sum, zip(self, other, strict=True)))
-
-
-def play(seeds: Iterable[int], mix: Mix) -> TreeSights:
-    """Play the schedule of each seed. What one raises names the seed."""
-    seen = TreeSights()
-    with collecting_seldom():
-        for seed in seeds:
-            world = TreeWorld(seed, mix)
-            try:
-                world.run()
-            except Exception as error:
-                error.add_note(f"Tree {seed}, after {len(world.trace)} moves")
-                raise
-            seen = seen.plus(world.sights)
-            world.take_apart()
-    return seen
 
 
 class Steps(Suspended):

@@ -141,9 +141,6 @@ class Coverage(NamedTuple):
     refusals: int = 0
     """Of one partition of the log, for a while."""
 
-    def plus(self, other: Coverage) -> Coverage:
-        return Coverage(*map(sum, zip(self, other, strict=True)))
-
 
 class World:
     """See the module."""
