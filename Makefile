@@ -3,8 +3,8 @@
 #     make demo     the main example on real input
 #     make test     everything continuous integration runs; `make check` is the same
 #     make quick    the same without the slow tests, for the time between two edits
-#     make simulate many seeded fault schedules on the real cores, of one process and of many: SEEDS=1000000 for long;
-#                   interrupted, the same command goes on
+#     make simulate many seeded fault schedules on the real cores, of one process, of many, and of trees of calls;
+#                   SEEDS=1000000 for long; interrupted, the same command goes on
 #     make crash-matrix
 #                   have every process die at every fault point; WRITE=1 notes the result in docs/guarantees.md
 #     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out; before
