@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
@@ -35,7 +34,7 @@ from penstock.functions.context import Outlet
 from penstock.functions.formats import Raw
 from penstock.functions.kafka import KafkaIngress
 from penstock.functions.kafka_egress import KafkaEgress
-from penstock.functions.types import Codec, codec_for
+from penstock.functions.outlets import outlets_of, resolve_function
 from penstock.ids import key_group
 from penstock.logs import logger
 from penstock.records import EgressRow, TaskMeta
@@ -43,7 +42,7 @@ from penstock.router.egress import instance_of, sink_for
 from penstock.router.ingress import Reader, reader_for
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.log import Log
-from penstock.router.routing import IngressRouter
+from penstock.router.routing import compile_router
 from penstock.router.sink import Sink
 
 if TYPE_CHECKING:  # They need the client library, which not every installation has.
@@ -149,30 +148,6 @@ def build_ingress(
 ) -> IngressFeed:
     """The feed of an ingress that is read by `reader`. Raises ConfigurationError as `compile_router` does."""
     return IngressFeed(app.name, ingress, reader, compile_router(app, ingress, message_bytes_max), wake)
-
-
-def compile_router(app: App, ingress: Ingress, message_bytes_max: int) -> IngressRouter:
-    """Where the records of an ingress go. Raises ConfigurationError for a route that makes no sense."""
-    return IngressRouter.compile(
-        ingress.name,
-        ingress.spec,
-        to=ingress.to,
-        key=ingress.key,
-        router=ingress.router,
-        value_codec=codec_for(ingress.spec.type) if ingress.spec.type is not None else None,
-        resolve=partial(resolve_function, app),
-        message_bytes_max=message_bytes_max,
-    )
-
-
-def resolve_function(app: App, target: Any) -> tuple[str, Codec[Any]]:
-    """The name of a function that is given as itself or by its name, and how its messages are written."""
-    name = target if isinstance(target, str) else getattr(target, "typename", str(target))
-    function = app.functions.get(name)
-    if function is None:
-        known = ", ".join(sorted(app.functions)) or "none"
-        raise ConfigurationError("PEN0105", f"{name} is no function of this application. Known: {known}.")
-    return name, function.message_codec
 
 
 def eager_egresses(app: App) -> frozenset[str]:
@@ -501,21 +476,3 @@ def missing_client(error: ImportError) -> ConfigurationError:
     return ConfigurationError(
         "PEN0779", f"For Kafka the client library is missing ({error}). Install it: pip install 'penstock[kafka]'."
     )
-
-
-def encoder_of(egress: Egress) -> Callable[[Any], bytes]:
-    """What makes the values of rows, with nothing in the way that has nothing to add."""
-    spec = egress.spec
-    return spec.format.encode if isinstance(spec, KafkaEgress) and not spec.tombstones else spec.encode
-
-
-def outlets_of(
-    app: App, bytes_max: int, encoder_of: Callable[[Egress], Callable[[Any], bytes]] = encoder_of
-) -> dict[Any, Outlet]:
-    """How values become rows, by egress and by its name."""
-    outlets: dict[Any, Outlet] = {}
-    for egress in app.egresses.values():
-        spec = egress.spec
-        complete = spec.complete if isinstance(spec, KafkaEgress) and spec.completes else None
-        outlets[egress.name] = outlets[egress] = Outlet(egress.name, encoder_of(egress), bytes_max, complete)
-    return outlets

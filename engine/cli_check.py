@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from penstock.checkpoint.control import Manifest
-from penstock.engine.build import compile_router, missing_client, resolve_function
+from penstock.engine.build import missing_client
 from penstock.engine.cli_common import DIFFERENCES, Where, where_options
 from penstock.engine.cli_savepoint import saved
 from penstock.engine.migrate import beyond_migration, check_shapes
@@ -19,8 +19,10 @@ from penstock.errors import InvalidInput
 from penstock.functions.app import App, Ingress
 from penstock.functions.function import Function
 from penstock.functions.kafka import KafkaIngress
+from penstock.functions.outlets import resolve_function
 from penstock.loading import load_app
 from penstock.output import output_options, print_json, print_table
+from penstock.router.routing import compile_router
 
 NEVER_RAN = frozenset({"PEN0622", "PEN0753"})
 """Errors of whoever looks for the checkpoints of an application that was never started."""

@@ -21,13 +21,14 @@ from contextvars import Context as Variables
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, NamedTuple, Protocol
 
-from penstock.engine.entry import Entry, Opened
+from penstock.engine.entry import Entry
 from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal, Line
 from penstock.errors import CallTimeout, FunctionError, InvalidInput, PenstockError
 from penstock.functions.context import Context, Wished, Withdrawn
 from penstock.functions.durable import DEADLINE, SLEEP, STEP, Durable, Wish
 from penstock.ids import output_cause
 from penstock.records import QueuedRow
+from penstock.state.stateful import Opened
 
 SEGMENTS: Final = 1 << 32
 """Numbers for the segments of an invocation, apart from those of its outputs."""

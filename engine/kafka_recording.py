@@ -16,13 +16,13 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from penstock.engine.build import resolve_function
 from penstock.engine.effects import Input
 from penstock.engine.kafka_feeds import Admitted, KafkaIngressFeed, Position
 from penstock.engine.kafka_ports import cluster_of, compile_kafka_router
 from penstock.errors import PenstockError, Refused, Unavailable
 from penstock.functions.app import App, Ingress
 from penstock.functions.kafka import KafkaIngress
+from penstock.functions.outlets import resolve_function
 from penstock.router.kafka_client import Place
 from penstock.router.kafka_options import KafkaOptions
 from penstock.router.kafka_reader import OUT_OF_RANGE, KafkaReader

@@ -8,13 +8,13 @@ of P uses t, P + t, 2P + t, ...) and never reused. Decides nothing: the task cor
 from __future__ import annotations
 
 import base64
-import traceback
 from collections.abc import Iterator
 
 import msgspec
 
 from penstock.engine.effects import DeadLetter
 from penstock.errors import PenstockError
+from penstock.functions.failures import describe, user_traceback
 from penstock.ids import Address
 from penstock.records import EgressRow, Envelope, Meta
 from penstock.state import keys
@@ -159,26 +159,3 @@ def _text_of(payload: bytes) -> str | None:
 def _storable(text: str) -> str:
     """`text` with lone surrogates, which an error may quote and UTF-8 can't hold, written out."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """Code and reason of a failure, in one line each."""
-    if isinstance(error, PenstockError):
-        return error.code, error.message
-    text = " ".join(str(error).split())
-    return (
-        "PEN0210",
-        f"Handler raised {type(error).__name__}: {text}" if text else f"Handler raised {type(error).__name__}.",
-    )
-
-
-def user_traceback(error: BaseException) -> str:
-    """The traceback without the frames of this package in front: a reader looks for their own code."""
-    stack = error.__traceback__
-    while (
-        stack is not None
-        and stack.tb_next is not None
-        and stack.tb_frame.f_globals.get("__name__", "").startswith("penstock.")
-    ):
-        stack = stack.tb_next
-    return "".join(traceback.format_exception(type(error), error, stack))

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from penstock.checkpoint.control import Manifest
-from penstock.engine.entry import EMPTY_STATE
 from penstock.engine.task import TaskCore
 from penstock.errors import FunctionError, Refused
 from penstock.functions.app import App
@@ -22,6 +21,7 @@ from penstock.functions.state import state_incompatibilities, state_shape
 from penstock.functions.storage import storage_incompatibilities
 from penstock.ids import Address
 from penstock.state.overlay import ABSENT, Overlay
+from penstock.state.stateful import EMPTY_STATE
 from penstock.state.values import decode_expiring, encode_expiring
 
 

@@ -25,7 +25,7 @@ from itertools import compress, repeat
 from typing import Any, Literal, NamedTuple
 
 from penstock.checkpoint.control import Manifest
-from penstock.engine.build import build_core, outlets_of
+from penstock.engine.build import build_core
 from penstock.engine.config import Config
 from penstock.engine.differences import Change, compare
 from penstock.engine.effects import Batch, Completed, Input
@@ -40,6 +40,7 @@ from penstock.engine.task import TaskCore
 from penstock.engine.views import View, builtins_of, task_view
 from penstock.functions.app import App
 from penstock.functions.durable import Stepped
+from penstock.functions.outlets import outlets_of
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address
 from penstock.records import COMPLETED, EgressRow, Envelope, QueuedRow, Reply, Turn
 from penstock.router.kafka_options import KafkaOptions

@@ -44,10 +44,10 @@ from penstock.engine.effects import (
     bounded,
     taken,
 )
-from penstock.engine.entry import EMPTY_STATE, Entry, Opened
+from penstock.engine.entry import Entry
 from penstock.engine.invocation import Invocation, Outcome
 from penstock.engine.invocation_journal import InvocationJournal
-from penstock.engine.letters import DeadLetters, copy_of, describe
+from penstock.engine.letters import DeadLetters, copy_of
 from penstock.engine.looks import Question, RequestOf, answer
 from penstock.engine.operations import (
     Answer,
@@ -85,12 +85,14 @@ from penstock.functions.context import (
     Wished,
     Withdrawn,
 )
+from penstock.functions.failures import describe
 from penstock.functions.function import Function
 from penstock.functions.schedule import Schedule
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address, key_group, output_cause
 from penstock.records import EgressRow, Envelope, Frozen, Meta, QueueCut, QueuedRow, Reply, TaskMeta, Turn
 from penstock.state import keys
 from penstock.state.overlay import ABSENT, Cells, Overlay
+from penstock.state.stateful import EMPTY_STATE, Opened
 
 FRAME_BYTES = 1 << 20
 """Payloads in a frame: not many more."""

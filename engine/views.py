@@ -22,7 +22,7 @@ import msgspec
 from penstock.checkpoint.control import Manifest
 from penstock.checkpoint.retention import Retained
 from penstock.engine.effects import DeadLetter
-from penstock.engine.entry import EMPTY_STATE, Entry, RowCollections, collection_ids
+from penstock.engine.entry import Entry, collection_ids
 from penstock.engine.letters import DeadLetters
 from penstock.engine.pending import Held, held_by_rows
 from penstock.engine.schedules import rows_of, show_schedule
@@ -35,6 +35,7 @@ from penstock.functions.types import type_text
 from penstock.ids import KEY_GROUPS_MAX, Address, key_group
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import ABSENT, Overlay
+from penstock.state.stateful import EMPTY_STATE, RowCollections
 from penstock.state.values import encode_expiring
 
 ENTRIES_MAX: Final = 1_000

@@ -9,14 +9,17 @@ Reads nothing and sends nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from penstock.errors import ConfigurationError, DecodeError, InvalidInput, PenstockError
+from penstock.functions.app import App, Ingress
 from penstock.functions.io import FileIngress, GeneratorIngress, IngressSpec
-from penstock.functions.types import Codec
+from penstock.functions.outlets import resolve_function
+from penstock.functions.types import Codec, codec_for
 from penstock.ids import is_utf8
 from penstock.router.lines import BadRecord
 
@@ -310,6 +313,20 @@ def checked_id(id: Any) -> str:
         return str(id)
     got = "an empty text" if id == "" else "None" if id is None else f"{type(id).__name__} {id!r}"
     raise InvalidInput("PEN0203", f"its key is {got}, not a text or a whole number.")
+
+
+def compile_router(app: App, ingress: Ingress, message_bytes_max: int) -> IngressRouter:
+    """Where the records of an ingress go. Raises ConfigurationError for a route that makes no sense."""
+    return IngressRouter.compile(
+        ingress.name,
+        ingress.spec,
+        to=ingress.to,
+        key=ingress.key,
+        router=ingress.router,
+        value_codec=codec_for(ingress.spec.type) if ingress.spec.type is not None else None,
+        resolve=partial(resolve_function, app),
+        message_bytes_max=message_bytes_max,
+    )
 
 
 def encoder_of(typename: str, value_codec: Codec[Any] | None, target_codec: Codec[Any]) -> Callable[[Any], bytes]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from penstock.engine.entry import LOOKED_UP_MAX
 from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.state import Expire, Log, State, Table, Value
+from penstock.state.stateful import LOOKED_UP_MAX
 from penstock.state.values import decode_expiring
 from tests.engine.bench import Bench, Pause
 

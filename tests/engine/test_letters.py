@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from penstock.engine.letters import TEXT_BYTES_MAX, DeadLetters, copy_of, describe, user_traceback
+from penstock.engine.letters import TEXT_BYTES_MAX, DeadLetters, copy_of
 from penstock.errors import InvalidInput
+from penstock.functions.failures import describe, user_traceback
 from penstock.ids import Address
 from penstock.records import Envelope, Meta
 from penstock.state.memory import MemoryBackend

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.engine.build import missing_client, resolve_function
+from penstock.engine.build import missing_client
 from penstock.errors import ConfigurationError, InvalidInput
 from penstock.functions.app import App, Ingress
 from penstock.functions.formats import Avro, CloudEvents, Format, Json, JsonSchema, Msgpack, Protobuf, Raw
 from penstock.functions.kafka import KafkaIngress
+from penstock.functions.outlets import resolve_function
 from penstock.router.routing import Routed, RoutedChunk
 
 

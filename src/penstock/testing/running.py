@@ -24,7 +24,7 @@ from penstock.checkpoint.lineage import Lineage
 from penstock.checkpoint.sinks import Restored as RowsRestored
 from penstock.checkpoint.snapshot import SnapshotTask
 from penstock.durations import parse_duration
-from penstock.engine.build import build_core, build_ingress, outlets_of, resolve_function
+from penstock.engine.build import build_core, build_ingress
 from penstock.engine.config import Config
 from penstock.engine.effects import DeadLetter
 from penstock.engine.feeds import Completions, Feed, InboxFeed, IngressFeed, RequestFeed, request_envelope
@@ -44,6 +44,7 @@ from penstock.functions.function import Function
 from penstock.functions.io import EgressSpec, FileEgress, FileIngress, GeneratorIngress, MemoryEgress, MemoryIngress
 from penstock.functions.kafka import KafkaIngress
 from penstock.functions.kafka_egress import KafkaEgress
+from penstock.functions.outlets import outlets_of, resolve_function
 from penstock.functions.trial import START
 from penstock.functions.types import codec_for
 from penstock.functions.virtual_loop import VirtualLoop
