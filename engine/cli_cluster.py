@@ -22,6 +22,7 @@ from penstock.engine.cluster.looking import read_history, read_topology, refuse_
 from penstock.engine.cluster.options import ClusterOptions, cluster_options
 from penstock.engine.cluster.process import serve_worker
 from penstock.engine.cluster.supervisor import Plan, Supervisor
+from penstock.engine.cluster.topics import ensure_topics
 from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.config import Config
 from penstock.engine.ending import end_at_once, run_bounded, say_stopping
@@ -30,7 +31,6 @@ from penstock.files import DirectoryLock
 from penstock.loading import Loaded
 from penstock.logs import counted, logger
 from penstock.output import note
-from penstock.router.kafka_topics import ensure
 from penstock.signals import stopped_by_signals
 
 
@@ -81,14 +81,7 @@ async def _prepare(loaded: Loaded, config: Config, cluster: ClusterOptions) -> N
     # Otherwise nobody would learn that it can't be used before the first base, perhaps hours later.
     await in_thread(open_store(cluster.store, cluster.store_options).check)
     topology = await read_topology(cluster.kafka, app.name)
-    await ensure(
-        cluster.kafka,
-        app.name,
-        application_id=app.name,
-        parallelism=config.parallelism,
-        replicas=cluster.replicas,
-        generation=topology.generation,
-    )
+    await ensure_topics(app.name, config.parallelism, cluster, topology.generation)
     if config.from_checkpoint is not None or config.fresh:
         await refuse_alive(cluster.kafka, app.name)
     if config.from_checkpoint is not None:

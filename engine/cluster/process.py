@@ -24,7 +24,7 @@ from penstock.engine.cluster.channel import Down, Failed, Finished, Gone, Order,
 from penstock.engine.cluster.listening import Listener
 from penstock.engine.cluster.looking import read_topology
 from penstock.engine.cluster.options import cluster_options
-from penstock.engine.cluster.topics import Topics
+from penstock.engine.cluster.topics import Topics, ensure_topics
 from penstock.engine.cluster.worker import ClusterWorker
 from penstock.engine.run import loop_factory
 from penstock.engine.settings import Settings, load_settings
@@ -34,7 +34,6 @@ from penstock.functions.app import App
 from penstock.loading import load_app
 from penstock.logs import configure_logging, logger
 from penstock.router.kafka_batches import Record
-from penstock.router.kafka_topics import ensure
 from penstock.router.kafka_writer import KafkaWriter
 from penstock.signals import SIGNALS, stopped_by_signals
 
@@ -142,14 +141,7 @@ async def _lead(app: App, settings: Settings, order: Order, watched: Watched) ->
             ended.set_exception(error)
 
     topology = await read_topology(cluster.kafka, app.name)
-    ensured = await ensure(
-        cluster.kafka,
-        app.name,
-        application_id=app.name,
-        parallelism=config.parallelism,
-        replicas=cluster.replicas,
-        generation=topology.generation,
-    )
+    ensured = await ensure_topics(app.name, config.parallelism, cluster, topology.generation)
     reports = Topics.of(app.name, topology.generation).reports
     writer = KafkaWriter(cluster.kafka, failed=failed)
     listener = Listener(cluster.kafka, app.name, failed=failed)

@@ -21,7 +21,7 @@ from penstock.engine.cluster.looking import refuse_alive
 from penstock.engine.cluster.options import ClusterOptions
 from penstock.engine.cluster.replies import REPLIES
 from penstock.engine.cluster.saved import KafkaCheckpoints, egresses_of, ends_of
-from penstock.engine.cluster.topics import DECISIONS, Topics
+from penstock.engine.cluster.topics import DECISIONS, Topics, ensure_topics
 from penstock.engine.config import Config
 from penstock.engine.rescaling import Rescaled, has_already, nothing_to_rescale
 from penstock.engine.savepoints import Progress, Target, default_place, open_place_of, restore_tasks, take_stopped
@@ -29,7 +29,7 @@ from penstock.errors import PenstockError
 from penstock.functions.app import App
 from penstock.logs import logger
 from penstock.router.kafka_batches import Record
-from penstock.router.kafka_topics import Ensured, ensure, leader_id, remove_generation
+from penstock.router.kafka_topics import Ensured, leader_id, remove_generation
 from penstock.router.kafka_transactions import KafkaTransactions
 
 
@@ -113,17 +113,8 @@ async def _save(
 
 async def _begin(app: App, config: Config, cluster: ClusterOptions, generation: int) -> Ensured:
     """Topics of a generation, with nothing in them: what an interrupted attempt has left there was never decided."""
-    kafka = cluster.kafka
-    await remove_generation(kafka, app.name, generation)
-    return await ensure(
-        kafka,
-        app.name,
-        application_id=app.name,
-        parallelism=config.parallelism,
-        replicas=cluster.replicas,
-        generation=generation,
-        beginning=True,
-    )
+    await remove_generation(cluster.kafka, app.name, generation)
+    return await ensure_topics(app.name, config.parallelism, cluster, generation, beginning=True)
 
 
 async def _remove(cluster: ClusterOptions, application: str, generation: int) -> None:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from penstock.checkpoint.control import ControlRecord, decode_control
 from penstock.checkpoint.reports import Hint, decode_hint
+from penstock.engine.cluster.options import ClusterOptions
 from penstock.errors import ProtocolError
 from penstock.logs import logger
 from penstock.router.kafka_records import Fetched
-from penstock.router.kafka_topics import is_incarnation, topic_name
+from penstock.router.kafka_topics import Ensured, ensure, is_incarnation, topic_name
 
 DEAD = "penstock/dead"
 """The egress of copies of dead letters, which every application of several workers has."""
@@ -41,6 +42,21 @@ class Topics(NamedTuple):
             replies=topic_name(app, "replies", generation),
             dead=topic_name(app, "dead", generation),
         )
+
+
+async def ensure_topics(
+    app: str, parallelism: int, cluster: ClusterOptions, generation: int, *, beginning: bool = False
+) -> Ensured:
+    """Create what is missing of the topics of a generation, and verify the others, as `ensure` says."""
+    return await ensure(
+        cluster.kafka,
+        app,
+        application_id=app,
+        parallelism=parallelism,
+        replicas=cluster.replicas,
+        generation=generation,
+        beginning=beginning,
+    )
 
 
 def decision_in(record: Fetched, topic: str) -> ControlRecord | None:

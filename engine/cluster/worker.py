@@ -58,7 +58,7 @@ from penstock.engine.cluster.options import ClusterOptions, instance_of, new_nam
 from penstock.engine.cluster.replies import REPLIES, Replies
 from penstock.engine.cluster.snapshots import Snapshots
 from penstock.engine.cluster.tasks import Placed, Tasks
-from penstock.engine.cluster.topics import DEAD, Topics
+from penstock.engine.cluster.topics import DEAD, Topics, ensure_topics
 from penstock.engine.config import Config
 from penstock.engine.data import Progress
 from penstock.engine.feeds import InputFeed
@@ -81,7 +81,6 @@ from penstock.ids import Address
 from penstock.logs import counted, logger
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_reader import KafkaReader
-from penstock.router.kafka_topics import ensure
 from penstock.router.kafka_writer import KafkaWriter
 
 BASE_BYTES = 48 << 20
@@ -167,14 +166,7 @@ class ClusterWorker:
         self._opened.callback(self._lock.release)
         self._topology = await read_topology(kafka, self.app.name)
         self._topics = Topics.of(self.app.name, self._topology.generation)
-        ensured = await ensure(
-            kafka,
-            self.app.name,
-            application_id=self.app.name,
-            parallelism=config.parallelism,
-            replicas=self.cluster.replicas,
-            generation=self._topology.generation,
-        )
+        ensured = await ensure_topics(self.app.name, config.parallelism, self.cluster, self._topology.generation)
         self._writer = KafkaWriter(kafka, failed=self._fail)
         await self._writer.start()
         self._opened.push_async_callback(self._close_writer)

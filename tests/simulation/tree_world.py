@@ -29,19 +29,7 @@ from penstock.ids import Address, cause_of, key_group
 from penstock.records import Envelope, Frozen, Meta, Reply
 from penstock.router.requests import encode_request
 from penstock.state import keys
-from tests.simulation.invariants import (
-    DamageIsNamed,
-    HandlersSee,
-    IdsAreNew,
-    Invariant,
-    OnlyForward,
-    RedoIsRun,
-    ReplayStands,
-    RescaleChangesNothing,
-    RestoreIsTheCut,
-    RetainedIsWhole,
-    RowsOnce,
-)
+from tests.simulation.invariants import Invariant, invariants_of_any
 from tests.simulation.mix import EVERYTHING, Move
 from tests.simulation.node import Handlers, Node
 from tests.simulation.trees import GROVE, LEAF, LEDGER, NOTING, ROOTS, TREES, Grown, Job, Mark, Note, Received
@@ -133,16 +121,7 @@ class TreeWorld(World):
             NothingContradicted(),
             NothingParked(),
             StepsFollow(),
-            RowsOnce(),
-            HandlersSee(),
-            OnlyForward(),
-            IdsAreNew(),
-            RestoreIsTheCut(),
-            RedoIsRun(),
-            ReplayStands(),
-            RetainedIsWhole(),
-            DamageIsNamed(),
-            RescaleChangesNothing(),
+            *invariants_of_any(),
         ]
 
     def _draw_inputs(self) -> None:
