@@ -1,0 +1,700 @@
+"""The embedded store: one SQLite file per function type, and one for what belongs to all.
+
+    mesh.sqlite                          sessions, claims, positions of ingresses, numbers of the function types
+    functions/shop%2Fcart.sqlite         state, answers, messages, rows for egresses, promises and dead letters of one
+
+What always holds: a commit is one transaction of one file. A session that is fenced is noted in every file, because
+SQLite has no transaction that is durable in two: see `_Function` for files that are made meanwhile. How files are
+written, and what that costs, is in `penstock.mesh.sqlite_file`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from penstock.files import make_directory
+from penstock.ids import Address
+from penstock.mesh.sqlite_file import File, Transaction
+from penstock.mesh.store import (
+    Answer,
+    Batch,
+    Commit,
+    Committed,
+    DeadLetter,
+    Emitted,
+    Kept,
+    Loaded,
+    Outgoing,
+    Session,
+    VersionMismatch,
+    after_prefix,
+    decode_outgoing,
+    decode_position,
+    decode_row,
+    encode_outgoing,
+    encode_position,
+    encode_row,
+    fenced,
+    lane_of,
+)
+
+_SHARED_SCHEMA = """
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    holder TEXT NOT NULL,
+    begun_ms INTEGER NOT NULL,
+    fenced INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE functions (number INTEGER PRIMARY KEY AUTOINCREMENT, typename TEXT NOT NULL UNIQUE);
+CREATE TABLE claims (name TEXT PRIMARY KEY, session INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE positions (ingress TEXT PRIMARY KEY, position BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+_FUNCTION_SCHEMA = """
+CREATE TABLE fenced (session INTEGER PRIMARY KEY);
+CREATE TABLE versions (last INTEGER NOT NULL);
+INSERT INTO versions VALUES (0);
+CREATE TABLE state (id TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE rows (id TEXT, key BLOB, value BLOB NOT NULL, PRIMARY KEY (id, key)) WITHOUT ROWID;
+CREATE TABLE answers (
+    id TEXT, key TEXT, status INTEGER NOT NULL, body BLOB NOT NULL, until_ms INTEGER NOT NULL, PRIMARY KEY (id, key)
+) WITHOUT ROWID;
+CREATE INDEX answers_until ON answers (until_ms);
+CREATE TABLE promises (id TEXT, name TEXT, value BLOB NOT NULL, PRIMARY KEY (id, name)) WITHOUT ROWID;
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    session INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    due_ms INTEGER NOT NULL,
+    sender TEXT NOT NULL,
+    token TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    data BLOB NOT NULL
+);
+CREATE INDEX messages_due ON messages (session, due_ms);
+CREATE INDEX messages_lane ON messages (lane) WHERE due_ms = 0;
+CREATE INDEX messages_token ON messages (sender, token) WHERE token <> '';
+CREATE TABLE emitted (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    egress TEXT NOT NULL,
+    batch INTEGER NOT NULL DEFAULT 0,
+    sender TEXT NOT NULL,
+    data BLOB NOT NULL
+);
+CREATE INDEX emitted_batch ON emitted (egress, batch);
+CREATE TABLE batches (egress TEXT PRIMARY KEY, last INTEGER NOT NULL, open INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE dead (
+    number INTEGER PRIMARY KEY,
+    sender TEXT NOT NULL,
+    egress TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    died_ms INTEGER NOT NULL,
+    data BLOB NOT NULL
+);
+"""
+
+_NUMBER_BITS = 40
+"""Below the number of the function type: a million messages a second for twelve days, of one function type, do not
+use up a half of what they number."""
+_FIRST_ROW = 1 << (_NUMBER_BITS - 1)
+"""Rows are numbered from the other half, so that a dead letter is known by its number, whatever it was."""
+
+_KEPT = "number, sender, attempts, data"
+
+
+class SqliteStore:
+    """The store in a directory. Several processes of one machine may have it open."""
+
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._clock = clock
+        make_directory(directory)
+        make_directory(directory / "functions")
+        self._shared = File(directory / "mesh.sqlite", _SHARED_SCHEMA)
+        self._functions: dict[str, _Function] = {}
+
+    # Sessions.
+
+    async def begin_session(self, holder: str) -> int:
+        begun_ms = int(self._clock() * 1000)
+        return await self._shared.write(
+            lambda transaction: transaction.insert(
+                "INSERT INTO sessions (holder, begun_ms) VALUES (?, ?)", holder, begun_ms
+            )
+        )
+
+    async def fence(self, session: int) -> None:
+        await self._shared.write(
+            lambda transaction: transaction.execute("UPDATE sessions SET fenced = 1 WHERE number = ?", session)
+        )
+        # Listed after it is noted: a file that is not in the list yet is made by one who reads the note.
+        for function in self._all():
+            await function.fence(session)
+
+    async def sessions(self) -> list[Session]:
+        found = self._shared.read("SELECT number, holder, begun_ms, fenced FROM sessions ORDER BY number")
+        return [Session(number, holder, begun_ms, bool(ended)) for number, holder, begun_ms, ended in found]
+
+    # Addresses.
+
+    async def load(self, typename: str, id: str, key: str = "", *, rows: bool = False) -> Loaded:
+        function = self._existing(typename)
+        return Loaded(b"", 0, None, {}) if function is None else function.load(id, key, rows=rows)
+
+    async def commit(self, commit: Commit) -> Committed:
+        (committed,) = await self.commit_all([commit])
+        return committed
+
+    async def commit_all(self, commits: Sequence[Commit]) -> list[Committed]:
+        assert len({commit.typename for commit in commits}) == 1, "of one function type"
+        function = self._functions.get(commits[0].typename) or await self._made(commits[0].typename)
+        return await function.commit(commits)
+
+    async def typenames(self) -> list[str]:
+        return [typename for (typename,) in self._shared.read("SELECT typename FROM functions ORDER BY typename")]
+
+    async def ids(self, typename: str, *, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
+        function = self._existing(typename)
+        return [] if function is None else function.ids(prefix, after, limit)
+
+    # Promises.
+
+    async def resolve(self, session: int, address: Address, name: str, value: bytes) -> bool:
+        return await (await self._made(address.typename)).resolve(session, address.id, name, value)
+
+    async def resolution(self, address: Address, name: str) -> bytes | None:
+        function = self._existing(address.typename)
+        return None if function is None else function.resolution(address.id, name)
+
+    # Messages that wait.
+
+    async def due(self, session: int, now_ms: int, limit: int) -> list[Kept]:
+        return [kept for function in self._all() for kept in function.due(session, now_ms, limit)]
+
+    async def next_due_ms(self, session: int) -> int | None:
+        found = (function.next_due_ms(session) for function in self._all())
+        return min((due_ms for due_ms in found if due_ms is not None), default=None)
+
+    async def done(self, session: int, numbers: Collection[int]) -> None:
+        for function, of_function in self._by_function(numbers):
+            await function.done(session, of_function)
+
+    async def failed(self, session: int, number: int) -> None:
+        for function, _ in self._by_function([number]):
+            await function.failed(session, number)
+
+    async def bury(self, session: int, number: int, reason: str, now_ms: int) -> None:
+        for function, _ in self._by_function([number]):
+            await function.bury(session, number, reason, now_ms)
+
+    async def adopt(self, session: int) -> int:
+        return sum([await function.adopt(session) for function in self._all()])
+
+    # Rows for egresses.
+
+    async def open_batch(self, session: int, egress: str, limit: int) -> list[Batch]:
+        batches = [await function.open_batch(session, egress, limit) for function in self._all()]
+        return [batch for batch in batches if batch is not None]
+
+    async def close_batch(
+        self, session: int, egress: str, batch: Batch, refused: Mapping[int, str], now_ms: int
+    ) -> None:
+        for function in self._all():
+            if function.number == batch.lane:
+                await function.close_batch(session, egress, batch, refused, now_ms)
+
+    # Dead letters.
+
+    async def dead_letters(self, *, after: int = 0, limit: int = 1_000) -> list[DeadLetter]:
+        found = [letter for function in self._all() for letter in function.dead_letters(after, limit)]
+        return sorted(found)[:limit]
+
+    async def redrive(self, session: int, numbers: Collection[int]) -> int:
+        return sum([await function.redrive(session, some) for function, some in self._by_function(numbers)])
+
+    async def discard(self, session: int, numbers: Collection[int]) -> int:
+        return sum([await function.discard(session, some) for function, some in self._by_function(numbers)])
+
+    # Work that one process does for all.
+
+    async def claim(self, session: int, name: str) -> bool:
+        def work(transaction: Transaction) -> bool:
+            self._check_session(transaction, session)
+            transaction.execute(
+                "INSERT INTO claims VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET session = ?2 "
+                "WHERE session IN (SELECT number FROM sessions WHERE fenced)",
+                name,
+                session,
+            )
+            (owner,) = transaction.one("SELECT session FROM claims WHERE name = ?", name)
+            return bool(owner == session)
+
+        if self._shared.read(
+            "SELECT 1 FROM claims WHERE name = ? AND session NOT IN "
+            "(SELECT number FROM sessions WHERE fenced OR number = ?)",
+            name,
+            session,
+        ):
+            return False  # Whoever asks again and again writes nothing.
+        return await self._shared.write(work)
+
+    async def position(self, ingress: str) -> Any:
+        found = self._shared.read("SELECT position FROM positions WHERE ingress = ?", ingress)
+        return decode_position(found[0][0]) if found else None
+
+    async def keep_position(self, session: int, ingress: str, position: Any) -> None:
+        data = encode_position(position)
+
+        def work(transaction: Transaction) -> None:
+            self._check_session(transaction, session)
+            transaction.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", ingress, data)
+
+        await self._shared.write(work)
+
+    # Upkeep.
+
+    async def purge(self, now_ms: int) -> int:
+        return sum([await function.purge(now_ms) for function in self._all()])
+
+    async def close(self) -> None:
+        for function in self._functions.values():
+            await function.close()
+        await self._shared.close()
+
+    # The files.
+
+    def _existing(self, typename: str) -> _Function | None:
+        """The file of a function type, if anything was ever written for that."""
+        function = self._functions.get(typename)
+        if function is None:
+            for (number,) in self._shared.read("SELECT number FROM functions WHERE typename = ?", typename):
+                function = self._opened(typename, number)
+        return function
+
+    async def _made(self, typename: str) -> _Function:
+        """The file of a function type, for somebody who will write to it."""
+        function = self._existing(typename)
+        while function is None:
+            await self._shared.write(
+                lambda transaction: transaction.execute(
+                    "INSERT OR IGNORE INTO functions (typename) VALUES (?)", typename
+                )
+            )
+            function = self._existing(typename)
+        return function
+
+    def _all(self) -> list[_Function]:
+        found = self._shared.read("SELECT typename, number FROM functions ORDER BY number")
+        return [self._opened(typename, number) for typename, number in found]
+
+    def _by_function(self, numbers: Iterable[int]) -> list[tuple[_Function, list[int]]]:
+        found: dict[int, list[int]] = {}
+        for number in numbers:
+            found.setdefault(number >> _NUMBER_BITS, []).append(number)
+        return [(function, found[function.number]) for function in self._all() if function.number in found]
+
+    def _opened(self, typename: str, number: int) -> _Function:
+        function = self._functions.get(typename)
+        if function is None:
+            path = self._directory / "functions" / f"{quote(typename, safe='')}.sqlite"
+            function = _Function(path, typename, number, self._fenced_sessions)
+            self._functions[typename] = function
+        return function
+
+    def _fenced_sessions(self) -> list[int]:
+        return [number for (number,) in self._shared.read("SELECT number FROM sessions WHERE fenced")]
+
+    @staticmethod
+    def _check_session(transaction: Transaction, session: int) -> None:
+        if transaction.one("SELECT 1 FROM sessions WHERE number = ? AND NOT fenced", session) is None:
+            raise fenced(session)
+
+
+# The file of one function type.
+
+
+class _Function:
+    """State, answers, messages, rows, promises and dead letters of the addresses of one function type.
+
+    A session that is fenced while this file is being made is fenced in it as well: either whoever fences finds the
+    file in the list, which is written before the file is, or the note was there when the file was opened, and is
+    copied into it.
+    """
+
+    def __init__(self, path: Path, typename: str, number: int, fenced_sessions: Callable[[], list[int]]) -> None:
+        self.typename = typename
+        self.number = number
+
+        def prepare(transaction: Transaction) -> None:
+            for session in fenced_sessions():
+                transaction.execute("INSERT OR IGNORE INTO fenced VALUES (?)", session)
+            for table, first in (("messages", 0), ("emitted", _FIRST_ROW)):
+                if transaction.one("SELECT 1 FROM sqlite_sequence WHERE name = ?", table) is None:
+                    last = (number << _NUMBER_BITS) + first
+                    transaction.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", table, last)
+
+        self._file = File(path, _FUNCTION_SCHEMA, prepare)
+        self.close = self._file.close
+
+    async def fence(self, session: int) -> None:
+        await self._file.write(
+            lambda transaction: transaction.execute("INSERT OR IGNORE INTO fenced VALUES (?)", session)
+        )
+
+    # Addresses.
+
+    def load(self, id: str, key: str, *, rows: bool) -> Loaded:
+        if rows:
+            with self._file.snapshot():
+                found = self._file.read("SELECT key, value FROM rows WHERE id = ?", id)
+                return self._load(id, key)._replace(rows=dict(found))
+        return self._load(id, key)
+
+    def _load(self, id: str, key: str) -> Loaded:
+        ((version, value, status, body),) = self._file.read(
+            "SELECT version, value, status, body FROM (SELECT 1) LEFT JOIN state ON state.id = ?1 "
+            "LEFT JOIN answers ON answers.id = ?1 AND key = ?2",
+            id,
+            key,
+        )
+        return Loaded(value or b"", version or 0, None if status is None else Answer(status, body), {})
+
+    async def commit(self, commits: Sequence[Commit]) -> list[Committed]:
+        encoded = [_Encoded.of(commit) for commit in commits]
+
+        def work(transaction: Transaction) -> list[Committed]:
+            # All checks come first: once anything is written, nothing may be refused.
+            for commit in commits:
+                _check(transaction, commit)
+            return [_carry_out(transaction, each) for each in encoded]
+
+        return await self._file.write(work)
+
+    def ids(self, prefix: str, after: str, limit: int) -> list[str]:
+        end = after_prefix(prefix)
+        found = self._file.read(
+            "SELECT id FROM state WHERE id > ?1 AND id >= ?2 AND (?3 IS NULL OR id < ?3) ORDER BY id LIMIT ?4",
+            after,
+            prefix,
+            end,
+            limit,
+        )
+        return [id for (id,) in found]
+
+    # Promises.
+
+    async def resolve(self, session: int, id: str, name: str, value: bytes) -> bool:
+        def work(transaction: Transaction) -> bool:
+            _check_session(transaction, session)
+            return transaction.execute("INSERT OR IGNORE INTO promises VALUES (?, ?, ?)", id, name, value) == 1
+
+        return await self._file.write(work)
+
+    def resolution(self, id: str, name: str) -> bytes | None:
+        found = self._file.read("SELECT value FROM promises WHERE id = ? AND name = ?", id, name)
+        return found[0][0] if found else None
+
+    # Messages.
+
+    def due(self, session: int, now_ms: int, limit: int) -> list[Kept]:
+        with self._file.snapshot():
+            at_once = self._file.read(
+                f"SELECT {_KEPT} FROM messages WHERE session = ? AND due_ms = 0 ORDER BY number LIMIT ?", session, limit
+            )
+            delayed = self._file.read(
+                f"SELECT {_KEPT} FROM messages WHERE session = ? AND due_ms BETWEEN 1 AND ? "
+                "ORDER BY due_ms, number LIMIT ?",
+                session,
+                now_ms,
+                limit,
+            )
+        return [self._kept(row) for row in (*at_once, *delayed)]
+
+    def next_due_ms(self, session: int) -> int | None:
+        ((due_ms,),) = self._file.read("SELECT min(due_ms) FROM messages WHERE session = ? AND due_ms > 0", session)
+        return None if due_ms is None else int(due_ms)
+
+    async def done(self, session: int, numbers: Collection[int]) -> None:
+        def work(transaction: Transaction) -> None:
+            _check_session(transaction, session)
+            for number in numbers:
+                transaction.execute("DELETE FROM messages WHERE number = ?", number)
+
+        await self._file.write(work)
+
+    async def failed(self, session: int, number: int) -> None:
+        def work(transaction: Transaction) -> None:
+            _check_session(transaction, session)
+            transaction.execute("UPDATE messages SET attempts = attempts + 1 WHERE number = ?", number)
+
+        await self._file.write(work)
+
+    async def bury(self, session: int, number: int, reason: str, now_ms: int) -> None:
+        def work(transaction: Transaction) -> None:
+            _check_session(transaction, session)
+            transaction.execute(
+                "INSERT INTO dead SELECT number, sender, '', ?, attempts + 1, ?, data FROM messages WHERE number = ?",
+                reason,
+                now_ms,
+                number,
+            )
+            transaction.execute("DELETE FROM messages WHERE number = ?", number)
+
+        await self._file.write(work)
+
+    async def adopt(self, session: int) -> int:
+        if not self._file.read("SELECT 1 FROM messages WHERE session IN (SELECT session FROM fenced) LIMIT 1"):
+            return 0  # Whoever looks again and again writes nothing.
+
+        def work(transaction: Transaction) -> int:
+            _check_session(transaction, session)
+            return transaction.execute(
+                "UPDATE messages SET session = ? WHERE session IN (SELECT session FROM fenced)", session
+            )
+
+        return await self._file.write(work)
+
+    # Rows for egresses.
+
+    async def open_batch(self, session: int, egress: str, limit: int) -> Batch | None:
+        if not self._file.read("SELECT 1 FROM emitted WHERE egress = ? LIMIT 1", egress):
+            return None
+
+        def work(transaction: Transaction) -> Batch | None:
+            _check_session(transaction, session)
+            number = _open_batch(transaction, egress, limit)
+            found = transaction.all(
+                "SELECT number, data FROM emitted WHERE egress = ? AND batch = ? ORDER BY number", egress, number
+            )
+            rows = [(row, decode_row(data)) for row, data in found]
+            return Batch(self.number, number, rows) if rows else None
+
+        return await self._file.write(work)
+
+    async def close_batch(
+        self, session: int, egress: str, batch: Batch, refused: Mapping[int, str], now_ms: int
+    ) -> None:
+        def work(transaction: Transaction) -> None:
+            _check_session(transaction, session)
+            for number, reason in refused.items():
+                transaction.execute(
+                    "INSERT INTO dead SELECT number, sender, egress, ?, 1, ?, data FROM emitted WHERE number = ?",
+                    reason,
+                    now_ms,
+                    number,
+                )
+            transaction.execute("DELETE FROM emitted WHERE egress = ? AND batch = ?", egress, batch.number)
+            transaction.execute("UPDATE batches SET open = 0 WHERE egress = ?", egress)
+
+        await self._file.write(work)
+
+    # Dead letters.
+
+    def dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
+        found = self._file.read(
+            "SELECT number, sender, egress, reason, attempts, died_ms, data FROM dead WHERE number > ? "
+            "ORDER BY number LIMIT ?",
+            after,
+            limit,
+        )
+        return [
+            DeadLetter(
+                number,
+                Address(self.typename, sender),
+                Emitted(egress, decode_row(data)) if egress else decode_outgoing(data),
+                reason,
+                attempts,
+                died_ms,
+            )
+            for number, sender, egress, reason, attempts, died_ms, data in found
+        ]
+
+    async def redrive(self, session: int, numbers: Collection[int]) -> int:
+        def work(transaction: Transaction) -> int:
+            _check_session(transaction, session)
+            return sum(self._redrive(transaction, session, number) for number in numbers)
+
+        return await self._file.write(work)
+
+    def _redrive(self, transaction: Transaction, session: int, number: int) -> int:
+        found = transaction.one("DELETE FROM dead WHERE number = ? RETURNING sender, egress, data", number)
+        if found is None:
+            return 0
+        sender, egress, data = found
+        if egress:
+            transaction.execute(_EMIT, egress, sender, data)
+        else:
+            outgoing = decode_outgoing(data)._replace(due_ms=0, token="")
+            _keep(transaction, session, _EncodedMessage.of(Address(self.typename, sender), outgoing))
+        return 1
+
+    async def discard(self, session: int, numbers: Collection[int]) -> int:
+        def work(transaction: Transaction) -> int:
+            _check_session(transaction, session)
+            return sum(transaction.execute("DELETE FROM dead WHERE number = ?", number) for number in numbers)
+
+        return await self._file.write(work)
+
+    async def purge(self, now_ms: int) -> int:
+        if not self._file.read("SELECT 1 FROM answers WHERE until_ms < ? LIMIT 1", now_ms):
+            return 0
+        return await self._file.write(
+            lambda transaction: transaction.execute("DELETE FROM answers WHERE until_ms < ?", now_ms)
+        )
+
+    def _kept(self, row: tuple[int, str, int, bytes]) -> Kept:
+        number, sender, attempts, data = row
+        return Kept(number, Address(self.typename, sender), decode_outgoing(data), attempts)
+
+
+def _check_session(transaction: Transaction, session: int) -> None:
+    if session in transaction.allowed:
+        return
+    if transaction.one("SELECT 1 FROM fenced WHERE session = ?", session) is not None:
+        raise fenced(session)
+    transaction.allowed.add(session)
+
+
+# The parts of a commit.
+
+_EMIT = "INSERT INTO emitted (egress, sender, data) VALUES (?, ?, ?)"
+
+
+class _EncodedMessage(NamedTuple):
+    sender: Address
+    outgoing: Outgoing
+    lane: int
+    data: bytes
+
+    @classmethod
+    def of(cls, sender: Address, outgoing: Outgoing) -> _EncodedMessage:
+        return cls(sender, outgoing, lane_of(sender, outgoing), encode_outgoing(outgoing))
+
+
+class _Encoded(NamedTuple):
+    """A commit with its bytes made, so that nobody waits at the file for that."""
+
+    commit: Commit
+    messages: Sequence[_EncodedMessage]
+    emitted: Sequence[tuple[str, str, bytes]]
+
+    @classmethod
+    def of(cls, commit: Commit) -> _Encoded:
+        return cls(
+            commit,
+            [_EncodedMessage.of(commit.address, outgoing) for outgoing in commit.outgoing],
+            [(egress, commit.id, encode_row(row)) for egress, row in commit.emitted],
+        )
+
+
+def _check(transaction: Transaction, commit: Commit) -> None:
+    """Raise what the commit is refused with."""
+    _check_session(transaction, commit.session)
+    if commit.version is not None:
+        found = transaction.one("SELECT version FROM state WHERE id = ?", commit.id)
+        version = 0 if found is None else found[0]
+        if version != commit.version:
+            raise VersionMismatch(commit.address, f"it has version {version}, and {commit.version} was expected")
+    if _is_answered(transaction, commit):
+        raise VersionMismatch(commit.address, f"key {commit.key!r} is answered already")
+
+
+def _is_answered(transaction: Transaction, commit: Commit) -> bool:
+    if not commit.key or commit.answer is None:
+        return False
+    return transaction.one("SELECT 1 FROM answers WHERE id = ? AND key = ?", commit.id, commit.key) is not None
+
+
+def _carry_out(transaction: Transaction, encoded: _Encoded) -> Committed:
+    commit = encoded.commit
+    version = _change(transaction, commit) if commit.changes_state else commit.version or 0
+    if commit.key and commit.answer is not None:
+        transaction.execute(
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?)", commit.id, commit.key, *commit.answer, commit.answer_until_ms
+        )
+    for name in commit.promises:
+        transaction.execute("DELETE FROM promises WHERE id = ? AND name = ?", commit.id, name)
+    for token in commit.cancelled:
+        _cancel(transaction, commit.id, token)
+    kept = [_keep(transaction, commit.session, message) for message in encoded.messages]
+    for emitted in encoded.emitted:
+        transaction.execute(_EMIT, *emitted)
+    return Committed(version, [each for each in kept if each is not None])
+
+
+def _change(transaction: Transaction, commit: Commit) -> int:
+    """Write the state and the rows; returns the version the address has then."""
+    for key, row in commit.rows.items():
+        if row is None:
+            transaction.execute("DELETE FROM rows WHERE id = ? AND key = ?", commit.id, key)
+        else:
+            transaction.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", commit.id, key, row)
+    transaction.execute("UPDATE versions SET last = last + 1")
+    (version,) = transaction.one("SELECT last FROM versions")
+    # The value stays what it is when only rows have changed.
+    transaction.execute(
+        "INSERT INTO state VALUES (?1, ?2, coalesce(?3, x'')) "
+        "ON CONFLICT (id) DO UPDATE SET version = ?2, value = coalesce(?3, value)",
+        commit.id,
+        version,
+        commit.value,
+    )
+    if not commit.value:
+        removed = transaction.execute(
+            "DELETE FROM state WHERE id = ?1 AND value = x'' AND NOT EXISTS (SELECT 1 FROM rows WHERE id = ?1)",
+            commit.id,
+        )
+        if removed:
+            return 0
+    return int(version)
+
+
+def _cancel(transaction: Transaction, id: str, token: str) -> None:
+    transaction.execute("DELETE FROM messages WHERE sender = ? AND token = ?", id, token)
+
+
+def _keep(transaction: Transaction, session: int, message: _EncodedMessage) -> Kept | None:
+    """Add a message; None if it is not for this session to deliver it now."""
+    sender, outgoing, lane, data = message
+    if outgoing.token:
+        _cancel(transaction, sender.id, outgoing.token)
+    previous = None
+    if not outgoing.due_ms:
+        # The lane stays with whoever has what is before: two who deliver could change the order.
+        previous = transaction.one(
+            "SELECT number, session FROM messages WHERE lane = ? AND due_ms = 0 ORDER BY number DESC LIMIT 1", lane
+        )
+    last, owner = previous or (0, session)
+    number = transaction.insert(
+        "INSERT INTO messages (session, lane, due_ms, sender, token, data) VALUES (?, ?, ?, ?, ?, ?)",
+        owner,
+        lane,
+        outgoing.due_ms,
+        sender.id,
+        outgoing.token,
+        data,
+    )
+    if outgoing.due_ms or owner != session:
+        return None
+    return Kept(number, sender, outgoing, 0, last)
+
+
+def _open_batch(transaction: Transaction, egress: str, limit: int) -> int:
+    """The number of the batch that is open, which may be a new one."""
+    last, is_open = transaction.one("SELECT last, open FROM batches WHERE egress = ?", egress) or (0, 0)
+    if is_open:
+        return int(last)
+    transaction.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, 1)", egress, last + 1)
+    transaction.execute(
+        "UPDATE emitted SET batch = ? WHERE number IN "
+        "(SELECT number FROM emitted WHERE egress = ? AND batch = 0 ORDER BY number LIMIT ?)",
+        last + 1,
+        egress,
+        limit,
+    )
+    return int(last) + 1

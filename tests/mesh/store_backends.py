@@ -1,0 +1,97 @@
+"""The databases that the tests of the store run against."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
+
+from penstock.ids import Address
+from penstock.mesh.store import Answer, Commit, Emitted, Outgoing, Store
+from penstock.records import EgressRow
+
+CART = "shop/cart"
+ALICE = Address(CART, "alice")
+
+
+class Backend(Protocol):
+    """One store, which can be opened several times: each opening is what another process would have."""
+
+    async def open(self) -> Store: ...
+
+
+class Opened:
+    """A store and a session of it."""
+
+    def __init__(self, store: Store, session: int) -> None:
+        self.store = store
+        self.session = session
+
+    def commit_of(
+        self,
+        id: str = "alice",
+        version: int | None = 0,
+        value: bytes | None = None,
+        *,
+        typename: str = CART,
+        answered: tuple[str, bytes] | None = None,
+        until_ms: int = 0,
+        outgoing: tuple[Outgoing, ...] = (),
+        emitted: tuple[Emitted, ...] = (),
+        cancelled: tuple[str, ...] = (),
+    ) -> Commit:
+        """A commit of this session."""
+        key, body = answered or ("", b"")
+        return Commit(
+            self.session,
+            typename,
+            id,
+            version,
+            value,
+            key=key,
+            answer=None if answered is None else Answer(200, body),
+            answer_until_ms=until_ms,
+            outgoing=outgoing,
+            emitted=emitted,
+            cancelled=cancelled,
+        )
+
+    async def put(self, id: str, value: bytes, *, typename: str = CART) -> int:
+        """Whatever it was; the new version."""
+        return (await self.store.commit(self.commit_of(id, None, value, typename=typename))).version
+
+    async def send(self, *outgoing: Outgoing, sender: Address = ALICE) -> None:
+        await self.store.commit(self.commit_of(sender.id, None, typename=sender.typename, outgoing=outgoing))
+
+    async def emit(self, *numbers: int, sender: Address = ALICE, egress: str = "shop/log") -> None:
+        rows = tuple(Emitted(egress, EgressRow(b"%d" % number, number)) for number in numbers)
+        await self.store.commit(self.commit_of(sender.id, None, typename=sender.typename, emitted=rows))
+
+    async def waiting(self, now_ms: int = 0, limit: int = 1_000) -> list[bytes]:
+        """The payloads of what is due."""
+        return [kept.outgoing.payload for kept in await self.store.due(self.session, now_ms, limit)]
+
+
+def message(
+    payload: bytes, *, to: str = "bob", target: str = CART, due_ms: int = 0, token: str = "", key: str = ""
+) -> Outgoing:
+    return Outgoing(target, to, payload, key or payload.decode(), due_ms, token)
+
+
+class Stores:
+    """Opens stores for one test, and closes them with it."""
+
+    def __init__(self, backend: Backend, stack: AsyncExitStack) -> None:
+        self._backend = backend
+        self._stack = stack
+
+    async def open(self, holder: str = "one") -> Opened:
+        store = await self._backend.open()
+        self._stack.push_async_callback(store.close)
+        return Opened(store, await store.begin_session(holder))
+
+
+@asynccontextmanager
+async def stores_of(backend: Backend) -> AsyncIterator[Stores]:
+    async with AsyncExitStack() as stack:
+        yield Stores(backend, stack)
