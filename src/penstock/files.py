@@ -71,13 +71,16 @@ def make_directory(directory: Path) -> None:
         fsync_directory(directory.parent)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Give `path` the content `data`, durably: after a crash at any moment it has the old or the new."""
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Give `path` the content `data`, durably: after a crash at any moment it has the old or the new. What is
+    `private` was never readable by others, not for a moment."""
     # One fixed name, so that a crash leaves at most one leftover, which the next write replaces.
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path, f"writing {len(data):,} bytes"):
         try:
             with temporary.open("wb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(data)
                 file.flush()
                 sync_file(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -60,6 +61,17 @@ def test_write_atomically_replaces_the_content_and_leaves_nothing_else(tmp_path:
     write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert names_in(tmp_path) == ["CURRENT"]
+
+
+def test_what_is_private_is_for_its_owner_alone_before_it_has_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    monkeypatch.setattr("penstock.files.sync_file", lambda descriptor: modes.append(os.fstat(descriptor).st_mode))
+
+    write_atomically(tmp_path / "key", b"secret", private=True)
+
+    assert [stat.S_IMODE(mode) for mode in (*modes, (tmp_path / "key").stat().st_mode)] == [0o600, 0o600]
 
 
 def test_the_content_is_durable_before_the_name_and_the_name_on_return(
