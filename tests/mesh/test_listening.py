@@ -34,9 +34,11 @@ async def serving(own: Identity, mode: TlsMode = TlsMode.STRICT) -> AsyncIterato
     listener = socket.create_server(("127.0.0.1", 0))
     listening = Listening(listener, runner.server, own, mode)
     await listening.start()
-    yield listener.getsockname()[1]
-    await listening.close()
-    await runner.cleanup()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        await listening.close()
+        await runner.cleanup()
 
 
 async def asked(url: str, context: ssl.SSLContext | None = None) -> str:
