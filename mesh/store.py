@@ -1,6 +1,6 @@
 """What the request runtime asks of a database, and the words for it.
 
-Every function type has a database of its own. What always holds, in each of them:
+A transaction concerns one function type, so that each may have a database of its own. What always holds:
 
 - An address changes by `commit` alone, and only if it still has the version that the invocation began with. A version
   is never used twice, also not after the state was deleted: who has read an older one is refused.
@@ -147,7 +147,7 @@ class Batch(NamedTuple):
     """Rows of an egress that are written in one step, with a marker that says which batch it was."""
 
     lane: int
-    """Rows that come from one function type are one lane, with batches numbered from 1."""
+    """Batches are numbered from 1 in each lane. Rows of one address are all in one, in their order."""
     number: int
     rows: Sequence[tuple[int, EgressRow]]
 

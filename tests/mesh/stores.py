@@ -1,23 +1,21 @@
-"""The databases that the tests of the store run against."""
+"""What the tests of the stores have in common."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
+import asyncio
+import functools
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 
 from penstock.ids import Address
 from penstock.mesh.store import Answer, Commit, Emitted, Outgoing, Store
+from penstock.mesh.stores import open_store
 from penstock.records import EgressRow
 
 CART = "shop/cart"
 ALICE = Address(CART, "alice")
-
-
-class Backend(Protocol):
-    """One store, which can be opened several times: each opening is what another process would have."""
-
-    async def open(self) -> Store: ...
 
 
 class Opened:
@@ -79,19 +77,36 @@ def message(
 
 
 class Stores:
-    """Opens stores for one test, and closes them with it."""
+    """Opens one store for a test, each time as another process would, and closes it with the test."""
 
-    def __init__(self, backend: Backend, stack: AsyncExitStack) -> None:
-        self._backend = backend
+    def __init__(self, where: str, stack: AsyncExitStack) -> None:
+        self.where = where
         self._stack = stack
 
     async def open(self, holder: str = "one") -> Opened:
-        store = await self._backend.open()
+        store = await open_store(self.where)
         self._stack.push_async_callback(store.close)
         return Opened(store, await store.begin_session(holder))
 
 
-@asynccontextmanager
-async def stores_of(backend: Backend) -> AsyncIterator[Stores]:
-    async with AsyncExitStack() as stack:
-        yield Stores(backend, stack)
+def with_stores(test: Callable[[Stores], Awaitable[None]]) -> Callable[[str], None]:
+    """Run a test in an event loop of its own, for the store that the fixture `where` names."""
+
+    @functools.wraps(test)
+    def run(where: str) -> None:
+        async def call() -> None:
+            async with AsyncExitStack() as stack:
+                await test(Stores(where, stack))
+
+        asyncio.run(call())
+
+    del run.__wrapped__  # pytest would look for a fixture `stores`.
+    return run
+
+
+@contextmanager
+def quick_directory() -> Iterator[Path]:
+    """In memory where there is such a place: the tests look at what is written, not at what a disk makes of it."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as directory:
+        yield Path(directory)

@@ -1,0 +1,41 @@
+"""From the name of a store to the store: a directory, or a PostgreSQL database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.errors import ConfigurationError
+from penstock.mesh.sqlite_store import SqliteStore
+from penstock.mesh.store import Store
+
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+async def open_store(where: str) -> Store:
+    """The store at `where`: `mesh-data`, or `postgresql://user@host/database`. It is made if there is none.
+
+    Raises ConfigurationError for what names no store, Unavailable when it does not answer, and Refused when a later
+    Penstock has written it.
+    """
+    if where.startswith(_POSTGRES):
+        return await _postgres(where)
+    scheme, separator, _ = where.partition("://")
+    if separator:
+        raise ConfigurationError(
+            "PEN0825",
+            f"{scheme}:// names no store of a mesh. Give a directory, or postgresql://user@host/database.",
+        )
+    return SqliteStore(Path(where))
+
+
+async def _postgres(dsn: str) -> Store:
+    try:
+        from penstock.mesh.postgres_store import PostgresStore
+    except ImportError as error:
+        raise ConfigurationError(
+            "PEN0824",
+            "A store in PostgreSQL needs psycopg, which is missing. Install it: pip install 'penstock[postgres]'.",
+        ) from error
+    store = PostgresStore(dsn)
+    await store.open()
+    return store
