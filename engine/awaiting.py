@@ -28,7 +28,7 @@ from penstock.engine.operations import Answer, CancelInvocation, Operation, enco
 from penstock.engine.pending import Pending, PendingMessage
 from penstock.errors import InvalidInput
 from penstock.functions.context import Output, Replied
-from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Stepped, Wish
+from penstock.functions.durable import CALL, PROMISE, STEP, Called, Stepped, Wish
 from penstock.ids import Address, key_group
 from penstock.records import Envelope, Meta, QueuedRow
 from penstock.state import keys
@@ -150,7 +150,8 @@ class Awaiting:
 
     def readmit(self, entry: Entry, number: int, message: PendingMessage) -> bool:
         """Take a restored message into account. Whether it is to be run before anything arrives."""
-        waits = entry.function.is_async and self.waits_for_messages(message)
+        address = (message.typename, message.id)
+        waits = entry.function.is_async and InvocationJournal.waits_for_messages(self._overlay, address)
         if waits:
             self._aside.add(number)
         return not waits
@@ -201,6 +202,7 @@ class Awaiting:
         else:
             assert invocation.outcome is not None
             self._core.end(invocation, invocation.outcome, invocation.attempt, number)
+            invocation.let_go()
 
     def _hold(self, invocation: Invocation) -> None:
         """It will not end within this step: its address is held, and its journal kept."""
@@ -234,7 +236,7 @@ class Awaiting:
             self._delays.expire_at(invocation.address, expires_ms)
         invocation.opened = entry.reopen(context, opened, new)
         for wish in invocation.fresh:
-            journal.add(wish, clock_ms, timed=_is_timed(wish, context._meta))
+            journal.add(wish, clock_ms)
         base = invocation.segment_cause
         invocation.committed()
         self._core.apply(context.outputs, base, invocation.address, invocation)
@@ -312,10 +314,6 @@ class Awaiting:
         invocation.close()
         self._aside.add(invocation.number)
 
-    def waits_for_messages(self, message: PendingMessage) -> bool:
-        """Whether a restored invocation need not be run before something arrives."""
-        return InvocationJournal.waits_for_messages(self._overlay, (message.typename, message.id))
-
     def is_busy(self, entry: Entry, id: str) -> bool:
         """Whether a handler has the state of an address in its hands."""
         hold = entry.held.get(id)
@@ -332,20 +330,20 @@ class Awaiting:
                 called = wish.wants
                 self._core.deliver(Envelope(called.target.typename, called.id, called.payload, cause, address, None))
             return
-        match wish.kind:
-            case "call":
-                due_ms = self._call(invocation, index, wish.wants, cause)
-            case "run":
-                self._perform_step(invocation, index, wish)
-            case "promise":
-                key = keys.encode_promise_key(key_group(address.id), *address, wish.name)
-                kept = self._overlay.get(key)
-                if kept is not None:
-                    self._overlay.put(key, None)
-                    journal.arrive(index, kept, None, self._core.clock_ms)
-            case _:
-                due_ms = self._core.clock_ms + wish.wants
+        if wish.kind == CALL:
+            due_ms = self._call(invocation, index, wish.wants, cause)
+        elif wish.kind == STEP:
+            self._perform_step(invocation, index, wish)
+        elif wish.kind == PROMISE:
+            key = keys.encode_promise_key(key_group(address.id), *address, wish.name)
+            kept = self._overlay.get(key)
+            if kept is not None:
+                self._overlay.put(key, None)
+                journal.arrive(index, kept, None, self._core.clock_ms)
+        else:
+            due_ms = self._core.clock_ms + wish.wants
         if due_ms:
+            journal.lines[index].timed = True
             error = (TIMED_OUT, f"{wish.name} did not answer in time.") if wish.kind == CALL else None
             timer = operation_for(*address, Answer(journal.cause, index, b"", error), cause, address)
             self._delays.schedule_own(timer, timer_token(address, journal.cause, index), due_ms)
@@ -497,13 +495,6 @@ class Awaiting:
         journal.flush(passive=False)
         self._ready.append((self._core.entries[address.typename], number))
         return True
-
-
-def _is_timed(wish: Wish, meta: Meta | None) -> bool:
-    """Whether a timer is to end the waiting for it."""
-    if wish.kind != CALL:
-        return wish.kind in (SLEEP, DEADLINE)
-    return wish.wants.timeout_ms is not None or (meta is not None and bool(meta.deadline_ms))
 
 
 def is_call(row: QueuedRow, call: tuple[str, str, int, int]) -> bool:

@@ -132,7 +132,7 @@ class Invocation:
         self._children = 0
         self._child_number = 0
         """Of the task that it started last."""
-        self._task = HandlerTask(self)
+        self._as_task: HandlerTask | None = None
         self._variables: Variables | None = None
         self._handler: Coroutine[Any, Any, Any]
         context._keeper = self
@@ -241,7 +241,18 @@ class Invocation:
         self._closed = True
         if self.excursion is None:  # Otherwise whoever runs that ends it.
             self.drop_handler()
+            self.let_go()
         self.context.outputs.clear()
+
+    def let_go(self) -> None:
+        """It is over: nothing it holds leads back to it any more. Left to the collector, which comes seldom, a handler
+        that was put aside would stay in memory for as long as 200,000 others."""
+        self._closed = True
+        if self._refused > REFUSED_MAX:
+            return  # It did not want to end, and is told once more when Python drops it.
+        self.context._keeper = None
+        self._open.clear()
+        self._blocked = self._variables = self._as_task = self.excursion = None
 
     def drop_handler(self) -> None:
         """End it where it waits. What its `finally` blocks raise, or that it goes on although it is to end, concerns
@@ -319,6 +330,12 @@ class Invocation:
         return None
 
     # Inside.
+
+    @property
+    def _task(self) -> HandlerTask:
+        if self._as_task is None:
+            self._as_task = HandlerTask(self)
+        return self._as_task
 
     @property
     def _is_composing(self) -> bool:

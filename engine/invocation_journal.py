@@ -15,6 +15,7 @@ Runs nothing: `penstock.engine.invocation` does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -80,6 +81,7 @@ class InvocationJournal:
     def __init__(self, overlay: Overlay, address: tuple[str, str], cause: int, clock_ms: int, state: bytes) -> None:
         self._overlay = overlay
         self._typename, self._id = address
+        self._group = key_group(self._id)
         self.cause = cause
         self.clock_ms = clock_ms
         """When it began."""
@@ -122,8 +124,7 @@ class InvocationJournal:
     @staticmethod
     def exists(overlay: Overlay, address: tuple[str, str]) -> bool:
         """Whether the message that an address is busy with has begun, and is to be gone on with."""
-        typename, id = address
-        return overlay.get(keys.encode_journal_key(key_group(id), typename, id, _START)) is not None
+        return overlay.get(_key_of(address, _START)) is not None
 
     @staticmethod
     def waits_for_messages(overlay: Overlay, address: tuple[str, str]) -> bool:
@@ -139,10 +140,10 @@ class InvocationJournal:
 
     # What happens.
 
-    def add(self, wish: Wish, clock_ms: int, *, timed: bool) -> None:
+    def add(self, wish: Wish, clock_ms: int) -> None:
         """Note what is asked for by the segment that is being committed."""
         self._changed.add(len(self.lines))
-        self.lines.append(Line(wish.kind, wish.name, wish.digest, clock_ms, timed=timed))
+        self.lines.append(Line(wish.kind, wish.name, wish.digest, clock_ms))
 
     def arrive(self, index: int, value: bytes, error: tuple[str, str] | None, clock_ms: int) -> bool:
         """Note a result. False when nobody waits for it: it came before, or what asked for it was rolled back."""
@@ -191,7 +192,7 @@ class InvocationJournal:
         for index in sorted(self._changed):
             put(self._key(_LINE, index), _encode(self.lines[index]))
         self._changed.clear()
-        for number, row in list(enumerate(self.undo.items()))[self._undo_stored :]:
+        for number, row in enumerate(islice(self.undo.items(), self._undo_stored, None), self._undo_stored):
             put(self._key(_UNDO, number), _encode(row))
         self._lines_stored, self._undo_stored = len(self.lines), len(self.undo)
         progress = _Progress(self.segments, len(self.lines), len(self.undo), passive, self._cancelled, self.parked)
@@ -216,10 +217,14 @@ class InvocationJournal:
         return data
 
     def _key(self, part: int, number: int = 0) -> bytes:
-        return keys.encode_journal_key(key_group(self._id), self._typename, self._id, part, number)
+        return keys.encode_journal_key(self._group, self._typename, self._id, part, number)
+
+
+def _key_of(address: tuple[str, str], part: int) -> bytes:
+    """The key of a row that there is one of, for who asks without a journal."""
+    return keys.encode_journal_key(key_group(address[1]), *address, part)
 
 
 def _progress_of(overlay: Overlay, address: tuple[str, str]) -> _Progress | None:
-    typename, id = address
-    data = overlay.get(keys.encode_journal_key(key_group(id), typename, id, _PROGRESS))
+    data = overlay.get(_key_of(address, _PROGRESS))
     return None if data is None else _decode_progress(data)

@@ -15,7 +15,6 @@ come back as `Completed` inputs. It never sends: whoever calls `run` performs th
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +106,6 @@ MISS_SAMPLE = 32
 OWN_IDS_MAX = 1 << 15
 """Ids remembered as those of this task, so that the task of a hot id is not computed for each record."""
 
-log = logging.getLogger("penstock")
 _encode = msgspec.msgpack.Encoder().encode
 _new = tuple.__new__
 """Makes a named tuple of a tuple, in a third of the time that its class takes."""
@@ -170,7 +168,7 @@ class TaskCore:
     ) -> None:
         self._overlay = overlay
         self._options = options
-        self._start = start
+        self.start = start
         self._entries = {
             f.typename: Entry(f, overlay, bytes_max=options.message_bytes_max, check_state=options.check_state)
             for f in functions
@@ -466,8 +464,11 @@ class TaskCore:
             return
         pending = self._pending.get(number)
         meta = pending.meta
-        has_begun = self._awaiting.has_begun(entry, pending.id)
-        if meta is not None and not has_begun and self._needs_no_run(entry, pending.queued, meta):
+        if (
+            meta is not None
+            and not self._awaiting.has_begun(entry, pending.id)
+            and self._needs_no_run(entry, pending.queued, meta)
+        ):
             self.release(entry, pending.id)
             return
         self._attempt(entry, pending.queued, pending.attempt, number)
@@ -1150,10 +1151,6 @@ class TaskCore:
     @property
     def letters(self) -> DeadLetters:
         return self._letters
-
-    @property
-    def start(self) -> Start:
-        return self._start
 
     @property
     def parked(self) -> int:

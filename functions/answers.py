@@ -36,9 +36,7 @@ def encode_answer(address: Address, value: Any) -> bytes:
 def decode_answer(data: bytes, codec: Codec[Any]) -> Any:
     """The value of an answer, as `codec` has it; in builtin types where the answer is of another type."""
     try:
-        if isinstance(codec, MsgspecCodec):
-            return codec.decode(data)
-        return codec.convert(_decode(data))
+        return _convert(data, codec)
     except Exception:  # noqa: BLE001  # `ctx.reply` may answer with anything, whatever the handler returns.
         return _decode(data)
 
@@ -48,15 +46,17 @@ def read_answer(codec: Codec[Any] | None, whose: str, data: bytes) -> Any:
     if codec is None:
         return _decode(data)
     try:
-        if isinstance(codec, MsgspecCodec):
-            return codec.decode(data)
-        return codec.convert(_decode(data))
+        return _convert(data, codec)
     except Exception as error:
         raise InvalidInput(
             "PEN0267",
             f"The answer of {whose} is not of the type that is declared, {codec.name}: {str(error).rstrip('.')}. "
             "Correct the annotation, or what it answers.",
         ) from error
+
+
+def _convert(data: bytes, codec: Codec[Any]) -> Any:
+    return codec.decode(data) if isinstance(codec, MsgspecCodec) else codec.convert(_decode(data))
 
 
 def read_nothing(data: bytes) -> None:

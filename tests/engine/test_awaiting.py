@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from penstock import App, CallTimeout, Context, Function, FunctionError, InvalidInput, Retry, State
+from penstock.engine.invocation import Invocation
 from penstock.errors import ConfigurationError
 from penstock.functions.durable import Durable
 from penstock.testing import Crash, Harness
@@ -870,3 +871,29 @@ def test_a_handler_that_catches_everything_for_ever_can_be_put_aside(monkeypatch
     with Harness(app, always_replay=True) as h:
         assert h.call(order, "o", 5) == 5
     gc.collect()
+
+
+def test_a_handler_that_is_over_or_put_aside_leaves_nothing_to_the_collector() -> None:
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], amount: int) -> int:
+        await asyncio.sleep(0)
+        async with ctx.timeout("1d"):
+            got = await asyncio.gather(ctx.call(cart, "alice", amount), ctx.call(cart, "alice", amount))
+        if amount < 0:
+            await ctx.promise("never")
+        return sum(got)
+
+    with Harness(app, always_replay=True) as h:
+        gc.collect()
+        gc.disable()
+        try:
+            h.call(order, "o", 5)
+            h.send(order, "p", -5)
+            h.advance("2s")
+            h.send(cart, "alice", 1)  # A turn, in which who has slept for long is forgotten.
+            h.run_until_idle()
+            assert [found for found in gc.get_objects() if isinstance(found, Invocation)] == []
+        finally:
+            gc.enable()
