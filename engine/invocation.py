@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from penstock.engine.entry import Entry
 from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal, Line
 from penstock.errors import CallTimeout, FunctionError, InvalidInput, PenstockError
-from penstock.functions.context import Context, Wished, Withdrawn
+from penstock.functions.context import CancelCall, Context, Wished, Withdrawn
 from penstock.functions.durable import DEADLINE, SLEEP, STEP, Durable, Wish
 from penstock.ids import output_cause
 from penstock.records import QueuedRow
@@ -297,6 +297,9 @@ class Invocation:
         if self._open.pop(durable.index, None) is not None:
             self.wishes.pop(durable.index, None)
             self.context.outputs.append(Withdrawn(durable.index))
+
+    def cancel_call(self, durable: Durable[Any]) -> None:
+        self.context.outputs.append(CancelCall(durable.index))
 
     def cancelled(self, durable: Durable[Any]) -> BaseException | None:
         self._open.pop(durable.index, None)

@@ -412,8 +412,7 @@ class Context(Generic[S]):
     def cancel_call(self, call: Durable[Any]) -> None:
         """Ask whoever was called to end: asyncio.CancelledError is raised where it waits, so that its `finally` and
         `except` blocks can put things right. `call` then raises FunctionError, unless the answer came before."""
-        self._keep("cancel_call")
-        self.outputs.append(CancelCall(call.index))
+        self._keep("cancel_call").cancel_call(call)
 
     def resolve(self, target: Function[Any, Any] | str, id: str, name: str, value: Any = None) -> None:
         """Keep the promise `name` that the address waits for, or will wait for.

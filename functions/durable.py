@@ -94,6 +94,10 @@ class Keeper(Protocol):
         """The handler does not want it any more."""
         ...
 
+    def cancel_call(self, durable: Durable[Any]) -> None:
+        """The handler wants what it has called to end."""
+        ...
+
     def cancelled(self, durable: Durable[Any]) -> BaseException | None:
         """Somebody cancels the wait. Returns what is to be raised instead, if that is not how it is done."""
         ...

@@ -152,6 +152,11 @@ class Plan:
         target.calls += 1
         target.allowance.first_tries += 1
 
+    @property
+    def deadline_s(self) -> float | None:
+        """From then on nothing is tried. None: whenever it is answered."""
+        return self._deadline_s
+
     def next(self, now_s: float) -> Step:
         """What to do now. While an attempt is under way its result comes first."""
         assert self._phase is not Phase.TRYING, "report the result of the attempt first"

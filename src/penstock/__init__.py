@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from penstock.errors import (
         CallTimeout,
+        CallUnavailable,
         ConfigurationError,
         CorruptSnapshot,
         DecodeError,
@@ -70,6 +71,7 @@ __all__ = [
     "App",
     "Avro",
     "CallTimeout",
+    "CallUnavailable",
     "CloudEvents",
     "ConfigurationError",
     "Context",
@@ -119,6 +121,8 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
     _NAMES = {
         "penstock.errors": (
             "CallTimeout",
+            "CallUnavailable",
+            "CallUnavailable",
             "ConfigurationError",
             "CorruptSnapshot",
             "DecodeError",

@@ -6,7 +6,8 @@
     ├── InvalidInput           one record, request or value is not acceptable; everything else goes on
     │   └── DecodeError        its bytes do not fit the declared type (carries path, expected, got)
     ├── FunctionError          user code raised; carries the address
-    │   └── CallTimeout        a call was not answered in time (a TimeoutError, too)
+    │   ├── CallTimeout        a call was not answered in time (a TimeoutError, too)
+    │   └── CallUnavailable    a call could not be carried out for now (an Unavailable, too)
     ├── Unavailable            something outside does not answer; try again later
     ├── Fenced                 this process was replaced; it must stop now
     ├── CorruptSnapshot        a checkpoint's bytes are damaged; use an older checkpoint
@@ -72,6 +73,11 @@ class CallTimeout(FunctionError, TimeoutError):
 
 class Unavailable(PenstockError):
     """Something outside this process does not answer: try again later."""
+
+
+class CallUnavailable(FunctionError, Unavailable):
+    """A call could not be carried out: whoever was called, or the way there, does not answer. It may have been done all
+    the same; tried again under its key, it is not done twice."""
 
 
 class Fenced(PenstockError):

@@ -66,6 +66,7 @@ MODULES: Final = (
             "DecodeError",
             "FunctionError",
             "CallTimeout",
+            "CallUnavailable",
             "Unavailable",
             "Fenced",
             "CorruptSnapshot",
@@ -73,6 +74,7 @@ MODULES: Final = (
         ),
     ),
     ("Running an application from a program", "penstock.engine.run", ("run",)),
+    ("The mesh in a program", "penstock.mesh.library", ("Mesh",)),
     ("Its configuration", "penstock.engine.config", ("Config",)),
     ("Testing", "penstock.testing", ("Harness", "Trial", "DelayedMessage")),
     (

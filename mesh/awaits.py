@@ -1,0 +1,202 @@
+"""What a handler awaits in the mesh: calls, steps, sleeps, promises and deadlines of one run, as tasks of the loop.
+
+What always holds: everything begins when it is asked for; what is asked of others goes under a key that follows from
+the key of the invocation, the address asked, and how often that was asked before: a handler that is run again asks
+under the same keys, and who knows them does nothing twice. Nothing is kept: a handler that is run again begins at its
+beginning. When a run ends, what it still waits for is let go; calls under way are finished by whoever was called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from penstock.errors import CallTimeout, FunctionError, InvalidInput
+from penstock.functions.context import Context, Wished
+from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Durable, Stepped, Wish
+from penstock.functions.steps import perform
+from penstock.ids import Address
+from penstock.mesh.wire import TRACING, Reply, Request, error_in_handler
+
+
+class Neighbours(Protocol):
+    """Whoever brings about what a handler waits for."""
+
+    async def call(self, request: Request) -> Reply:
+        """Carry a request to its address. Never raises for what becomes of it."""
+        ...
+
+    async def promised(self, address: Address, name: str) -> bytes:
+        """The value of a promise, once it is kept."""
+        ...
+
+    def outlive(self, task: asyncio.Task[None]) -> None:
+        """Nobody waits for this call any more; let it come to its end."""
+        ...
+
+
+class Keys:
+    """The idempotency keys of what one invocation asks for."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._asked: Counter[str] = Counter()
+
+    def next(self, whom: str) -> str:
+        """For what is now asked of `whom`."""
+        self._asked[whom] += 1
+        text = f"{self._root}\0{whom}\0{self._asked[whom]}"
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Awaits:
+    """The `Keeper` of one run. `close` it when the handler has returned or raised."""
+
+    def __init__(self, context: Context[Any], request: Request, keys: Keys, neighbours: Neighbours) -> None:
+        self._context = context
+        self._request = request
+        self._keys = keys
+        self._neighbours = neighbours
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._calls: set[int] = set()
+        self.promises: list[str] = []
+        """Names of those whose values were taken."""
+        self._issued = 0
+
+    # As the context asks it: a `Keeper`.
+
+    def wish(self, wish: Wish) -> Durable[Any]:
+        durable: Durable[Any] = Durable(self, self._issued)
+        self._issued += 1
+        self._context.outputs.append(Wished(durable.index, wish))
+        if wish.kind == CALL:
+            self._calls.add(durable.index)
+            work = self._calling(wish)
+        else:
+            work = self._waiting(wish)
+        self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
+        return durable
+
+    def withdraw(self, durable: Durable[Any]) -> None:
+        self._end(durable)
+
+    def cancel_call(self, durable: Durable[Any]) -> None:
+        self._end(durable)
+        if not durable.done():
+            whom = str(self._context.address)
+            text = f"{whom} has cancelled a call before it was answered. Whoever was called may still do it."
+            durable.finish(None, FunctionError("PEN0272", text, address=whom))
+
+    def cancelled(self, durable: Durable[Any]) -> BaseException | None:
+        return None  # What was asked for goes on; nobody waits for it.
+
+    def task(self) -> Any:
+        return asyncio.current_task()
+
+    def close(self) -> None:
+        """Let go what the handler did not wait for."""
+        for index, task in self._tasks.items():
+            if index in self._calls:
+                self._neighbours.outlive(task)
+            else:
+                task.cancel()
+
+    # Inside.
+
+    def _end(self, durable: Durable[Any]) -> None:
+        task = self._tasks.pop(durable.index, None)
+        if task is not None:
+            task.cancel()
+
+    async def _fulfil(self, durable: Durable[Any], wish: Wish, work: Coroutine[Any, Any, bytes]) -> None:
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            data = await work
+            value = None if wish.kind in (SLEEP, DEADLINE) else wish.read(data)
+        except Exception as failed:  # noqa: BLE001  # Whatever it is, it is the handler's to see.
+            error = failed
+        self._tasks.pop(durable.index, None)
+        context = self._context
+        context._clock_ms = max(context._clock_ms, time.time_ns() // 1_000_000)
+        if not durable.done():
+            durable.finish(value, error)
+
+    def _calling(self, wish: Wish) -> Coroutine[Any, Any, bytes]:
+        """Everything that depends on the order in which calls are made is settled before anything is awaited."""
+        called: Called = wish.wants
+        to = Address(called.target.typename, called.id)
+        deadline_s = self._request.deadline_s
+        if called.timeout_ms is not None:
+            own_s = time.monotonic() + called.timeout_ms / 1000
+            deadline_s = own_s if deadline_s is None else min(own_s, deadline_s)
+        own = self._context.address
+        request = Request(
+            to,
+            called.payload,
+            key=self._keys.next(str(to)),
+            deadline_s=deadline_s,
+            caller=own,
+            chain=(*self._request.chain, own),
+            headers={name: text for name, text in self._request.headers.items() if name in TRACING},
+            shadow=self._request.shadow,
+        )
+        return self._call(request)
+
+    async def _call(self, request: Request) -> bytes:
+        whom = str(request.address)
+        if request.address in request.chain:
+            raise _cycle(request)
+        try:
+            async with asyncio.timeout(_left_s(request)):
+                reply = await self._neighbours.call(request)
+        except TimeoutError:
+            raise CallTimeout("PEN0260", f"{whom} did not answer in time.", address=whom) from None
+        if reply.status == 504:
+            raise CallTimeout("PEN0260", f"{whom} did not answer in time.", address=whom)
+        if reply.status != 200:
+            raise error_in_handler(reply, whom)
+        return reply.body
+
+    async def _waiting(self, wish: Wish) -> bytes:
+        address = self._context.address
+        if wish.kind == STEP:
+            return await self._step(wish)
+        if wish.kind == PROMISE:
+            value = await self._neighbours.promised(address, wish.name)
+            self.promises.append(wish.name)
+            return value
+        await asyncio.sleep(wish.wants / 1000)
+        return b""
+
+    async def _step(self, wish: Wish) -> bytes:
+        step: Stepped = wish.wants
+        address = self._context.address
+        if self._request.shadow:
+            raise InvalidInput(
+                "PEN0803",
+                f"{address} runs as a shadow, and step {wish.name!r} has an effect on the outside, which is left out.",
+            )
+        value, error = await perform(step, key=self._keys.next(f"step {wish.name}"), address=address)
+        if error is not None:
+            raise FunctionError(*error, address=str(address))
+        return value
+
+
+def _left_s(request: Request) -> float | None:
+    return None if request.deadline_s is None else max(0.0, request.deadline_s - time.monotonic())
+
+
+def _cycle(request: Request) -> FunctionError:
+    chain, to = request.chain, request.address
+    cycle = " -> ".join(map(str, (*chain[chain.index(to) :], to)))
+    return FunctionError(
+        "PEN0273",
+        f"{chain[-1]} calls {to}, which waits for this very call: {cycle}. None of them could ever go on. Send a "
+        "message instead of calling, or call the other way round.",
+        address=str(to),
+    )

@@ -1,0 +1,131 @@
+"""Brings a request to a host that carries it out: the policies decide, this performs.
+
+What always holds: a request is sent only where and when its `Plan` says; every attempt is reported to the plan, which
+is closed however the call ends; whoever asks gets a reply, never an exception; what is called directly waits for as
+long as its caller does, and no longer. Which hosts there are is for the registry to know, how they are reached for the
+transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from penstock.mesh.edges import Edges
+from penstock.mesh.policies.host import Host as Somewhere
+from penstock.mesh.policies.live import Policies
+from penstock.mesh.policies.outcomes import Failure, Outcome
+from penstock.mesh.policies.plan import Finish, GiveUp, Plan, Try, Wait
+from penstock.mesh.policies.plan import Request as Asked
+from penstock.mesh.registry import Registry
+from penstock.mesh.wire import Kind, Reply, Request, failure
+
+
+class NoAnswer(Exception):
+    """A request had no answer."""
+
+    def __init__(self, why: Failure) -> None:
+        super().__init__(why.value)
+        self.why = why
+
+
+class Transport(Protocol):
+    """The way to hosts."""
+
+    async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
+        """Raises NoAnswer."""
+        ...
+
+
+class Caller:
+    """See the module."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        policies: Policies,
+        transport: Transport,
+        edges: Edges,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._policies = policies
+        self._transport = transport
+        self._edges = edges
+        self._clock = clock
+        self._mirrored: set[asyncio.Task[None]] = set()
+
+    async def call(self, request: Request) -> Reply:
+        """What becomes of `request`, tried as often as its policies say."""
+        began_s = self._clock()
+        woken = asyncio.Event()
+        endpoints = self._registry.view().serving(request.address.typename)
+        plan = self._policies.plan(_asked(request, began_s), endpoints, began_s, woken.set)
+        if request.kind is Kind.CALL and request.deadline_s is None:
+            request = request._replace(deadline_s=plan.deadline_s)
+        try:
+            reply = await self._carry_out(plan, request, woken)
+        finally:
+            plan.close(self._clock())
+        self._edges.called(request, reply, self._clock() - began_s)
+        return reply
+
+    async def _carry_out(self, plan: Plan, request: Request, woken: asyncio.Event) -> Reply:
+        reply: Reply | None = None
+        while True:
+            match plan.next(self._clock()):
+                case Try() as attempt:
+                    reply, outcome = await self._try(attempt, request)
+                    plan.result(self._clock(), outcome)
+                case Wait(seconds):
+                    woken.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            await woken.wait()
+                case Finish():
+                    assert reply is not None, "a plan that ends with an answer has had one"
+                    return reply
+                case GiveUp(status, code, message):
+                    return failure(status, code, message)
+
+    async def _try(self, attempt: Try, request: Request) -> tuple[Reply | None, Outcome]:
+        """One attempt."""
+        request = request._replace(attempt=request.attempt + attempt.attempt - 1)
+        if attempt.mirror is not None:
+            self._copy(attempt.mirror, request, attempt.timeout_s)
+        reply: Reply | None = None
+        try:
+            reply = await self._transport.send(attempt.endpoint, request, attempt.timeout_s)
+            refused = Failure.REFUSED if reply.refused and reply.status == 503 else None
+            outcome = Outcome(reply.status, refused, reply.retry_after_s)
+        except NoAnswer as error:
+            outcome = Outcome(failure=error.why)
+        self._edges.tried(request, outcome)
+        return reply, outcome
+
+    def _copy(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> None:
+        """Let another host see the request. Nobody waits for what it answers."""
+
+        async def send() -> None:
+            with suppress(NoAnswer):
+                await self._transport.send(endpoint, request._replace(shadow=True, key=""), timeout_s)
+
+        task = asyncio.create_task(send())
+        self._mirrored.add(task)
+        task.add_done_callback(self._mirrored.discard)
+
+
+def _asked(request: Request, now_s: float) -> Asked:
+    deadline_s = request.deadline_s
+    return Asked(
+        request.address.typename,
+        request.address.id,
+        request.headers,
+        request.caller.typename if request.caller is not None else request.identity,
+        bool(request.key),
+        None if deadline_s is None else max(0, int((deadline_s - now_s) * 1000)),
+    )

@@ -1,0 +1,101 @@
+"""The ways to hosts: over HTTP, and directly to one of this very process.
+
+What always holds: a request that had no answer says how far it came, as the policies need to know; whoever stops
+waiting does not stop the host, here as little as over a connection. Retries nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import aiohttp
+from yarl import URL
+
+from penstock.mesh.caller import NoAnswer, Transport
+from penstock.mesh.policies.host import Host as Somewhere
+from penstock.mesh.policies.outcomes import Failure
+from penstock.mesh.wire import REFUSED, RETRY_AFTER, Reply, Request, write
+
+CONNECT_S: Final = 2.0
+"""A host that does not accept a connection within this time is not asked. On one network it takes a millisecond."""
+IDLE_S: Final = 15.0
+"""Connections nobody uses are closed after this time: before the host does, so that no request meets a closing one."""
+
+
+class Handles(Protocol):
+    """A host, as far as this needs to know."""
+
+    async def handle(self, request: Request) -> Reply: ...
+
+
+class HttpTransport:
+    """Requests over HTTP. `tls` gives the context for new connections, when they are protected."""
+
+    def __init__(self, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
+        path, headers = write(request, monotonic())
+        url = URL(endpoint.url + path, encoded=True)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        options: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls()}
+        try:
+            async with self._opened().post(
+                url, data=request.payload, headers=headers, timeout=timeout, **options
+            ) as response:
+                body = await response.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise NoAnswer(Failure.CONNECT) from None
+        except TimeoutError:
+            raise NoAnswer(Failure.TIMEOUT) from None
+        except (aiohttp.ClientError, OSError):
+            raise NoAnswer(Failure.RESET) from None
+        return Reply(response.status, body, REFUSED in response.headers, _seconds(response.headers))
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
+            # What a body is, the headers of the mesh say; a cookie jar would be work for nothing.
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Content-Type"),
+                auto_decompress=False,
+            )
+        return self._session
+
+
+class LocalTransport:
+    """Requests to a host of this process, by the name of its endpoint; all others go by `others`."""
+
+    def __init__(self, others: Transport | None = None) -> None:
+        self.hosts: dict[str, Handles] = {}
+        self._others = others
+
+    async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
+        host = self.hosts.get(endpoint.name)
+        if host is None:
+            if self._others is None:
+                raise NoAnswer(Failure.CONNECT)
+            return await self._others.send(endpoint, request, timeout_s)
+        carried_out = asyncio.ensure_future(host.handle(request))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(carried_out)
+        except TimeoutError:
+            raise NoAnswer(Failure.TIMEOUT) from None
+
+
+def _seconds(headers: Mapping[str, str]) -> float | None:
+    """What a host asks to wait. A date, as HTTP allows as well, is none of ours."""
+    told = headers.get(RETRY_AFTER, "")
+    return float(told) if told.isdecimal() else None
