@@ -13,8 +13,8 @@ from penstock.checkpoint.blobs import BucketOptions
 from penstock.checkpoint.retention import Retention
 from penstock.errors import ConfigurationError
 from penstock.ids import KEY_GROUPS_MAX
+from penstock.loopback import check_listening
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MEMORY_BYTES_MIN = 64 << 20
 """Below this RocksDB, the caches and the queues of one task have no sensible shares."""
 
@@ -74,12 +74,8 @@ class Config:
                 f"interval = {self.interval_ms:g} ms must be at least 1 ms and below the checkpoint timeout of "
                 f"{self.checkpoint_timeout_ms:g} ms, or no checkpoint could ever complete.",
             )
-        if self.port is not None and self.host not in LOOPBACK and not self.token:
-            raise ConfigurationError(
-                "PEN0602",
-                f"Refused to listen on {self.host} without a token: everyone who reaches it could read and change "
-                "state. Set PENSTOCK_TOKEN (or token in the configuration), or listen on 127.0.0.1.",
-            )
+        if self.port is not None:
+            check_listening(self.host, self.token)
         if self.from_checkpoint is not None and self.fresh:
             raise ConfigurationError("PEN0130", "--from N and --from none exclude one another. Keep one.")
 

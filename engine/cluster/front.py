@@ -24,9 +24,9 @@ from yarl import URL
 
 from penstock.engine.cluster.supervisor import Place, Supervisor
 from penstock.engine.config import Config
-from penstock.engine.http import BODY_S, CLOSE_S, HEADER_BYTES_MAX, bind, error_response, json_response
 from penstock.engine.metrics import CONTENT_TYPE
 from penstock.errors import InvalidInput, Unavailable
+from penstock.web import BODY_S, CLOSE_S, HEADER_BYTES_MAX, bind, error_response, json_response
 
 CONNECT_S: Final = 2.0
 ASK_S: Final = 5.0
@@ -105,7 +105,8 @@ class Front:
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )
-        return await bind(self._runner, self._config)
+        assert self._config.port is not None, "no port means no HTTP interface"
+        return await bind(self._runner, self._config.host, self._config.port)
 
     async def close(self) -> None:
         await self._runner.cleanup()

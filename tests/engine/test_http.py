@@ -11,10 +11,11 @@ import pytest
 
 from penstock import App, Context, Message, State
 from penstock.engine.config import Config
-from penstock.engine.http import HttpServer, TokenBucket, kept_headers, parse_address, why_not_ready
+from penstock.engine.http import HttpServer, why_not_ready
 from penstock.engine.worker import Worker
 from penstock.errors import ConfigurationError, InvalidInput
 from penstock.ids import Address
+from penstock.web import TokenBucket, kept_headers, parse_address
 from tests.engine.serving import Client, serving, until
 
 
