@@ -32,14 +32,18 @@ from penstock.mesh.store import (
     Kept,
     Loaded,
     Outgoing,
+    Pending,
+    RejectedRecord,
     Session,
     VersionMismatch,
     after_prefix,
     decode_outgoing,
     decode_position,
+    decode_rejected,
     decode_row,
     encode_outgoing,
     encode_position,
+    encode_rejected,
     encode_row,
     fenced,
     lane_of,
@@ -48,7 +52,7 @@ from penstock.mesh.store import (
 )
 
 _TABLES = """
-CREATE TABLE schema (number integer NOT NULL);
+CREATE TABLE schema (number integer NOT NULL, instance uuid NOT NULL DEFAULT gen_random_uuid());
 CREATE SEQUENCE versions;
 CREATE SEQUENCE numbers;
 CREATE TABLE sessions (
@@ -204,10 +208,14 @@ class PostgresStore:
             if await _one(cursor) == (None,):
                 await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(self._schema))
                 await connection.execute(_TABLES)
-                await connection.execute("INSERT INTO schema VALUES (%s)", (SCHEMA,))
+                await connection.execute("INSERT INTO schema (number) VALUES (%s)", (SCHEMA,))
             (found,) = await _one(await connection.execute("SELECT number FROM schema"))
             if found > SCHEMA:
                 raise newer_schema(self._where, found)
+
+    async def instance(self) -> str:
+        (name,) = await self._row("SELECT instance FROM schema")
+        return str(name.hex)
 
     # Sessions.
 
@@ -304,8 +312,10 @@ class PostgresStore:
             for number, typename, sender, attempts, data in (*at_once, *delayed)
         ]
 
-    async def next_due_ms(self, session: int) -> int | None:
-        (due_ms,) = await self._row("SELECT min(due_ms) FROM messages WHERE session = %s AND due_ms > 0", session)
+    async def next_due_ms(self, session: int, after_ms: int) -> int | None:
+        (due_ms,) = await self._row(
+            "SELECT min(due_ms) FROM messages WHERE session = %s AND due_ms > %s", session, max(0, after_ms)
+        )
         return None if due_ms is None else int(due_ms)
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
@@ -323,6 +333,10 @@ class PostgresStore:
         )
 
     async def adopt(self, session: int) -> int:
+        if not await self._rows(
+            "SELECT 1 FROM messages JOIN sessions ON sessions.number = session WHERE fenced LIMIT 1"
+        ):
+            return 0  # Whoever looks again and again writes nothing.
         async with self._writing(session) as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, _ADOPTION))
             adopted = 0
@@ -365,22 +379,13 @@ class PostgresStore:
 
     async def dead_letters(self, *, after: int = 0, limit: int = 1_000) -> list[DeadLetter]:
         found = await self._rows("SELECT * FROM dead WHERE number > %s ORDER BY number LIMIT %s", after, limit)
-        return [
-            DeadLetter(
-                number,
-                Address(typename, sender.decode()),
-                Emitted(egress, decode_row(data)) if egress else decode_outgoing(data),
-                reason,
-                attempts,
-                died_ms,
-            )
-            for number, typename, sender, egress, reason, attempts, died_ms, data in found
-        ]
+        return [_dead_letter(*row) for row in found]
 
     async def redrive(self, session: int, numbers: Collection[int]) -> int:
         async with self._writing(session) as connection:
             cursor = await connection.execute(
-                "DELETE FROM dead WHERE number = ANY (%s) RETURNING number, typename, sender, egress, data",
+                "DELETE FROM dead WHERE number = ANY (%s) AND typename <> '' "
+                "RETURNING number, typename, sender, egress, data",
                 (list(numbers),),
             )
             letters = sorted(await cursor.fetchall())
@@ -419,14 +424,30 @@ class PostgresStore:
         found = await self._rows("SELECT position FROM positions WHERE ingress = %s", ingress)
         return decode_position(found[0][0]) if found else None
 
-    async def keep_position(self, session: int, ingress: str, position: Any) -> None:
-        await self._written(
-            session,
-            "INSERT INTO positions VALUES (%s, %s) ON CONFLICT (ingress) DO UPDATE SET position = excluded.position",
-            *(ingress, encode_position(position)),
-        )
+    async def keep_position(
+        self, session: int, ingress: str, position: Any, rejected: Sequence[RejectedRecord] = (), now_ms: int = 0
+    ) -> None:
+        async with self._writing(session) as connection:
+            await connection.execute(
+                "INSERT INTO positions VALUES (%s, %s) "
+                "ON CONFLICT (ingress) DO UPDATE SET position = excluded.position",
+                (ingress, encode_position(position)),
+            )
+            for record in rejected:
+                await connection.execute(
+                    "INSERT INTO dead VALUES (nextval('numbers'), '', '', '', %s, 1, %s, %s)",
+                    (_storable(record.reason), now_ms, encode_rejected(record)),
+                )
 
     # Upkeep.
+
+    async def pending(self) -> Pending:
+        return Pending(
+            *await self._row(
+                "SELECT (SELECT count(*) FROM messages WHERE due_ms = 0), "
+                "(SELECT count(*) FROM messages WHERE due_ms > 0), (SELECT count(*) FROM emitted)"
+            )
+        )
 
     async def purge(self, now_ms: int) -> int:
         async with self._connection() as connection:
@@ -645,6 +666,15 @@ async def _open_batch(connection: AsyncConnection, egress: str, limit: int) -> i
         (last + 1, egress, limit),
     )
     return int(last) + 1
+
+
+def _dead_letter(
+    number: int, typename: str, sender: bytes, egress: str, reason: str, attempts: int, died_ms: int, data: bytes
+) -> DeadLetter:
+    if not typename:
+        return DeadLetter(number, None, decode_rejected(data), reason, attempts, died_ms)
+    what = Emitted(egress, decode_row(data)) if egress else decode_outgoing(data)
+    return DeadLetter(number, Address(typename, sender.decode()), what, reason, attempts, died_ms)
 
 
 async def _count(connection: AsyncConnection, statement: str, *arguments: object) -> int:

@@ -29,14 +29,18 @@ from penstock.mesh.store import (
     Kept,
     Loaded,
     Outgoing,
+    Pending,
+    RejectedRecord,
     Session,
     VersionMismatch,
     after_prefix,
     decode_outgoing,
     decode_position,
+    decode_rejected,
     decode_row,
     encode_outgoing,
     encode_position,
+    encode_rejected,
     encode_row,
     fenced,
     lane_of,
@@ -52,6 +56,9 @@ CREATE TABLE sessions (
 CREATE TABLE functions (number INTEGER PRIMARY KEY AUTOINCREMENT, typename TEXT NOT NULL UNIQUE);
 CREATE TABLE claims (name TEXT PRIMARY KEY, session INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (ingress TEXT PRIMARY KEY, position BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE instance (name TEXT NOT NULL);
+INSERT INTO instance VALUES (lower(hex(randomblob(16))));
+CREATE TABLE rejected (number INTEGER PRIMARY KEY AUTOINCREMENT, died_ms INTEGER NOT NULL, data BLOB NOT NULL);
 """
 
 _FUNCTION_SCHEMA = """
@@ -118,6 +125,10 @@ class SqliteStore:
         self._shared = File(directory / "mesh.sqlite", _SHARED_SCHEMA)
         self._functions: dict[str, _Function] = {}
 
+    async def instance(self) -> str:
+        ((name,),) = self._shared.read("SELECT name FROM instance")
+        return str(name)
+
     # Sessions.
 
     async def begin_session(self, holder: str) -> int:
@@ -176,8 +187,8 @@ class SqliteStore:
     async def due(self, session: int, now_ms: int, limit: int) -> list[Kept]:
         return [kept for function in self._all() for kept in function.due(session, now_ms, limit)]
 
-    async def next_due_ms(self, session: int) -> int | None:
-        found = (function.next_due_ms(session) for function in self._all())
+    async def next_due_ms(self, session: int, after_ms: int) -> int | None:
+        found = (function.next_due_ms(session, after_ms) for function in self._all())
         return min((due_ms for due_ms in found if due_ms is not None), default=None)
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
@@ -211,14 +222,24 @@ class SqliteStore:
     # Dead letters.
 
     async def dead_letters(self, *, after: int = 0, limit: int = 1_000) -> list[DeadLetter]:
-        found = [letter for function in self._all() for letter in function.dead_letters(after, limit)]
-        return sorted(found)[:limit]
+        found = self._shared.read(
+            "SELECT number, died_ms, data FROM rejected WHERE number > ? ORDER BY number LIMIT ?", after, limit
+        )
+        letters = [_rejected_letter(*row) for row in found]
+        for function in self._all():
+            letters += function.dead_letters(after, limit)
+        return letters[:limit]  # In order: functions are numbered, and their letters behind their own number.
 
     async def redrive(self, session: int, numbers: Collection[int]) -> int:
         return sum([await function.redrive(session, some) for function, some in self._by_function(numbers)])
 
     async def discard(self, session: int, numbers: Collection[int]) -> int:
-        return sum([await function.discard(session, some) for function, some in self._by_function(numbers)])
+        def work(transaction: Transaction) -> int:
+            self._check_session(transaction, session)
+            return sum(transaction.execute("DELETE FROM rejected WHERE number = ?", number) for number in numbers)
+
+        discarded = await self._shared.write(work)
+        return discarded + sum([await function.discard(session, some) for function, some in self._by_function(numbers)])
 
     # Work that one process does for all.
 
@@ -247,16 +268,25 @@ class SqliteStore:
         found = self._shared.read("SELECT position FROM positions WHERE ingress = ?", ingress)
         return decode_position(found[0][0]) if found else None
 
-    async def keep_position(self, session: int, ingress: str, position: Any) -> None:
+    async def keep_position(
+        self, session: int, ingress: str, position: Any, rejected: Sequence[RejectedRecord] = (), now_ms: int = 0
+    ) -> None:
         data = encode_position(position)
+        letters = [encode_rejected(record) for record in rejected]
 
         def work(transaction: Transaction) -> None:
             self._check_session(transaction, session)
             transaction.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", ingress, data)
+            for letter in letters:
+                transaction.execute("INSERT INTO rejected (died_ms, data) VALUES (?, ?)", now_ms, letter)
 
         await self._shared.write(work)
 
     # Upkeep.
+
+    async def pending(self) -> Pending:
+        counts = [function.pending() for function in self._all()]
+        return Pending(*(sum(column) for column in zip(Pending(0, 0, 0), *counts, strict=True)))
 
     async def purge(self, now_ms: int) -> int:
         return sum([await function.purge(now_ms) for function in self._all()])
@@ -415,8 +445,10 @@ class _Function:
             )
         return [self._kept(row) for row in (*at_once, *delayed)]
 
-    def next_due_ms(self, session: int) -> int | None:
-        ((due_ms,),) = self._file.read("SELECT min(due_ms) FROM messages WHERE session = ? AND due_ms > 0", session)
+    def next_due_ms(self, session: int, after_ms: int) -> int | None:
+        ((due_ms,),) = self._file.read(
+            "SELECT min(due_ms) FROM messages WHERE session = ? AND due_ms > ?", session, max(0, after_ms)
+        )
         return None if due_ms is None else int(due_ms)
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
@@ -547,9 +579,21 @@ class _Function:
             lambda transaction: transaction.execute("DELETE FROM answers WHERE until_ms < ?", now_ms)
         )
 
+    def pending(self) -> Pending:
+        ((messages, delayed, rows),) = self._file.read(
+            "SELECT (SELECT count(*) FROM messages WHERE due_ms = 0), "
+            "(SELECT count(*) FROM messages WHERE due_ms > 0), (SELECT count(*) FROM emitted)"
+        )
+        return Pending(messages, delayed, rows)
+
     def _kept(self, row: tuple[int, str, int, bytes]) -> Kept:
         number, sender, attempts, data = row
         return Kept(number, Address(self.typename, sender), decode_outgoing(data), attempts)
+
+
+def _rejected_letter(number: int, died_ms: int, data: bytes) -> DeadLetter:
+    record = decode_rejected(data)
+    return DeadLetter(number, None, record, record.reason, 1, died_ms)
 
 
 def _check_session(transaction: Transaction, session: int) -> None:

@@ -76,6 +76,8 @@ class Outgoing(NamedTuple):
     token: str = ""
     """Names a delayed message, so that its sender can cancel it."""
     headers: Mapping[str, str] = {}
+    outside: bool = False
+    """It came from outside the mesh: whoever gets it sees no caller."""
 
 
 class Kept(NamedTuple):
@@ -96,6 +98,18 @@ class Emitted(NamedTuple):
 
     egress: str
     row: EgressRow
+
+
+class RejectedRecord(NamedTuple):
+    """A record of an ingress that is no message."""
+
+    ingress: str
+    place: str
+    """Where it stands, for people."""
+    data: bytes
+    """As it was read."""
+    reason: str
+    """The coded text of what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +167,12 @@ class Batch(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A message, or a row of an egress, that could not be delivered."""
+    """A message, a row of an egress or a record of an ingress that could not be delivered."""
 
     number: int
-    sender: Address
-    what: Outgoing | Emitted
+    sender: Address | None
+    """None of a record."""
+    what: Outgoing | Emitted | RejectedRecord
     reason: str
     """The coded text of the last error."""
     attempts: int
@@ -174,10 +189,23 @@ class Session(NamedTuple):
     fenced: bool
 
 
+class Pending(NamedTuple):
+    """How much there is in the store that is not delivered yet, of all sessions."""
+
+    messages: int
+    delayed: int
+    """Messages with a delay, due or not."""
+    rows: int
+
+
 class Store(Protocol):
     """A database of a mesh. Its methods raise `Unavailable` when it does not answer: whether what they should write is
     written is unknown then, and asking again with the same key or number does no harm. Those that take a session, and
     `commit`, raise `Fenced` when that was fenced."""
+
+    async def instance(self) -> str:
+        """A name that no other store has: what outsiders keep of this one, they keep under it."""
+        ...
 
     # Sessions.
 
@@ -231,8 +259,8 @@ class Store(Protocol):
         """The session's messages that are due: of those without delay the oldest `limit`, and as many of the others."""
         ...
 
-    async def next_due_ms(self, session: int) -> int | None:
-        """When the first delayed message of the session is due."""
+    async def next_due_ms(self, session: int, after_ms: int) -> int | None:
+        """When the first delayed message of the session is due that is due after `after_ms`."""
         ...
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
@@ -270,7 +298,8 @@ class Store(Protocol):
         ...
 
     async def redrive(self, session: int, numbers: Collection[int]) -> int:
-        """Deliver dead letters again, as new messages or rows with their old keys; returns how many there were."""
+        """Deliver dead letters again, as new messages or rows with their old keys; returns how many there were.
+        Records are passed over: what is wrong with them is in them."""
         ...
 
     async def discard(self, session: int, numbers: Collection[int]) -> int:
@@ -287,11 +316,17 @@ class Store(Protocol):
         """Where reading continues; None at the beginning."""
         ...
 
-    async def keep_position(self, session: int, ingress: str, position: Any) -> None:
-        """Everything before this position is taken."""
+    async def keep_position(
+        self, session: int, ingress: str, position: Any, rejected: Sequence[RejectedRecord] = (), now_ms: int = 0
+    ) -> None:
+        """Everything before this position is taken; these records before it became dead letters."""
         ...
 
     # Upkeep.
+
+    async def pending(self) -> Pending:
+        """What is still to be delivered."""
+        ...
 
     async def purge(self, now_ms: int) -> int:
         """Forget answers that have been kept long enough; returns how many. Until then they are given."""
@@ -348,6 +383,7 @@ def newer_schema(where: str, found: int) -> Refused:
 _encode = msgspec.msgpack.Encoder().encode
 _outgoing = msgspec.msgpack.Decoder(Outgoing)
 _row = msgspec.msgpack.Decoder(EgressRow)
+_rejected = msgspec.msgpack.Decoder(RejectedRecord)
 
 
 def encode_outgoing(outgoing: Outgoing) -> bytes:
@@ -364,6 +400,14 @@ def encode_row(row: EgressRow) -> bytes:
 
 def decode_row(data: bytes) -> EgressRow:
     return _row.decode(data)
+
+
+def encode_rejected(record: RejectedRecord) -> bytes:
+    return _encode(record)
+
+
+def decode_rejected(data: bytes) -> RejectedRecord:
+    return _rejected.decode(data)
 
 
 def encode_position(position: Any) -> bytes:

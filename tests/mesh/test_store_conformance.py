@@ -13,7 +13,17 @@ import pytest
 
 from penstock.errors import Fenced
 from penstock.ids import Address
-from penstock.mesh.store import Answer, Commit, Committed, Emitted, Loaded, Outgoing, VersionMismatch
+from penstock.mesh.store import (
+    Answer,
+    Commit,
+    Committed,
+    Emitted,
+    Loaded,
+    Outgoing,
+    Pending,
+    RejectedRecord,
+    VersionMismatch,
+)
 from penstock.records import EgressRow
 from tests.mesh.stores import ALICE, CART, Opened, Stores, message, quick_directory, with_stores
 from tests.postgres import Server, running_server
@@ -476,10 +486,11 @@ async def test_what_is_delivered_is_gone(stores: Stores) -> None:
 @with_stores
 async def test_delayed_messages_are_due_in_their_time(stores: Stores) -> None:
     one = await stores.open()
-    assert await one.store.next_due_ms(one.session) is None
+    assert await one.store.next_due_ms(one.session, 0) is None
     await one.send(message(b"late", due_ms=200), message(b"early", due_ms=100), message(b"now"))
 
-    assert await one.store.next_due_ms(one.session) == 100
+    assert await one.store.next_due_ms(one.session, 0) == 100
+    assert await one.store.next_due_ms(one.session, 100) == 200
     assert await one.waiting(99) == [b"now"]
     assert await one.waiting(200) == [b"now", b"early", b"late"]
     assert await one.waiting(200, limit=1) == [b"now", b"early"]
@@ -674,6 +685,46 @@ async def test_positions_are_kept_as_they_are(stores: Stores) -> None:
     await one.store.keep_position(one.session, "flights", {"record": 7, "name": "é"})
 
     assert await other.store.position("flights") == {"record": 7, "name": "é"}
+
+
+@with_stores
+async def test_refused_records_become_dead_letters_with_the_position_behind_them(stores: Stores) -> None:
+    one = await stores.open()
+    record = RejectedRecord("flights", "flights.csv line 2", b"\xff", "PEN0201 no \0")
+    await one.send(message(b"1"))
+    await one.store.bury(one.session, (await one.store.due(one.session, 0, 1))[0].number, "why", 0)
+
+    await one.store.keep_position(one.session, "flights", 2, [record], 7)
+
+    letters = await one.store.dead_letters()
+    (letter,) = (each for each in letters if each.sender is None)
+    assert (letter.what, letter.died_ms) == (record, 7)
+    assert await one.store.redrive(one.session, [letter.number]) == 0
+    assert await one.store.discard(one.session, [letter.number]) == 1
+    assert [each.reason for each in await one.store.dead_letters()] == ["why"]
+
+
+# What people and other systems look at.
+
+
+@with_stores
+async def test_what_is_pending_is_counted_for_all_sessions(stores: Stores) -> None:
+    one, other = await stores.open(), await stores.open()
+    assert await one.store.pending() == Pending(0, 0, 0)
+
+    await one.send(message(b"1"), message(b"2"), message(b"late", due_ms=100))
+    await other.send(message(b"3"), sender=Address("shop/stock", "s"))
+    await other.emit(1)
+
+    assert await one.store.pending() == Pending(3, 1, 1)
+
+
+@with_stores
+async def test_a_store_has_a_name_of_its_own(stores: Stores) -> None:
+    one, other = await stores.open(), await stores.open()
+
+    assert len(await one.store.instance()) == 32
+    assert await one.store.instance() == await other.store.instance()
 
 
 # Across processes.
