@@ -134,7 +134,7 @@ class OutlierDetector:
         """`intervals` are over, and in all but the first of them nothing was asked of this function."""
         for watched in self._watched.values():
             if watched.ejected_until_s is None:
-                healthy_s = self._interval_since_s - watched.returned_s
+                healthy_s = max(0.0, self._interval_since_s - watched.returned_s)
                 healthy = min(float(intervals), healthy_s // self._settings.interval_s)
                 watched.ejections = max(0, watched.ejections - int(healthy))
         self._eject_below_the_others(now_s)

@@ -157,9 +157,14 @@ class Plan:
         """From then on nothing is tried. None: whenever it is answered."""
         return self._deadline_s
 
+    @property
+    def is_trying(self) -> bool:
+        """Whether an attempt is under way, whose result comes next."""
+        return self._phase is Phase.TRYING
+
     def next(self, now_s: float) -> Step:
         """What to do now. While an attempt is under way its result comes first."""
-        assert self._phase is not Phase.TRYING, "report the result of the attempt first"
+        assert not self.is_trying, "report the result of the attempt first"
         if self._end is not None:
             return self._end
         if self._deadline_s is not None and now_s >= self._deadline_s:

@@ -122,6 +122,9 @@ class _Reader:
         if token == "!":
             inner = self._unary()
             return lambda counts: not inner(counts)
+        if token == "-":
+            inner = self._unary()
+            return lambda counts: -inner(counts)
         if token == "(":
             inner = self.level(0)
             if self._take() != ")":

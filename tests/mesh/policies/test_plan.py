@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.mesh.policies.outcomes import Failure, Outcome
 from penstock.mesh.policies.plan import Finish, GiveUp, Request, Try, Wait
-from penstock.mesh.policies.settings import FunctionPolicy, Limits, Retries, Route
+from penstock.mesh.policies.settings import (
+    Abort,
+    Backoff,
+    Delay,
+    Fault,
+    FunctionPolicy,
+    Limits,
+    Retries,
+    Route,
+    Side,
+    Weighted,
+)
 from tests.mesh.policies.script import (
     BROKEN,
     FUNCTION,
@@ -123,3 +135,118 @@ def test_an_answer_says_more_than_the_reason_to_stop_trying() -> None:
     result = Caller(policies(None, route), endpoints(2)).call(always(BROKEN, seconds=0.099))
 
     assert result.end == Finish(BROKEN)
+
+
+def test_a_fault_of_the_side_of_the_client_stands_for_the_whole_call() -> None:
+    """As in Istio, nothing of its route is tried again or timed."""
+    fault = Fault(Delay(100, 0.5), Abort(100, 503), Side.CLIENT)
+    caller = Caller(policies(None, Route(timeout_s=0.2, fault=fault)), endpoints(3))
+
+    result = caller.call(always(OK), keyed=True)
+
+    assert result.attempts == []
+    assert isinstance(result.end, GiveUp)
+    assert (result.end.status, result.end.code) == (503, "PEN0845")
+    assert result.took_s == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "least_s", "most_s"),
+    [
+        (Outcome(503, retry_after_s=2), 2, 3),
+        (Outcome(503, retry_after_s=301), 0, 0.025),
+        (Outcome(503, Failure.REFUSED, retry_after_s=2), 0, 0.025),
+    ],
+    ids=["heeded", "too long", "of a host that refused before it began"],
+)
+def test_the_wait_a_server_asks_for_takes_the_place_of_the_back_off(
+    outcome: Outcome, least_s: float, most_s: float
+) -> None:
+    route = Route(retries=Retries(attempts=1, retry_on=frozenset({"5xx"})))
+
+    result = Caller(policies(None, route), endpoints(2)).call(always(outcome, seconds=0))
+
+    first, second = result.attempts
+    assert least_s <= second.at_s - first.at_s <= most_s
+
+
+def test_a_wait_that_does_not_fit_into_the_time_left_is_not_begun() -> None:
+    route = Route(timeout_s=1, retries=Retries(attempts=1, retry_on=frozenset({"5xx"})))
+
+    result = Caller(policies(None, route), endpoints(2)).call(always(Outcome(503, retry_after_s=2)))
+
+    assert (len(result.attempts), result.status) == (1, 503)
+    assert result.took_s < 0.1
+
+
+def test_a_retry_goes_to_the_same_host_when_there_is_no_other() -> None:
+    result = Caller(policies(), endpoints(1)).call(always(NO_CONNECTION))
+
+    assert len(result.attempts) == 3
+
+
+def test_a_retry_may_go_to_the_same_host_when_the_route_says_so() -> None:
+    route = Route(retries=Retries(previous_hosts=False))
+
+    result = Caller(policies(None, route, stateful=True), endpoints(3)).call(always(NO_CONNECTION))
+
+    assert len({attempt.host for attempt in result.attempts}) == 1
+
+
+def test_retries_without_end_end_with_the_deadline() -> None:
+    route = Route(timeout_s=1, retries=Retries(attempts=-1, backoff=Backoff(0.1, constant=True)))
+
+    result = Caller(policies(None, route), endpoints(1)).call(always(NO_CONNECTION, seconds=0))
+
+    assert len(result.attempts) == 10
+    assert result.status == 503
+
+
+def test_a_host_that_refused_before_it_began_is_what_the_caller_sees_in_the_end() -> None:
+    refused = Outcome(503, Failure.REFUSED)
+
+    result = Caller(policies(), endpoints(3)).call(always(refused))
+
+    assert result.end == Finish(refused)
+    assert len(result.attempts) == 3
+
+
+def test_a_route_to_a_subset_without_a_host_says_which_one() -> None:
+    route = Route(split=(Weighted("v3", 1),))
+
+    result = Caller(policies(None, route), endpoints(3)).call(always(OK))
+
+    assert isinstance(result.end, GiveUp)
+    assert result.end.message.startswith("No endpoint of subset 'v3' serves shop/payment")
+
+
+def test_without_any_timeout_an_attempt_has_all_the_time_there_is() -> None:
+    result = Caller(policies(None, Route(timeout_s=0)), endpoints(1)).call(always(OK))
+
+    assert result.attempts[0].timeout_s is None
+
+
+def test_a_caller_that_can_not_be_woken_looks_again_soon() -> None:
+    live = policies(FunctionPolicy(limits=Limits(max_requests=1)))
+    first, second = (live.plan(Request(FUNCTION), endpoints(1), 0.0) for _ in range(2))
+    first.next(0.0)
+
+    waiting = second.next(0.0)
+    assert isinstance(waiting, Wait)
+    assert waiting.seconds < 0.1
+    first.result(0.01, OK)
+
+    assert isinstance(second.next(0.02), Try)
+
+
+def test_a_call_that_waits_in_the_queue_until_its_deadline_is_over() -> None:
+    live = policies(FunctionPolicy(limits=Limits(max_requests=1)), Route(timeout_s=1))
+    first, second = (live.plan(Request(FUNCTION), endpoints(1), 0.0) for _ in range(2))
+    first.next(0.0)
+    second.next(0.0)
+
+    end = second.next(1.0)
+
+    assert isinstance(end, GiveUp)
+    assert end.status == 504
+    assert live.statistics(1.0)[FUNCTION].pending == 0
