@@ -28,6 +28,7 @@ from penstock.ids import Address
 from penstock.logs import logger
 from penstock.mesh.awaits import Neighbours
 from penstock.mesh.invocation import Run
+from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.store import Answer, Commit, Kept, Loaded, Outgoing, Store, VersionMismatch
@@ -143,7 +144,9 @@ class Host:
         if admission.delay_s:
             await asyncio.sleep(admission.delay_s)
         if admission.abort is not None:
-            return _refusal(admission.abort)
+            # It stands for a host that fails, so it does not say that nothing was begun.
+            abort = admission.abort
+            return failure(abort.status, abort.code, abort.message)
         match request.kind:
             case Kind.SEND:
                 return await self._keep(function, request)
@@ -266,9 +269,9 @@ class Host:
         return failure(404, "PEN0105", text, refused=True)
 
     def _admit(self, function: Stateful, request: Request) -> Admission | Refusal:
-        caller = request.caller.typename if request.caller is not None else request.identity
+        peer = Peer(request.caller.typename if request.caller is not None else "", request.identity)
         operation = _operation(function, request) if self._policies.policy_set.access else ""
-        return self._policies.admit(function.typename, operation, caller, self._clock(), request.headers)
+        return self._policies.admit(function.typename, operation, peer, self._clock(), request.headers)
 
     def _check_time(self, request: Request) -> None:
         if request.deadline_s is not None and self._clock() >= request.deadline_s:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from penstock.mesh.policies.access import is_allowed
+from penstock.mesh.policies.access import Peer, is_allowed
 from penstock.mesh.policies.backoff import Draw
 from penstock.mesh.policies.faults import draw_fault
 from penstock.mesh.policies.rate_limit import RateLimiter
@@ -44,9 +44,9 @@ class Guard:
         self._control = AdmissionController(control, draw) if control else None
         self._concurrency = ConcurrencyController(concurrency, now_s) if concurrency else None
 
-    def admit(self, operation: str, caller: str, fault: Fault | None, now_s: float) -> Admission | Refusal:
+    def admit(self, operation: str, peer: Peer, fault: Fault | None, now_s: float) -> Admission | Refusal:
         """See `Policies.admit`."""
-        refusal = self._refusal(operation, caller, now_s)
+        refusal = self._refusal(operation, peer, now_s)
         if refusal is not None:
             self.refused[refusal.status] = self.refused.get(refusal.status, 0) + 1
             return refusal
@@ -58,16 +58,17 @@ class Guard:
             )
         return Admission(injected.delay_s, abort, self._control, self._concurrency, now_s)
 
-    def _refusal(self, operation: str, caller: str, now_s: float) -> Refusal | None:
+    def _refusal(self, operation: str, peer: Peer, now_s: float) -> Refusal | None:
         function = self._function
-        if not is_allowed(self.rules, operation, caller):
+        if not is_allowed(self.rules, operation, peer):
             return Refusal(
                 403,
                 "PEN0846",
-                f"{caller or 'An unknown caller'} may not ask {operation!r} of {function}. "
-                "Name it in an access rule for that destination.",
+                f"{function} may not be asked {operation!r} by {peer}. Name it in an access rule for that destination.",
             )
-        retry_after_s = self._rates.retry_after_s(caller, now_s) if self._rates is not None else 0
+        retry_after_s = (
+            self._rates.retry_after_s(peer.identity or peer.function, now_s) if self._rates is not None else 0
+        )
         if retry_after_s:
             return Refusal(429, "PEN0847", f"More requests for {function} than its rate limit allows.", retry_after_s)
         if self._control is not None and not self._control.admits(now_s):

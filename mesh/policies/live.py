@@ -8,7 +8,10 @@ with; what is known of endpoints survives a change, except where the settings it
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
+from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.backoff import Draw
 from penstock.mesh.policies.guard import Admission, Guard, Refusal
 from penstock.mesh.policies.host import Host
@@ -18,6 +21,7 @@ from penstock.mesh.policies.target import Target, TargetStatistics
 
 _DEFAULT_POLICY = FunctionPolicy()
 _DEFAULT_ROUTE = Route()
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _OPEN = Admission()
 """Of functions about which nothing is said: it counts nothing, so one is enough."""
 
@@ -52,19 +56,19 @@ class Policies:
         self,
         function: str,
         operation: str,
-        caller: str,
+        peer: Peer,
         now_s: float,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> Admission | Refusal:
-        """Whether a host begins with a request that `caller` has sent. `operation` is what access rules call it."""
+        """Whether a host begins with a request that `peer` has sent. `operation` is what access rules call it."""
         guard = self._guard(function, now_s)
-        route = self._route(function, headers or {}, caller)
+        route = self._route(function, headers, peer.function or peer.identity)
         fault = route.fault if route is not None and route.fault and route.fault.side is Side.SERVER else None
         if guard is None:
             if fault is None:
                 return _OPEN
             guard = self._guards[function] = Guard(function, _DEFAULT_POLICY, (), self._draw, now_s)
-        return guard.admit(operation, caller, fault, now_s)
+        return guard.admit(operation, peer, fault, now_s)
 
     def apply(self, policy_set: PolicySet, now_s: float) -> None:
         """From now on these hold."""

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from penstock.errors import ConfigurationError
-from penstock.mesh.policies.access import is_allowed
+from penstock.mesh.policies.access import SPIFFE, Peer, is_allowed
 from penstock.mesh.policies.settings import Match, TextMatch, Weighted
 from penstock.mesh.policy_file import read_policies
 
@@ -77,7 +77,8 @@ def test_a_traffic_target_lets_in_those_it_names(match: str, operation: str, cal
     rules = read_policies(GROUPS + TARGET.replace("MATCH", match)).access
 
     assert rules[0].destination == TextMatch(exact="shop/payment")
-    assert is_allowed(rules, operation, caller) is allowed
+    peer = Peer(identity=caller) if caller.startswith(SPIFFE) else Peer(caller)
+    assert is_allowed(rules, operation, peer) is allowed
 
 
 def test_rules_of_which_none_can_hold_let_nobody_in() -> None:
@@ -88,7 +89,7 @@ def test_rules_of_which_none_can_hold_let_nobody_in() -> None:
 
     found = read_policies(groups + target)
 
-    assert not is_allowed(found.access, "charge", "shop/order")
+    assert not is_allowed(found.access, "charge", Peer("shop/order"))
     assert "every request here is a POST" in found.warnings[0]
 
 

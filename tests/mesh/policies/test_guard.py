@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import (
@@ -35,7 +36,7 @@ def guarded(policy: FunctionPolicy | None = None, *routes: Route, access: tuple[
 
 
 def admit(live: Policies, now_s: float = 0.0, caller: str = "shop/order") -> Admission | Refusal:
-    return live.admit(FUNCTION, "charge", caller, now_s)
+    return live.admit(FUNCTION, "charge", Peer(caller), now_s)
 
 
 def code_of(found: Admission | Refusal) -> tuple[int, str]:
@@ -102,7 +103,7 @@ def test_a_fault_of_the_side_of_the_server_is_injected_here(side: Side) -> None:
     live = guarded(None, Route((match,), fault=Fault(Delay(100, 0.2), Abort(100, 418), side)))
 
     plain = admit(live)
-    chosen = live.admit(FUNCTION, "charge", "", 0.0, {"x-chaos": "1"})
+    chosen = live.admit(FUNCTION, "charge", Peer(), 0.0, {"x-chaos": "1"})
 
     assert isinstance(plain, Admission)
     assert plain.abort is None

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.plan import Request, Try
@@ -103,7 +104,7 @@ def test_the_guard_of_a_host_follows_a_change() -> None:
     live = policies(limited)
 
     def admitted() -> bool:
-        found = live.admit(FUNCTION, "charge", "shop/cart", 0.0)
+        found = live.admit(FUNCTION, "charge", Peer("shop/cart"), 0.0)
         assert isinstance(found, Admission | Refusal)
         return isinstance(found, Admission)
 
