@@ -6,13 +6,13 @@ be what is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import ceil, floor
 from typing import Final
 
 from penstock.durations import format_duration
 from penstock.mesh.policies.outlier import fits
-from penstock.mesh.policies.settings import Match, OutlierDetection, Retries, Route, TextMatch
+from penstock.mesh.policies.settings import Match, OutlierDetection, PolicySet, Retries, Route, TextMatch
 
 _UNSURE: Final = {"5xx", "gateway-error", "reset", "timeout"}
 """Conditions under which the request may have been processed."""
@@ -72,6 +72,20 @@ def retry_warnings(timeout_s: float, retries: Retries) -> Iterator[str]:
             f"retry_on has {', '.join(dict.fromkeys(unsure))}, under which a request may have been processed: without "
             "an idempotency key it may be done twice. retry_on_keyed is for requests that have one"
         )
+
+
+def unknown_functions(policies: PolicySet, functions: Collection[str]) -> Iterator[str]:
+    """About names that an application does not have, for which everything that is said does nothing."""
+    named: dict[str, list[str | None]] = {
+        "functions": list(policies.functions),
+        "routes": [match.function.exact for route in policies.routes for match in route.matches],
+        "access": [rule.destination.exact for rule in policies.access],
+    }
+    known = f"There are {', '.join(sorted(functions))}."
+    for where, names in named.items():
+        for name in dict.fromkeys(names):
+            if name is not None and name not in functions:
+                yield f"{where}: {name} is no function of this application, so nothing is done for it. {known}"
 
 
 def unreachable(routes: Sequence[Route], route: Route) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from penstock.errors import ConfigurationError
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet
+from penstock.mesh.policy_checks import unknown_functions
 
 log = logging.getLogger("penstock")
 
@@ -67,11 +68,19 @@ class PolicyWatch:
     """Of one file. `start` it before the first request, and `run` it beside them."""
 
     def __init__(
-        self, path: Path, policies: Policies, *, replicas: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        policies: Policies,
+        *,
+        functions: Collection[str] = (),
+        replicas: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """With `functions`, those of the application, names that are none of them are warned of."""
         self.status = PolicyStatus()
         self._path = path
         self._policies = policies
+        self._functions = functions
         self._replicas = replicas
         self._clock = clock
         self._seen: _Stamp | None = None
@@ -109,7 +118,8 @@ class PolicyWatch:
         self._policies.apply(policy_set, self._clock())
         self.status = PolicyStatus(self.status.version + 1, digest)
         log.info("policies acknowledged: version %d, %s of %s", self.status.version, digest, self._path)
-        for warning in policy_set.warnings:
+        unknown = unknown_functions(policy_set, self._functions) if self._functions else ()
+        for warning in (*policy_set.warnings, *unknown):
             log.warning("%s %s", self._path.name, warning)
 
     def _stamp(self) -> _Stamp | None:

@@ -142,3 +142,18 @@ def test_warnings_of_a_file_are_logged(path: Path, caplog: pytest.LogCaptureFixt
         PolicyWatch(path, policies(), replicas=3).start()
 
     assert "one of 3 endpoints is 33.3 % of them" in caplog.text
+
+
+def test_names_that_the_application_does_not_have_are_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text(
+        "functions: {shop/paymint: {}}\n"
+        "routes: [{match: {function: shop/cart}}, {match: {function: {prefix: bank/}}}]\n"
+        "access: [{destination: 'shop/*', sources: [shop/order]}]\n"
+    )
+
+    with caplog.at_level(logging.WARNING):
+        PolicyWatch(path, policies(), functions=["shop/payment", "shop/cart"]).start()
+
+    (warning,) = caplog.messages
+    assert warning.startswith("mesh.yaml functions: shop/paymint is no function of this application")
+    assert warning.endswith("There are shop/cart, shop/payment.")
