@@ -352,6 +352,8 @@ class Awaiting:
         """Send a call. Returns when its answer is not wanted any more; 0 for never."""
         address, asked = invocation.address, invocation.message[4]
         inherited, chain = (0, ()) if asked is None else (asked.deadline_ms, asked.chain)
+        if called.detached:
+            inherited = 0
         chain = (*chain, address)
         due_ms = 0 if called.timeout_ms is None else self._core.clock_ms + called.timeout_ms
         due_ms = min(filter(None, (due_ms, inherited)), default=0)

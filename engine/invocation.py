@@ -264,6 +264,11 @@ class Invocation:
 
     # As the context asks it: a `Keeper`.
 
+    is_journaled = True
+
+    async def commit(self) -> None:
+        """Nothing: the segment that is under way is committed when the handler waits next."""
+
     def wish(self, wish: Wish) -> Durable[Any]:
         if self._closed:
             self._refused += self._dropping

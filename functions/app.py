@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast, overload
 
+from penstock.durations import parse_duration
 from penstock.errors import ConfigurationError
 from penstock.functions.cron import Cron
 from penstock.functions.decorator import FunctionDecorator, ScheduleDecorator
+from penstock.functions.fence import FencedState
 from penstock.functions.function import DEFAULT_OPTIONS, Function, FunctionOptions, OnFailure
 from penstock.functions.io import EgressSpec, IngressSpec
+from penstock.functions.participant import Action, Participant, location_of_caller
+from penstock.functions.saga import Recovery, SagaDecorator, SagaFunction, SagaOptions
+from penstock.functions.saga_record import SagaAlert
 from penstock.functions.schedule import Missed, Schedule, Scheduled
 from penstock.functions.state import expirations_of
 from penstock.functions.storage import Value
@@ -28,6 +33,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 Migration = Callable[[dict[str, Any]], Any]
 M = TypeVar("M", bound=Migration)
 T = TypeVar("T")
+P = TypeVar("P", bound=FencedState)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,17 +104,95 @@ class App:
 
         def declare(handler: Callable[..., Any]) -> Function[Any, Any]:
             function = Function.from_handler(typename, handler, options, names=names)
-            known = self.functions.get(typename)
-            if known is not None:
-                raise ConfigurationError(
-                    "PEN0103",
-                    f"{typename} is declared twice: {known.location} and {function.location}. One typename names one "
-                    "function. Rename one, or remove the import of the other.",
-                )
-            self.functions[typename] = function
+            self._add(function)
             return function
 
         return cast("FunctionDecorator", declare)
+
+    def participant(
+        self,
+        typename: str,
+        state: type[P],
+        *,
+        attempts: int = DEFAULT_OPTIONS.attempts,
+        backoff: str | float | timedelta = DEFAULT_OPTIONS.backoff,
+        backoff_max: str | float | timedelta = DEFAULT_OPTIONS.backoff_max,
+        on_failure: OnFailure = DEFAULT_OPTIONS.on_failure,
+        fence_kept: str | float | timedelta = "1d",
+    ) -> Participant[P]:
+        """Declare a function that takes part in sagas: `shelf = app.participant("shop/shelf", Shelf)`.
+
+        Its handlers are added by `@shelf.action` and `@shelf.message`. What happens when one raises is as for
+        `App.function`. What the fence remembers of a step is forgotten `fence_kept` after its saga was decided: that
+        must be longer than a message may be under way.
+
+        Raises ConfigurationError when the name is taken, or `state` is not derived from FencedState.
+        """
+        options = FunctionOptions(attempts=attempts, backoff=backoff, backoff_max=backoff_max, on_failure=on_failure)
+        check_typename(typename)
+        participant = Participant(
+            typename, state, options, fence_kept_ms=parse_duration(fence_kept), location=location_of_caller(1)
+        )
+        self._add(participant)
+        return participant
+
+    def saga(
+        self,
+        typename: str,
+        *,
+        steps: Sequence[Action[Any, Any]] = (),
+        pivot: Action[Any, Any] | None = None,
+        then: Sequence[Action[Any, Any]] = (),
+        recovery: Recovery = "backward",
+        deadline: str | float | timedelta | None = None,
+        backoff: str | float = "1s",
+        backoff_max: str | float = "5m",
+        alert_after: int = 5,
+        alert: Function[SagaAlert, Any] | None = None,
+    ) -> SagaDecorator:
+        """Declare the decorated code as the saga `typename`, one for each id. All it can ask for is named here.
+
+        `steps` come before the pivot and have a compensation each; when something fails, or the `deadline` passes, what
+        was started is undone, the last one first. Once the `pivot` is done, or the code has returned, nothing is undone
+        any more: the actions of `then` are tried until they succeed. With `recovery="forward"` all are, from the start.
+
+        What has to succeed is tried again after `backoff`, which doubles up to `backoff_max`, for as long as it takes.
+        After every `alert_after` tries that is logged, and sent to the function `alert` as a SagaAlert.
+
+        Raises ConfigurationError when the name is taken, a step before the pivot has no compensation, an action is none
+        of this application, or the options contradict one another.
+        """
+        options = SagaOptions(
+            steps=steps,
+            pivot=pivot,
+            then=then,
+            recovery=recovery,
+            deadline=deadline,
+            backoff=backoff,
+            backoff_max=backoff_max,
+            alert_after=alert_after,
+            alert=alert,
+        )
+        names = sys._getframe(1).f_locals
+
+        def declare(handler: Callable[..., Any]) -> Function[Any, Any]:
+            function = SagaFunction.from_handler(typename, handler, names=names)
+            assert isinstance(function, SagaFunction)
+            function.declare(options, self.functions)
+            self._add(function)
+            return function
+
+        return cast("SagaDecorator", declare)
+
+    def _add(self, function: Function[Any, Any]) -> None:
+        known = self.functions.get(function.typename)
+        if known is not None:
+            raise ConfigurationError(
+                "PEN0103",
+                f"{function.typename} is declared twice: {known.location} and {function.location}. One typename names "
+                "one function. Rename one, or remove the import of the other.",
+            )
+        self.functions[function.typename] = function
 
     def ingress(
         self,
@@ -254,6 +338,8 @@ class App:
         """Raise ConfigurationError unless everything declared can be run."""
         for function in self.functions.values():
             function.resolve()
+            if isinstance(function, SagaFunction):
+                function.check(self.functions)
         for typename in self.migrations:
             if typename not in self.functions:
                 raise ConfigurationError(

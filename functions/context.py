@@ -352,12 +352,16 @@ class Context(Generic[S]):
         message: M,
         *,
         timeout: str | float | timedelta | None = None,
+        detached: bool = False,
     ) -> Durable[R]:
         """Send `message` and await the answer: `total = await ctx.call(cart, "alice", GetTotal())`.
 
         The call is sent at once, whether it is awaited now or later, and once: a handler that is run again gets the
         answer that came. With `timeout` (seconds, a timedelta, or text such as "30s") it raises CallTimeout, a
         TimeoutError, when there is no answer by then; what was called is told the deadline, and may still be done.
+        The deadline of whoever called this handler counts as well, unless the call is `detached`: for what has to be
+        done whether they wait or not, such as undoing something.
+
         Awaiting it raises FunctionError with code and text when the message became a dead letter or the call was
         cancelled, InvalidInput when the answer is not of the declared type.
 
@@ -369,7 +373,8 @@ class Context(Generic[S]):
         to, _, payload = cast("Send", self.outputs.pop())
         timeout_ms = None if timeout is None else parse_duration(timeout)
         read = partial(read_answer, to.reply_codec, f"{to.typename}/{id}")
-        return keeper.wish(Wish(CALL, f"{to.typename}/{id}", crc32(payload), Called(to, id, payload, timeout_ms), read))
+        called = Called(to, id, payload, timeout_ms, detached)
+        return keeper.wish(Wish(CALL, f"{to.typename}/{id}", crc32(payload), called, read))
 
     def run(
         self, name: str, step: Callable[..., Any], /, *arguments: Any, retry: Retry = DEFAULT_RETRY

@@ -67,6 +67,8 @@ class Called(NamedTuple):
     id: str
     payload: bytes
     timeout_ms: int | None
+    detached: bool = False
+    """Whether the deadline of whoever called the caller does not count."""
 
 
 class Stepped(NamedTuple):
@@ -85,6 +87,21 @@ class Stepped(NamedTuple):
 
 class Keeper(Protocol):
     """Whoever keeps the journal of an invocation."""
+
+    @property
+    def is_journaled(self) -> bool:
+        """Whether a handler that is run again gets what it got before. If not, it has to `commit` what it must not
+        forget."""
+        ...
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the handler is on its way to where it was, and what it does now it has done."""
+        ...
+
+    async def commit(self) -> None:
+        """Take over what the handler has done so far, before it goes on. With a journal each await does that."""
+        ...
 
     def wish(self, wish: Wish) -> Durable[Any]:
         """Note what the handler waits for. Raises BaseException when the journal says that it was something else."""

@@ -175,8 +175,7 @@ class Function(Generic[M_contra, R_co]):
             state=state,
             state_codec=None if state is None else self._state_codec(state),
             message_codec=self._codec(f"parameter {message_name}", hints.get(message_name, Any)),
-            # A handler that returns nothing can still answer, with ctx.reply: then with anything.
-            reply_codec=self._codec("the return value", Any if reply is types.NoneType else reply),
+            reply_codec=self._answer_codec(reply),
         )
 
     @cached_property
@@ -338,6 +337,10 @@ class Function(Generic[M_contra, R_co]):
     def _state_codec(self, state: Any) -> Codec[Any]:
         # Bytes as they are could be EMPTY_STATE, which is stored as nothing. In msgpack they never are.
         return MsgspecCodec(bytes, "bytes") if state is bytes else self._codec("the state", state)
+
+    def _answer_codec(self, annotation: Any) -> Codec[Any]:
+        # A handler that returns nothing can still answer, with ctx.reply: then with anything.
+        return self._codec("the return value", Any if annotation is types.NoneType else annotation)
 
     def _codec(self, what: str, annotation: Any) -> Codec[Any]:
         try:

@@ -1,9 +1,9 @@
 """What a handler awaits in the mesh: calls, steps, sleeps, promises and deadlines of one run, as tasks of the loop.
 
 What always holds: everything begins when it is asked for; what is asked of others goes under a key that follows from
-the key of the invocation, the address asked, and how often that was asked before: a handler that is run again asks
-under the same keys, and who knows them does nothing twice. Nothing is kept: a handler that is run again begins at its
-beginning. When a run ends, what it still waits for is let go; calls under way are finished by whoever was called.
+the key of the invocation, the address asked, what is asked, and how often that was before: a handler that is run again
+asks under the same keys, and who knows them does nothing twice. Nothing is kept: a handler that is run again begins at
+its beginning. When a run ends, what it still waits for is let go; calls under way are finished by whoever was called.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -20,11 +20,16 @@ from penstock.functions.context import Context, Wished
 from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Called, Durable, Stepped, Wish
 from penstock.functions.steps import perform
 from penstock.ids import Address
+from penstock.mesh.store import Commit, Committed
 from penstock.mesh.wire import TRACING, Reply, Request, error_in_handler
 
 
 class Neighbours(Protocol):
-    """Whoever brings about what a handler waits for."""
+    """Whoever brings about what a handler waits for, and keeps what it must not forget."""
+
+    async def commit(self, commit: Commit) -> Committed:
+        """Make it durable. Raises VersionMismatch when another invocation was faster."""
+        ...
 
     async def call(self, request: Request) -> Reply:
         """Carry a request to its address. Never raises for what becomes of it."""
@@ -46,21 +51,35 @@ class Keys:
         self._root = root
         self._asked: Counter[str] = Counter()
 
-    def next(self, whom: str) -> str:
-        """For what is now asked of `whom`."""
-        self._asked[whom] += 1
-        text = f"{self._root}\0{whom}\0{self._asked[whom]}"
+    def next(self, whom: str, what: bytes = b"") -> str:
+        """For `what` is now asked of `whom`. A handler that does not ask for the same when it is run again is never
+        answered what it did not ask."""
+        asked = f"{whom}\0{blake2b(what, digest_size=16).hexdigest()}"
+        self._asked[asked] += 1
+        text = f"{self._root}\0{asked}\0{self._asked[asked]}"
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class Awaits:
-    """The `Keeper` of one run. `close` it when the handler has returned or raised."""
+    """The `Keeper` of one run. `close` it when the handler has returned or raised. `commit` is told that the handler
+    wants to be sure of what it has done so far."""
 
-    def __init__(self, context: Context[Any], request: Request, keys: Keys, neighbours: Neighbours) -> None:
+    is_journaled = False
+    replaying = False
+
+    def __init__(
+        self,
+        context: Context[Any],
+        request: Request,
+        keys: Keys,
+        neighbours: Neighbours,
+        commit: Callable[[], Awaitable[None]],
+    ) -> None:
         self._context = context
         self._request = request
         self._keys = keys
         self._neighbours = neighbours
+        self._commit = commit
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._calls: set[int] = set()
         self.promises: list[str] = []
@@ -80,6 +99,9 @@ class Awaits:
             work = self._waiting(wish)
         self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
         return durable
+
+    async def commit(self) -> None:
+        await self._commit()
 
     def withdraw(self, durable: Durable[Any]) -> None:
         self._end(durable)
@@ -130,7 +152,7 @@ class Awaits:
         """Everything that depends on the order in which calls are made is settled before anything is awaited."""
         called: Called = wish.wants
         to = Address(called.target.typename, called.id)
-        deadline_s = self._request.deadline_s
+        deadline_s = None if called.detached else self._request.deadline_s
         if called.timeout_ms is not None:
             own_s = time.monotonic() + called.timeout_ms / 1000
             deadline_s = own_s if deadline_s is None else min(own_s, deadline_s)
@@ -138,7 +160,7 @@ class Awaits:
         request = Request(
             to,
             called.payload,
-            key=self._keys.next(str(to)),
+            key=self._keys.next(str(to), called.payload),
             deadline_s=deadline_s,
             caller=own,
             chain=(*self._request.chain, own),

@@ -31,7 +31,7 @@ from penstock.mesh.invocation import Run
 from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.store import Answer, Commit, Kept, Loaded, Outgoing, Store, VersionMismatch
+from penstock.mesh.store import Answer, Commit, Committed, Kept, Loaded, Outgoing, Store, VersionMismatch
 from penstock.mesh.turn import Turns
 from penstock.mesh.wire import NOTHING, Kind, Reply, Request, failure, reply_of
 from penstock.state.stateful import Stateful
@@ -183,12 +183,12 @@ class Host:
         loaded = await self._load(function, request)
         if loaded.answer is not None:
             return Reply(*loaded.answer)
-        run = Run(function, request, loaded, self._neighbours, root=root, attempt=attempt)
+        run = Run(function, request, loaded, self._neighbours, session=self._session, root=root, attempt=attempt)
         run.open()
         self._check_time(request)
         try:
             await run.run()
-            commit = run.commit(self._session, self._options.keep_answers_ms)
+            commit = run.commit(self._options.keep_answers_ms)
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # Whatever a handler raises is how it failed.
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
@@ -197,7 +197,7 @@ class Host:
         if commit is None or request.shadow:
             return run.reply()
         limit.reschedule(None)  # A commit is waited for, so that nobody hears of a failure of what was done.
-        await self._commit(commit)
+        await self.commit(commit)
         return run.reply()
 
     async def _load(self, function: Stateful, request: Request) -> Loaded:
@@ -205,7 +205,8 @@ class Host:
             return _NEW
         return await self._store.load(*request.address, request.key, rows=bool(function.collections))
 
-    async def _commit(self, commit: Commit) -> None:
+    async def commit(self, commit: Commit) -> Committed:
+        """Make it durable, and see that what it asks for is brought about."""
         committed = await self._store.commit(commit)
         if committed.kept:
             self._outbox.add(committed.kept)
@@ -214,6 +215,7 @@ class Host:
         due_ms = min((each.due_ms for each in commit.outgoing if each.due_ms), default=0)
         if due_ms:
             self._outbox.wake(due_ms)
+        return committed
 
     async def _keep(self, function: Stateful, request: Request) -> Reply:
         """Take a message that is delivered later."""
@@ -234,7 +236,7 @@ class Host:
             outgoing=[Outgoing(*request.address, request.payload, key, headers=dict(request.headers))],
         )
         with suppress(VersionMismatch):  # It was taken before, under this key.
-            await self._commit(commit)
+            await self.commit(commit)
         return Reply(200, NOTHING)
 
     async def _resolve(self, request: Request) -> Reply:
@@ -285,6 +287,9 @@ class _Neighbours:
         self._host = host
         self._call = call
         self._outliving: set[asyncio.Task[None]] = set()
+
+    async def commit(self, commit: Commit) -> Committed:
+        return await self._host.commit(commit)
 
     async def call(self, request: Request) -> Reply:
         reply: Reply = await self._call(request)

@@ -2,14 +2,16 @@
 
     Run(...) -> open() -> run() -> commit(), reply()
 
-What always holds: nothing is written and nothing is sent before the handler has returned, but for what it awaited; a
-run that raises leaves nothing behind. Stores nothing itself, and decides nothing about trying again: the host does.
+What always holds: nothing is written and nothing is sent before the handler has returned, but for what it awaited, and
+what the keeper was asked to commit before (as sagas do: their record comes before their commands); a run that raises
+leaves nothing else behind. Stores nothing itself, and decides nothing about trying again: the host does.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -40,7 +42,7 @@ class LoadedRows:
     """The rows of one address, as they were loaded, and what has been changed of them since."""
 
     def __init__(self, rows: Mapping[bytes, bytes]) -> None:
-        self._rows = rows
+        self._rows: Mapping[bytes, bytes] = rows
         self.changed: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -48,6 +50,12 @@ class LoadedRows:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         self.changed[key] = value
+
+    def committed(self) -> None:
+        """What has been changed is how they are."""
+        rows = {**self._rows, **self.changed}
+        self._rows = {key: value for key, value in rows.items() if value is not None}
+        self.changed = {}
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         return iter(sorted((key, value) for key, value in self._rows.items() if start <= key < end))
@@ -57,7 +65,15 @@ class Run:
     """See the module. `root` is the key of the request, or what stands for it when it has none."""
 
     def __init__(
-        self, function: Stateful, request: Request, loaded: Loaded, neighbours: Neighbours, *, root: str, attempt: int
+        self,
+        function: Stateful,
+        request: Request,
+        loaded: Loaded,
+        neighbours: Neighbours,
+        *,
+        session: int,
+        root: str,
+        attempt: int,
     ) -> None:
         self._function = function
         self._request = request
@@ -66,6 +82,7 @@ class Run:
         self._keys = Keys(root)
         self._cause = cause_of(root)
         self._neighbours = neighbours
+        self._session = session
         self._promises: list[str] = []
         context = self._context = function.new_context()
         context.id = request.address.id
@@ -112,10 +129,37 @@ class Run:
     def reply(self) -> Reply:
         return self._reply
 
-    def commit(self, session: int, keep_answer_ms: int) -> Commit | None:
+    def commit(self, keep_answer_ms: int) -> Commit | None:
         """All that it has changed and asked for; None when that is nothing, so that running it again does no harm.
         Raises InvalidInput for a state that can't be written."""
-        function, context, request = self._function, self._context, self._request
+        commit = self._commit_so_far()
+        if commit is None:
+            return None
+        if not self._request.key:
+            return replace(commit, promises=self._promises)
+        return replace(
+            commit,
+            key=self._request.key,
+            answer=Answer(self._reply.status, self._reply.body),
+            answer_until_ms=self._context.now_ms + keep_answer_ms,
+            promises=self._promises,
+        )
+
+    async def _keep(self) -> None:
+        """Commit what the handler has done so far, and let it go on. A shadow leaves nothing behind."""
+        commit = None if self._request.shadow else self._commit_so_far()
+        if commit is None:
+            return
+        committed = await self._neighbours.commit(commit)
+        value = self._opened.raw if commit.value is None else commit.value
+        self._opened = self._function.reopen(self._context, self._opened, value)
+        self._loaded = self._loaded._replace(version=committed.version)
+        self._rows.committed()
+        self._context.outputs.clear()
+
+    def _commit_so_far(self) -> Commit | None:
+        """What has been changed and asked for since the last commit, without an answer."""
+        function, context = self._function, self._context
         value, _ = function.close(context, self._opened, context.now_ms)
         if self._opened.collections is not None:
             self._opened.collections.flush()
@@ -126,22 +170,18 @@ class Run:
         if not has_changed and not asked.anything:
             return None
         return Commit(
-            session,
-            *request.address,
+            self._session,
+            *context.address,
             version=self._loaded.version if function.has_state else None,
             value=value if value != self._opened.raw else None,
             rows=self._rows.changed,
-            key=request.key,
-            answer=Answer(self._reply.status, self._reply.body) if request.key else None,
-            answer_until_ms=context.now_ms + keep_answer_ms,
             outgoing=asked.outgoing,
             emitted=asked.emitted,
             cancelled=asked.cancelled,
-            promises=self._promises,
         )
 
     async def _awaited(self, handler: Callable[..., Any]) -> Any:
-        awaits = Awaits(self._context, self._request, self._keys, self._neighbours)
+        awaits = Awaits(self._context, self._request, self._keys, self._neighbours, self._keep)
         self._context._keeper = awaits
         try:
             return await handler(self._context, self._message)
@@ -199,5 +239,5 @@ class _Asked:
         token: str = "",
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        key = self._keys.next(f"{typename}/{id}")
+        key = self._keys.next(f"{typename}/{id}", payload)
         self.outgoing.append(Outgoing(typename, id, payload, key, due_ms, token, dict(headers)))

@@ -70,4 +70,5 @@ def test_exactly_the_marked_lines_are_flagged(checker: Callable[[], Reports]) ->
 def test_the_good_examples_run() -> None:
     functions = runpy.run_path(str(GOOD))["app"].functions
 
-    assert list(functions) == [f"flights/{name}" for name in ("carrier", "report", "airport", "slow", "dynamic")]
+    names = ("carrier", "report", "airport", "slow", "dynamic", "flight", "trip")
+    assert list(functions) == [f"flights/{name}" for name in names]

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
         PenstockError,
         ProtocolError,
         Refused,
+        StepFailed,
         Unavailable,
     )
     from penstock.functions.app import App, Egress, Ingress
     from penstock.functions.context import Context, MessageInfo
     from penstock.functions.durable import Durable, Retry
+    from penstock.functions.fence import FencedState
     from penstock.functions.formats import (
         Avro,
         CloudEvents,
@@ -60,6 +62,9 @@ if TYPE_CHECKING:
     )
     from penstock.functions.kafka import KafkaIngress
     from penstock.functions.kafka_egress import KafkaEgress
+    from penstock.functions.participant import Action, Branch, Declined, Participant
+    from penstock.functions.saga_course import Saga, Step
+    from penstock.functions.saga_record import Compensated, Completed, SagaAlert
     from penstock.functions.schedule import Schedule, Scheduled
     from penstock.functions.state import Expire, Log, Message, State, Table, Value
     from penstock.ids import Address
@@ -67,20 +72,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Action",
     "Address",
     "App",
     "Avro",
+    "Branch",
     "CallTimeout",
     "CallUnavailable",
     "CloudEvents",
+    "Compensated",
+    "Completed",
     "ConfigurationError",
     "Context",
     "CorruptSnapshot",
+    "Declined",
     "DecodeError",
     "Durable",
     "Egress",
     "Expire",
     "Fenced",
+    "FencedState",
     "FileEgress",
     "FileIngress",
     "Format",
@@ -100,6 +111,7 @@ __all__ = [
     "Message",
     "MessageInfo",
     "Msgpack",
+    "Participant",
     "PenstockError",
     "PostgresEgress",
     "Protobuf",
@@ -107,11 +119,15 @@ __all__ = [
     "Raw",
     "Refused",
     "Retry",
+    "Saga",
+    "SagaAlert",
     "Schedule",
     "Scheduled",
     "SchemaRegistry",
     "State",
     "StdoutEgress",
+    "Step",
+    "StepFailed",
     "Table",
     "Unavailable",
     "Value",
@@ -132,11 +148,13 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
             "PenstockError",
             "ProtocolError",
             "Refused",
+            "StepFailed",
             "Unavailable",
         ),
         "penstock.functions.app": ("App", "Egress", "Ingress"),
         "penstock.functions.context": ("Context", "MessageInfo"),
         "penstock.functions.durable": ("Durable", "Retry"),
+        "penstock.functions.fence": ("FencedState",),
         "penstock.functions.formats": (
             "Avro",
             "CloudEvents",
@@ -161,6 +179,9 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
         ),
         "penstock.functions.kafka": ("KafkaIngress",),
         "penstock.functions.kafka_egress": ("KafkaEgress",),
+        "penstock.functions.participant": ("Action", "Branch", "Declined", "Participant"),
+        "penstock.functions.saga_course": ("Saga", "Step"),
+        "penstock.functions.saga_record": ("Compensated", "Completed", "SagaAlert"),
         "penstock.functions.schedule": ("Schedule", "Scheduled"),
         "penstock.functions.state": ("Expire", "Log", "Message", "State", "Table", "Value"),
         "penstock.ids": ("Address",),

@@ -7,7 +7,8 @@
     │   └── DecodeError        its bytes do not fit the declared type (carries path, expected, got)
     ├── FunctionError          user code raised; carries the address
     │   ├── CallTimeout        a call was not answered in time (a TimeoutError, too)
-    │   └── CallUnavailable    a call could not be carried out for now (an Unavailable, too)
+    │   ├── CallUnavailable    a call could not be carried out for now (an Unavailable, too)
+    │   └── StepFailed         a step of a saga was refused or failed; what was done is undone
     ├── Unavailable            something outside does not answer; try again later
     ├── Fenced                 this process was replaced; it must stop now
     ├── CorruptSnapshot        a checkpoint's bytes are damaged; use an older checkpoint
@@ -69,6 +70,15 @@ class FunctionError(PenstockError):
 
 class CallTimeout(FunctionError, TimeoutError):
     """A call had no answer when its time was over. What was called may have been done all the same."""
+
+
+class StepFailed(FunctionError):
+    """A step of a saga was refused, failed, or did not answer. A saga that does not catch it is undone. `step` is its
+    name."""
+
+    def __init__(self, code: str, message: str, *, address: str = "", step: str = "") -> None:
+        super().__init__(code, message, address=address)
+        self.step = step
 
 
 class Unavailable(PenstockError):

@@ -43,6 +43,22 @@ MODULES: Final = (
     ),
     ("Messages and state", "penstock", ("Message", "State", "Table", "Log", "Expire", "Value")),
     ("Awaiting", "penstock", ("Durable", "Retry")),
+    (
+        "Sagas",
+        "penstock",
+        (
+            "Saga",
+            "Step",
+            "Completed",
+            "Compensated",
+            "SagaAlert",
+            "Participant",
+            "FencedState",
+            "Action",
+            "Declined",
+            "Branch",
+        ),
+    ),
     ("Schedules", "penstock", ("Schedule", "Scheduled")),
     ("Ingresses", "penstock", ("FileIngress", "KafkaIngress", "GeneratorIngress", "MemoryIngress")),
     (
@@ -67,6 +83,7 @@ MODULES: Final = (
             "FunctionError",
             "CallTimeout",
             "CallUnavailable",
+            "StepFailed",
             "Unavailable",
             "Fenced",
             "CorruptSnapshot",
@@ -108,6 +125,9 @@ INTERNAL: Final = {
         "state_shape",
         "state_incompatibilities",
     ),
+    "FencedState": ("fence_rows", "fence_decided"),
+    "Participant": ("types", "is_async", "fingerprint", "checked", "resolve", "decide"),
+    "Action": ("typename", "message_codec", "answer_codec", "handlers"),
     "Expire": ("ttl_ms", "after_call"),
     "FileEgress": ("encode", "part_header"),
     "PostgresEgress": ("encode",),
@@ -174,7 +194,18 @@ def _class_lines(node: ast.ClassDef) -> Iterator[str]:
     bases = ", ".join(ast.unparse(base) for base in node.bases)
     yield f"class {node.name}({bases})" if bases else f"class {node.name}"
     init = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
-    if init is not None and node.name not in ("Context", "Function", "Ingress", "Egress", "MessageInfo", "Durable"):
+    if init is not None and node.name not in (
+        "Context",
+        "Function",
+        "Ingress",
+        "Egress",
+        "MessageInfo",
+        "Durable",
+        "Saga",
+        "Step",
+        "Participant",
+        "Action",
+    ):
         yield f"    {node.name}{_arguments(init)}"
 
 

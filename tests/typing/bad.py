@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from penstock.functions.app import App
 from penstock.functions.context import Context
+from penstock.functions.fence import FencedState
+from penstock.functions.saga_course import Saga
 from penstock.functions.state import Log, Message, State, Table
 
 app = App("flights")
@@ -70,3 +72,34 @@ def wrong_option(ctx: Context[None], message: Ask) -> None:
 
 app.schedule("@daily", carrier)  # expect: schedule
 app.schedule("@daily", carrier, message=5)  # expect: schedule
+
+
+class Seats(FencedState):
+    free: int = 0
+
+
+app.participant("flights/none", Airport)  # expect: Airport
+flight = app.participant("flights/flight", Seats)
+
+
+@flight.action  # expect: action
+def other_state(ctx: Context[Airport], message: Ask) -> int:
+    return 1
+
+
+@flight.action
+def hold(ctx: Context[Seats], message: Ask) -> int:
+    return ctx.state.free
+
+
+@app.saga("flights/trip", steps=[hold], recovery="sideways")  # expect: recovery
+async def trip(saga: Saga, message: Departure) -> str:
+    held: str = await saga.step(hold, "AA 1", Ask())  # expect: int
+    await saga.step(hold, "AA 1", Delay(1.0))  # expect: step
+    await saga.step(carrier, "AA", Ask())  # expect: Action
+    return held
+
+
+@app.saga("flights/plain", steps=[hold])  # expect: __call__
+def plain(saga: Saga, message: Departure) -> str:
+    return "plain"

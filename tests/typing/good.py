@@ -6,7 +6,11 @@ from typing import Annotated, Any, assert_type
 
 from penstock.functions.app import App
 from penstock.functions.context import Context
+from penstock.functions.fence import FencedState
 from penstock.functions.function import Function
+from penstock.functions.participant import Action, Branch, Declined, Participant
+from penstock.functions.saga_course import Saga
+from penstock.functions.saga_record import Compensated, Completed
 from penstock.functions.schedule import Schedule, Scheduled
 from penstock.functions.state import Expire, Log, Message, State, Table, Value
 from penstock.testing import Harness, Trial
@@ -91,6 +95,47 @@ def dynamic(ctx: Context[None], message: dict[str, Any]) -> None:
     ctx.storage.seen += 1
 
 
+class Seats(FencedState):
+    free: int = 0
+
+
+flight = app.participant("flights/flight", Seats)
+assert_type(flight, Participant[Seats])
+
+
+@flight.message
+def open_seats(ctx: Context[Seats], message: Delay) -> None:
+    ctx.state.free += 1
+
+
+@flight.action
+def hold(ctx: Context[Seats], message: Ask, branch: Branch) -> int | Declined:
+    return Declined("full") if branch.step == "x" else ctx.state.free
+
+
+@hold.compensation
+def release(ctx: Context[Seats], message: Ask) -> None:
+    ctx.state.free += 1
+
+
+@flight.action
+async def board(ctx: Context[Seats], message: Delay) -> str | Declined:
+    return await ctx.call(slow, "x", Ask())
+
+
+@app.saga("flights/trip", steps=[hold], pivot=board, deadline="1h")
+async def trip(saga: Saga, message: Departure) -> str:
+    assert_type(await saga.step(hold, "AA 1", Ask()), int)
+    out, back = await saga.all(saga.step(hold, "AA 1", Ask(), name="out"), saga.step(hold, "AA 2", Ask(), name="back"))
+    assert_type(out, int)
+    seat = await saga.step(board, "AA 1", Delay(float(back)), timeout="1m")
+    assert_type(seat, str)
+    return f"{seat} {await saga.ctx.call(slow, 'x', Ask())}"
+
+
+assert_type(hold, Action[Ask, int])
+assert_type(board, Action[Delay, str])
+assert_type(trip, Function[Departure, Completed[str] | Compensated])
 assert_type(carrier, Function[Delay | Ask, float])
 assert_type(airport, Function[Departure, None])
 assert_type(slow, Function[Ask, str])
