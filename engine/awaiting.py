@@ -250,7 +250,7 @@ class Awaiting:
             opened.collections.caught_up()
         new, _ = entry.close(context, opened, self._core.clock_ms)
         stored = entry.raw(context.id)
-        if new != stored and not (entry.expirations or entry.storage):
+        if new != stored and not (entry.expirations or entry.storage or entry.reads_only):
             invocation.differ_in_state()
             return
         invocation.opened = entry.reopen(context, opened, stored)

@@ -38,7 +38,7 @@ class Entry(Stateful):
     ) -> None:
         super().__init__(function, bytes_max=bytes_max, check_state=check_state)
         self.overlay = overlay
-        self.cells = overlay.cells(function.typename)
+        self.cells = overlay.cells(function.state_typename)
         self.held: Held = {}
         self.queue_head = 0
         """Number of the oldest message in the queue; the others follow densely."""
@@ -102,7 +102,7 @@ class Entry(Stateful):
         self._checks_all = True
         remedy = (
             f"Look at it with penstock state get {self.typename} {id}, and put it right with penstock state set "
-            f"{self.typename} {id} JSON --yes; then redrive (docs/how-to/handle-failures.md)."
+            f"{self.function.state_typename} {id} JSON --yes; then redrive (docs/how-to/handle-failures.md)."
         )
         return InvalidInput(found.code, f"{found.message} {remedy}")
 

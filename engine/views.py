@@ -70,9 +70,10 @@ class View:
         self.check_function(typename)
         found: set[str] = set()
         for task in self.tasks:
-            found.update(id for id in task.overlay.ids(typename) if id > after and id.startswith(prefix))
+            stored_as = task.entries[typename].function.state_typename
+            found.update(id for id in task.overlay.ids(stored_as) if id > after and id.startswith(prefix))
             if task.entries[typename].collections:
-                ids = collection_ids(task.overlay, typename)
+                ids = collection_ids(task.overlay, stored_as)
                 found.update(id for id in ids if id > after and id.startswith(prefix))
         return nsmallest(limit, found)
 
@@ -104,6 +105,12 @@ class View:
         """The bytes to store for the JSON text `data`; `null` removes the state. Raises InvalidInput."""
         entry = self._entry(address)
         place = f"State for {address.typename} {address.id!r}"
+        if entry.function.options.state_of is not None:
+            raise InvalidInput(
+                "PEN0307",
+                f"{address.typename} has no state of its own, but reads that of {entry.function.state_typename}: set "
+                "that.",
+            )
         if data.strip() == b"null":
             return ABSENT
         if entry.storage:
@@ -163,7 +170,7 @@ class View:
 
     def _collections(self, entry: Entry, address: Address) -> dict[str, Any]:
         shown: dict[str, Any] = {}
-        rows = RowCollections(self.task_of(address.id).overlay, address.typename, address.id)
+        rows = RowCollections(self.task_of(address.id).overlay, entry.function.state_typename, address.id)
         for name, spec in entry.collections.items():
             if spec.kind == "table":
                 found = [

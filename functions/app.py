@@ -84,12 +84,18 @@ class App:
         backoff_max: str | float | timedelta = DEFAULT_OPTIONS.backoff_max,
         on_failure: OnFailure = DEFAULT_OPTIONS.on_failure,
         storage: Mapping[str, Value[Any]] | None = None,
+        reads_only: bool = False,
+        state_of: Function[Any, Any] | None = None,
     ) -> FunctionDecorator:
         """Declare the decorated handler as the function `typename` (`namespace/name`).
 
         A message whose handler raises is tried `attempts` times in all, with a wait that grows from `backoff` to
         `backoff_max`; then it becomes a dead letter, or the application stops (`on_failure="halt"`). `storage`
         declares named values for `ctx.storage`, the dynamic form of state.
+
+        With `reads_only` the handler answers from what is stored, and changes, sends and emits nothing. With
+        `state_of`, too, it reads the state that another function has under the same id, also while a handler that
+        waits holds it: as that has left it at its last await.
 
         Raises ConfigurationError when the name is taken, or the handler can't be one.
         """
@@ -99,6 +105,8 @@ class App:
             backoff_max=backoff_max,
             on_failure=on_failure,
             storage=dict(storage or {}),
+            reads_only=reads_only,
+            state_of=state_of,
         )
         names = sys._getframe(1).f_locals
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
 from uuid import UUID
 from zlib import crc32
 
@@ -61,7 +61,7 @@ class Target:
     One object per function and task, so that a send costs one dictionary look-up.
     """
 
-    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "reply_codec", "route", "typename")
+    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "reads_only", "reply_codec", "route", "typename")
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Target:
         name: str,
         bytes_max: int,
         reply_codec: Codec[Any] | None = None,
+        reads_only: bool = False,
     ) -> None:
         self.typename = typename
         self.encode = encode
@@ -82,6 +83,7 @@ class Target:
         self.bytes_max = bytes_max
         self.reply_codec = reply_codec
         """Of what a call of it answers; None for anything."""
+        self.reads_only = reads_only
         self.route = (self, dict.fromkeys(accepts or (), encode), bytes_max)
         """What a send needs, in one attribute: finding the encoder by type is also the check of the type."""
         self.queue: deque[QueuedRow] = deque()
@@ -299,6 +301,11 @@ class Context(Generic[S]):
             raise self._not_accepted(to, id, message)
         return to, to.encode(message), to.bytes_max
 
+    def _send_of(self, target: Any, id: str, message: Any) -> Send:
+        """A message that is sent in another way than by `send`."""
+        Context.send(self, target, id, message)
+        return cast("Send", self.outputs.pop())
+
     def send_after(
         self,
         delay: str | float | timedelta,
@@ -316,9 +323,7 @@ class Context(Generic[S]):
         """
         delay_ms = parse_duration(delay)
         self._check_text("token", token)
-        self.send(target, id, message)
-        sent = self.outputs.pop()
-        self.outputs.append(Delayed(delay_ms, *cast("Send", sent), token))
+        self.outputs.append(Delayed(delay_ms, *self._send_of(target, id, message), token))
 
     def cancel(self, token: str) -> None:
         """Call back the delayed message that `token` names. Nothing happens if there is none, or it has fired."""
@@ -369,8 +374,7 @@ class Context(Generic[S]):
         one: the message spells the cycle out.
         """
         keeper = self._keep("call")
-        self.send(target, id, message)
-        to, _, payload = cast("Send", self.outputs.pop())
+        to, _, payload = self._send_of(target, id, message)
         timeout_ms = None if timeout is None else parse_duration(timeout)
         read = partial(read_answer, to.reply_codec, f"{to.typename}/{id}")
         called = Called(to, id, payload, timeout_ms, detached)
@@ -578,11 +582,67 @@ class StatelessContext(Context[Any]):
         )
 
 
+class ReadingContext(Context[Any]):
+    """The context of a function that only reads: it answers, and awaits time and the answers of others that only
+    read."""
+
+    __slots__ = ()
+
+    def send(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.send")
+
+    def send_after(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.send_after")
+
+    def cancel(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.cancel")
+
+    def emit(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.emit")
+
+    def resolve(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.resolve")
+
+    def run(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.run")
+
+    def promise(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._only_reads("ctx.promise")
+
+    def call(self, target: Any, id: str, message: Any, **options: Any) -> Any:
+        to = self._targets.get(target)
+        if to is not None and not to.reads_only:
+            raise self._only_reads(f"ctx.call of {to.typename}, which does more than read,")
+        return super().call(target, id, message, **options)
+
+    def _only_reads(self, what: str) -> InvalidInput:
+        return only_reads(self.address, f"uses {what}")
+
+
+class StatelessReadingContext(ReadingContext, StatelessContext):
+    """The same for a function without state, which asks others."""
+
+    __slots__ = ()
+
+
+def only_reads(address: Address, what: str) -> InvalidInput:
+    """The error of a function that was declared to read and does more."""
+    return InvalidInput(
+        "PEN0274",
+        f"{address} {what} and is declared with reads_only=True, so that it may run while others hold the state it "
+        "reads. Return what it has found, and leave the rest to a function without reads_only.",
+    )
+
+
 def context_for(
     function: Function[Any, Any], targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]
 ) -> Context[Any]:
     """A context for invocations of `function`."""
-    kind = Context if function.state_codec is not None else StatelessContext
+    kind: type[Context[Any]]
+    if function.options.reads_only:
+        kind = StatelessReadingContext if function.state_codec is None else ReadingContext
+    else:
+        kind = StatelessContext if function.state_codec is None else Context
     return kind(function.typename, targets, outlets)
 
 

@@ -40,7 +40,7 @@ from penstock.durations import parse_duration
 from penstock.errors import ConfigurationError
 from penstock.functions.codecs import MsgspecCodec
 from penstock.functions.shapes import Shape
-from penstock.functions.state import check_state_class, state_incompatibilities, state_shape
+from penstock.functions.state import check_state_class, collections_of, state_incompatibilities, state_shape
 from penstock.functions.storage import Value, check_storage, storage_incompatibilities
 from penstock.functions.types import Codec, codec_for, derives_from, type_text
 from penstock.ids import Address, check_typename
@@ -69,6 +69,10 @@ class FunctionOptions:
     on_failure: OnFailure = "dead-letter"
     """After the last try: put the message aside and go on, or stop the application."""
     storage: Mapping[str, Value[Any]] = field(default_factory=dict)
+    reads_only: bool = False
+    """It changes, sends and emits nothing, so it needs to wait for nobody who does."""
+    state_of: Function[Any, Any] | None = None
+    """Whose state it reads: that of the same id."""
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= ATTEMPTS_MAX:
@@ -86,6 +90,12 @@ class FunctionOptions:
                 f"backoff_max = {self.backoff_max!r} is below backoff = {self.backoff!r}. Make it at least as long.",
             )
         check_storage(self.storage)
+        if self.state_of is not None and not (self.reads_only and isinstance(self.state_of, Function)):
+            raise ConfigurationError(
+                "PEN0128",
+                f"state_of = {self.state_of!r} is for functions with reads_only=True, and names a function: a state is "
+                "changed by one function alone.",
+            )
 
     def backoff_ms(self, attempt: int) -> int:
         """The wait after try number `attempt` (the first is 1) failed."""
@@ -163,6 +173,8 @@ class Function(Generic[M_contra, R_co]):
         starts.
         """
         assert self.types is not None
+        if self.options.reads_only:
+            self._check_reading()
 
     @cached_property
     def types(self) -> HandlerTypes:
@@ -206,7 +218,14 @@ class Function(Generic[M_contra, R_co]):
     @property
     def storage(self) -> Mapping[str, Value[Any]]:
         """The named values of `ctx.storage`, for functions that use that form."""
-        return self.options.storage
+        owner = self.options.state_of
+        return self.options.storage if owner is None else owner.storage
+
+    @property
+    def state_typename(self) -> str:
+        """The function under whose name the state is stored: this one, unless it reads that of another."""
+        owner = self.options.state_of
+        return self.typename if owner is None else owner.state_typename
 
     @cached_property
     def fingerprint(self) -> str:
@@ -221,7 +240,7 @@ class Function(Generic[M_contra, R_co]):
     def state_shape(self) -> Shape:
         """What is stored for an address of this function, as plain data to be kept with a checkpoint."""
         return {
-            "state": None if self.state is None else state_shape(self.state),
+            "state": None if self._stored_class is None else state_shape(self._stored_class),
             "storage": {name: spec.codec.shape() for name, spec in self.options.storage.items()},
         }
 
@@ -232,7 +251,14 @@ class Function(Generic[M_contra, R_co]):
             return found
         if self.state is None:
             return [*found, "there was a state, and the handler's Context has none now"]
-        return found + state_incompatibilities(old["state"], self.state)
+        if self._stored_class is None:
+            return [*found, f"there was a state of its own, and it reads that of {self.state_typename} now"]
+        return found + state_incompatibilities(old["state"], self._stored_class)
+
+    @property
+    def _stored_class(self) -> Any:
+        """The class of the state that is stored for this function; None without, or when it reads that of another."""
+        return self.state if self.options.state_of is None else None
 
     def state_changes(self, old: Shape) -> list[str]:
         """What of the state is not as in `old`, an earlier `state_shape`: `+field` is new, `-field` gone, `~field` of
@@ -298,6 +324,23 @@ class Function(Generic[M_contra, R_co]):
             )
         if len(inspect.signature(self.handler).parameters) < 2:
             self._refuse("PEN0114", "takes its arguments as *args. Name them: (ctx, message).")
+
+    def _check_reading(self) -> None:
+        owner = self.options.state_of
+        if owner is not None:
+            owner.resolve()
+            if self.options.storage or owner.state is not self.state:
+                self._refuse(
+                    "PEN0128",
+                    f"reads the state of {owner.typename}, which is {_state_text(owner)}, and declares "
+                    f"{_state_text(self)}. Declare the same, and storage= there alone.",
+                )
+        if self.is_async and collections_of(self.state):
+            self._refuse(
+                "PEN0128",
+                "is async and reads tables or logs, which may be others when it is run again. Read them in a function "
+                "that is a plain def with reads_only=True, and await a call of that.",
+            )
 
     def _hints(self) -> dict[str, Any]:
         plain = _plain_function(self.handler)
@@ -366,6 +409,12 @@ class Function(Generic[M_contra, R_co]):
 
 class _UndefinedName(ConfigurationError):
     """A name in an annotation has no meaning yet."""
+
+
+def _state_text(function: Function[Any, Any]) -> str:
+    if function.options.storage:
+        return "storage=" + ", ".join(function.options.storage)
+    return "no state" if function.state is None else type_text(function.state)
 
 
 def location_of(handler: Callable[..., Any]) -> str:

@@ -96,6 +96,11 @@ class Storage:
         raw = _ENCODER.encode(self._rows) if self._rows else b""
         return raw, min((row.due_ms for row in self._rows.values() if row.due_ms), default=None)
 
+    def contents(self) -> bytes:
+        """The values alone, to see whether they have changed."""
+        self._keep_changes()
+        return _ENCODER.encode({name: row.data for name, row in self._rows.items()})
+
     def __getattr__(self, name: str) -> Any:
         spec = self._spec(name)
         if name in self._live:

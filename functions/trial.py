@@ -188,7 +188,10 @@ class _Targets(Mapping[Any, Target]):
             codec = named.message_codec
             accepts = frozenset(codec.types) or None
             encode = partial(_write, named, codec)
-            return Target(named.typename, encode, accepts=accepts, name=codec.name, bytes_max=BYTES_MAX)
+            reads_only = named.options.reads_only
+            return Target(
+                named.typename, encode, accepts=accepts, name=codec.name, bytes_max=BYTES_MAX, reads_only=reads_only
+            )
         if isinstance(named, str):
             return Target(named, partial(_write_any, named), accepts=None, name="Any", bytes_max=BYTES_MAX)
         raise KeyError(named)

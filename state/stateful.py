@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from penstock.errors import InvalidInput
-from penstock.functions.context import Context, Outlet, Target, context_for
+from penstock.functions.context import Context, Outlet, Target, context_for, only_reads
 from penstock.functions.function import Function
 from penstock.functions.state import bind_collections, collections_of, expirations_of, flush_collections, new_state
 from penstock.functions.storage import Storage
@@ -77,6 +77,7 @@ class Stateful(Target):
             name=codec.name,
             bytes_max=bytes_max,
             reply_codec=function.reply_codec,
+            reads_only=function.options.reads_only,
         )
         self.function = function
         self.codec = codec
@@ -91,7 +92,7 @@ class Stateful(Target):
         self.collections = collections_of(function.state)
         self.expirations = expirations_of(function.state)
         self._checks_all = check_state
-        self.plain = not (function.is_async or self.storage or self.collections or self.expirations)
+        self.plain = not (function.is_async or self.reads_only or self.storage or self.collections or self.expirations)
 
     def bind(self, targets: Mapping[Any, Target], outlets: Mapping[Any, Outlet]) -> None:
         """Tell handlers of this function whom they can reach. Called once, when all functions exist."""
@@ -113,20 +114,23 @@ class Stateful(Target):
         if self.storage:
             context.storage = Storage.decode(self.storage, raw, clock_ms)
         if self.state_codec is None:
-            return Opened(raw, {}, None)
+            return Opened(raw, {}, None, self._seen(context))
         data, deadlines = self._unwrap(raw)
         state = self.state_codec.decode(data) if data else self.new_state()
         self._reset(state, (field for field, due_ms in deadlines.items() if due_ms <= clock_ms))
         before = {field: _encode(getattr(state, field)) for field in self.expirations}
         collections = None
         if self.collections:
-            collections = RowCollections(rows, self.typename, context.id, rows_before)
+            collections = RowCollections(rows, self.function.state_typename, context.id, rows_before)
             bind_collections(state, collections)
         context.state = state
-        return Opened(raw, before, collections)
+        return Opened(raw, before, collections, self._seen(context))
 
     def close(self, context: Context[Any], opened: Opened, clock_ms: int) -> tuple[bytes, int | None]:
         """Encode what the handler left of the state. Returns the bytes to store, and when the first field expires."""
+        if self.reads_only:
+            self._check_unchanged(context, opened)
+            return opened.raw, None
         if self.storage:
             return context.storage.encode(clock_ms)
         if self.state_codec is None:
@@ -144,7 +148,22 @@ class Stateful(Target):
     def reopen(self, context: Context[Any], opened: Opened, raw: bytes) -> Opened:
         """The state was stored as `raw`, and the handler goes on with it."""
         before = {field: _encode(getattr(context.state, field)) for field in self.expirations}
-        return Opened(raw, before, opened.collections)
+        return opened._replace(raw=raw, before=before)
+
+    def _seen(self, context: Context[Any]) -> bytes:
+        """What the handler has in its hands, for one that must leave it as it is."""
+        if not self.reads_only:
+            return b""
+        if self.storage:
+            return context.storage.contents()
+        return b"" if self.state_codec is None else self.encode_state(context.state)
+
+    def _check_unchanged(self, context: Context[Any], opened: Opened) -> None:
+        if self.collections:
+            flush_collections(context.state)
+        written = opened.collections is not None and any(opened.collections.changed)
+        if written or self._seen(context) != opened.seen:
+            raise only_reads(context.address, "changes its state")
 
     def explain_value(self, raw: bytes, *, place: str) -> InvalidInput | None:
         """Why a stored value can't be decoded; None when it can."""
@@ -208,6 +227,8 @@ class Opened(NamedTuple):
     before: Mapping[str, bytes]
     """The encoded values of the fields that can expire, to see which were written."""
     collections: RowCollections | None
+    seen: bytes = b""
+    """What a handler was given that must leave it as it is."""
 
 
 class RowCollections:

@@ -9,15 +9,18 @@ from functools import partial
 from typing import Any
 
 from penstock.engine.awaiting import Awaiting
+from penstock.engine.entry import Entry
 from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal
 from penstock.engine.regroup import _Waiting
 from penstock.engine.task import TaskCore
 from penstock.engine.unit import Suspended
+from penstock.functions.context import Context
 from penstock.functions.durable import Stepped
 from penstock.ids import Address
 from penstock.records import Envelope, Frozen
 from penstock.state import keys
 from penstock.state.overlay import Overlay
+from penstock.state.stateful import Opened
 from tests.simulation.mix import Move
 from tests.simulation.mutants import Mutant
 from tests.simulation.tree_world import GROWING, STORMS, TreeWorld
@@ -31,6 +34,7 @@ _arrive = InvocationJournal.arrive
 _flush = InvocationJournal.flush
 _load = InvocationJournal.load.__func__  # type: ignore[attr-defined]
 _freeze = TaskCore.freeze
+_open = Entry.open
 _take = _Waiting._take
 
 
@@ -89,6 +93,15 @@ def _load_uncancelled(cls: Any, overlay: Overlay, address: tuple[str, str]) -> I
     return journal
 
 
+def _open_as_it_began(self: Entry, context: Context[Any], *arguments: Any) -> Opened:
+    """Show who only reads the state with which a handler that waits began."""
+    if self.reads_only:
+        journal = InvocationJournal.load(self.overlay, (self.function.state_typename, context.id))
+        if journal is not None:
+            return _open(self, context, arguments[0], journal.state)
+    return _open(self, context, *arguments)
+
+
 def _always_passive(self: InvocationJournal, *, passive: bool) -> None:
     _flush(self, passive=True)
 
@@ -116,6 +129,7 @@ MUTANTS = [
     _tree("and at the time when they did", InvocationJournal, "arrived_ms", lambda *_: NATURE.clock_ms, GROWING),
     _tree("a cancellation is kept", InvocationJournal, "load", classmethod(_load_uncancelled), GROWING),
     _tree("what has arrived wakes after a restore", InvocationJournal, "flush", _always_passive, STORMS),
+    _tree("who only reads sees the last segment", Entry, "open", _open_as_it_began, GROWING),
     _tree("a step waits for a checkpoint", Suspended, "perform", _begin_at_once, STORMS),
     _tree("answers under way are regrouped", _Waiting, "_take", _leave_answers, REGROUPED),
 ]

@@ -17,7 +17,7 @@ TREE_WORLDS = Kind(
     GROWING,
     _run,
     TreeSights,
-    TreeSights(begun=3_000, again=4_000, results=8_000, steps=2_000, cancelled=300, timed_out=400, late=600),
+    TreeSights(begun=3_000, again=4_000, results=8_000, steps=2_000, cancelled=300, timed_out=400, late=600, looks=800),
     told=told_of_move,
     is_fault=is_faulty_move,
     mix_name="GROWING",

@@ -7,6 +7,7 @@ put aside wherever they wait, or after some time.
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -59,6 +60,8 @@ class TreeSights(NamedTuple):
     timed_out: int = 0
     late: int = 0
     """Results that nobody waited for any more."""
+    looks: int = 0
+    """At what an address had noted that mostly was waiting."""
 
 
 class Steps(Suspended):
@@ -154,6 +157,7 @@ class TreeWorld(World):
             seen["cancelled"],
             seen["timed out"],
             sum(node.core.late_answers for node in self.current.nodes),
+            seen["looks"],
         )
 
     def make_handlers(self, completions: Completions) -> TreeHandlers:
@@ -294,11 +298,25 @@ class AnswersStand(Invariant):
                     raise self.fail(f"{here} was told {told} by {called}, which has not ended")
                 if told.startswith("PEN0210") and called not in given_up:
                     raise self.fail(f"{here} was told that {called} failed, and there is no dead letter")
+        self._check_looks(grown)
         twice = [label for label, times in answered.items() if times > 1]
         if twice:
             raise self.fail(f"these calls were answered by several leaves, or twice: {twice}")
         if not world.rolled_back:
             self._check_clients(world, grown)
+
+    def _check_looks(self, grown: dict[str, Grown]) -> None:
+        """Whatever was seen of an address was committed: it stands there in the end."""
+        for here, state in grown.items():
+            for note in state.notes:
+                name, bracket, _ = note.text.partition(" [")
+                told = literal_eval(note.text[len(name) + 1 :]) if bracket else []
+                if len(told) == 5:
+                    _, there, count, *last = told
+                    notes = grown[there].notes if there in grown else []
+                    stands = [[each.label, each.n] for each in notes[count - 1 : count]] if count else [["", 0]]
+                    if stands != [last]:
+                        raise self.fail(f"{here} was shown note {count} of {there}, {last}, and it is {stands}")
 
     def _check_clients(self, world: World, grown: dict[str, Grown]) -> None:
         for client in world.clients:

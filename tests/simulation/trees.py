@@ -42,6 +42,8 @@ BELOW = {
 """Whom each calls."""
 NOTING = tuple(BELOW)
 """The functions that await, and note what came of it."""
+SEEN = "-seen"
+"""What is behind the name of a function, in that of who only reads what it has noted."""
 
 
 class Job(msgspec.Struct, array_like=True):
@@ -57,6 +59,13 @@ class Favour(msgspec.Struct, array_like=True):
     id: str
     name: str
     times: int
+
+
+class Look(msgspec.Struct, array_like=True):
+    """Tell what an address has noted, which is not less than `known`."""
+
+    label: str
+    known: int
 
 
 class Note(msgspec.Struct, array_like=True):
@@ -276,7 +285,9 @@ async def _call_up(hand: Hand, _: int) -> None:
 def _wish(hand: Hand) -> tuple[str, Durable[Any]]:
     """Ask for something that answers with its name, or with nothing. Calls have a name with a mark."""
     ctx, name = hand.ctx, hand.name()
-    match ctx.random.randrange(8):
+    match ctx.random.randrange(10):
+        case 8:
+            return _look(hand, name)
         case 0:
             return f"{name} sleep {ctx.now_ms}", ctx.sleep(hand.duration(40))
         case 1:
@@ -296,6 +307,15 @@ def _wish(hand: Hand) -> tuple[str, Durable[Any]]:
             target = ctx.random.choice(BELOW[ctx.address.typename])
             timeout = hand.duration(80) if hand.chance(0.3) else None
             return f"{name}!", ctx.call(target, ctx.random.choice(IDS), Job(f"{name}!"), timeout=timeout)
+
+
+def _look(hand: Hand, name: str) -> tuple[str, Durable[Any]]:
+    """Ask what an address has noted: this one, which waits meanwhile, or another."""
+    ctx = hand.ctx
+    if hand.chance(0.4):
+        reader, id = ctx.random.choice(NOTING) + SEEN, ctx.random.choice(IDS)
+        return name, ctx.call(reader, id, Look(name, 0))
+    return name, ctx.call(ctx.address.typename + SEEN, ctx.id, Look(name, len(ctx.state.notes)))
 
 
 async def _answered(hand: Hand, name: str, ask: Callable[[str], Awaitable[Any]]) -> None:
@@ -343,6 +363,23 @@ async def branch(ctx: Context[Grown], job: Job) -> list[Any]:
 @TREES.function("trees/twig", attempts=2, backoff=0.005)
 async def twig(ctx: Context[Grown], job: Job) -> list[Any]:
     return await _grow(ctx, job)
+
+
+def _seen(ctx: Context[Grown], look: Look) -> list[Any]:
+    """What every function that reads does. Returns whose notes it has seen, how many, and the last of them."""
+    state, here = ctx.state, str(ctx.address).replace(SEEN, "")
+    if len(state.log) != len(state.notes) or len(state.notes) < look.known:
+        NATURE.broken.append(
+            f"{look.label} was shown {len(state.notes)} notes of {here}, {len(state.log)} in its log, and knew of "
+            f"{look.known}"
+        )
+    GROVE.seen["looks"] += 1
+    last = state.notes[-1] if state.notes else Note("", 0, "", 0)
+    return [look.label, here, len(state.notes), last.label, last.n]
+
+
+for noting in (root, asked, branch, twig):
+    TREES.function(noting.typename + SEEN, reads_only=True, state_of=noting)(_seen)
 
 
 @TREES.function(LEAF, attempts=2, backoff=0.005)
