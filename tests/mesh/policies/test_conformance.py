@@ -43,12 +43,12 @@ from penstock.mesh.policies.settings import (
     Weighted,
 )
 from penstock.mesh.policies.split import choose_subset
+from penstock.mesh.rehearsal import Answer
 from tests.mesh.policies.script import (
     BROKEN,
     FUNCTION,
     NO_CONNECTION,
     OK,
-    Answer,
     Caller,
     always,
     endpoints,
@@ -98,7 +98,7 @@ def test_the_deadline_caps_everything_and_no_attempt_starts_after_it(
     caller = Caller(policies(None, Route(timeout_s=timeout_s, retries=retries), seed=seed), endpoints(3))
     began_s = caller.now_s
 
-    result = caller.call(
+    result = caller.ask(
         lambda host, attempt: Answer(BROKEN, seconds[attempt % len(seconds)]), keyed=True, timeout_ms=timeout_ms
     )
 
@@ -116,7 +116,7 @@ def test_the_timeout_of_one_attempt_leaves_the_rest_to_the_next() -> None:
     )
     caller = Caller(policies(None, Route(timeout_s=1.0, retries=retries)), endpoints(3))
 
-    result = caller.call(always(OK, seconds=9))
+    result = caller.ask(always(OK, seconds=9))
 
     # 0.4, 0.025 of back-off, 0.4, 0.025, and what is left.
     assert [attempt.timeout_s for attempt in result.attempts] == pytest.approx([0.4, 0.4, 0.15])
@@ -170,9 +170,9 @@ def test_a_retry_budget_bounds_the_attempts_when_everything_fails() -> None:
 def test_without_a_key_a_500_is_not_tried_again_and_a_connection_that_failed_is() -> None:
     caller = Caller(policies(), endpoints(3))
 
-    assert len(caller.call(always(BROKEN)).attempts) == 1
-    assert len(caller.call(always(NO_CONNECTION)).attempts) == 3
-    assert len(caller.call(always(BROKEN), keyed=True).attempts) == 3
+    assert len(caller.ask(always(BROKEN)).attempts) == 1
+    assert len(caller.ask(always(NO_CONNECTION)).attempts) == 3
+    assert len(caller.ask(always(BROKEN), keyed=True).attempts) == 3
 
 
 # ---- 6 and 7
@@ -240,13 +240,13 @@ def test_in_a_panic_ejected_endpoints_are_used_and_without_one_the_answer_is_503
     live = policies(FunctionPolicy(outlier_detection=detection, panic_threshold=threshold))
     caller = Caller(live, endpoints(3))
     for _ in range(15):
-        caller.call(always(BROKEN, seconds=0))
+        caller.ask(always(BROKEN, seconds=0))
     assert live.statistics(caller.now_s)[FUNCTION].ejections_active >= 2
 
     while live.statistics(caller.now_s)[FUNCTION].ejections_active < 3 and threshold:
-        caller.call(always(BROKEN, seconds=0))
+        caller.ask(always(BROKEN, seconds=0))
 
-    assert caller.call(always(OK)).status == status
+    assert caller.ask(always(OK)).status == status
 
 
 # ---- 9
@@ -258,12 +258,12 @@ def test_a_breaker_opens_after_the_sixth_failure_in_a_row_ends_the_retries_and_l
     live = policies(FunctionPolicy(breaker=breaker), Route(retries=retries))
     caller = Caller(live, endpoints(3))
 
-    result = caller.call(always(BROKEN))
+    result = caller.ask(always(BROKEN))
     assert len(result.attempts) == 6
     assert result.end == Finish(BROKEN)
-    refused = caller.call(always(OK))
+    refused = caller.ask(always(OK))
     assert isinstance(refused.end, GiveUp)
-    assert (refused.attempts, refused.end.status, refused.end.code) == ([], 503, "PEN0843")
+    assert (refused.attempts, refused.end.status, refused.end.code) == ((), 503, "PEN0843")
 
     caller.now_s += 10
     first, second = (live.plan(Request(FUNCTION), caller.hosts, caller.now_s) for _ in range(2))
@@ -271,7 +271,7 @@ def test_a_breaker_opens_after_the_sixth_failure_in_a_row_ends_the_retries_and_l
     assert isinstance(second.next(caller.now_s), GiveUp)
     first.result(caller.now_s, OK)
 
-    assert caller.call(always(OK)).status == 200
+    assert caller.ask(always(OK)).status == 200
 
 
 # ---- 10
@@ -339,8 +339,8 @@ def test_a_mirror_changes_neither_the_result_nor_the_time_of_a_request() -> None
     for number in range(100):
         answers = Random(number)
         answer = Answer(answers.choice([OK, BROKEN, NO_CONNECTION]), answers.random())
-        without = plain.call(lambda host, attempt, answer=answer: answer)  # type: ignore[misc]
-        copied = mirrored.call(lambda host, attempt, answer=answer: answer)  # type: ignore[misc]
+        without = plain.ask(lambda host, attempt, answer=answer: answer)  # type: ignore[misc]
+        copied = mirrored.ask(lambda host, attempt, answer=answer: answer)  # type: ignore[misc]
 
         assert copied.end == without.end
         assert copied.took_s == pytest.approx(without.took_s, rel=0.01)

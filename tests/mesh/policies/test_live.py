@@ -74,14 +74,14 @@ def test_what_is_known_of_endpoints_survives_a_change_of_something_else() -> Non
     live = policies(policy)
     caller = Caller(live, endpoints(1))
     for _ in range(5):
-        caller.call(always(BROKEN, seconds=0))
-    assert caller.call(always(OK)).status == 503
+        caller.ask(always(BROKEN, seconds=0))
+    assert caller.ask(always(OK)).status == 503
 
     live.apply(PolicySet({FUNCTION: policy}, (Route(timeout_s=1),)), caller.now_s)
-    assert caller.call(always(OK)).status == 503
+    assert caller.ask(always(OK)).status == 503
 
     live.apply(PolicySet(), caller.now_s)
-    assert caller.call(always(OK)).status == 200
+    assert caller.ask(always(OK)).status == 200
 
 
 def test_an_open_breaker_is_forgotten_only_with_its_settings() -> None:
@@ -89,13 +89,13 @@ def test_an_open_breaker_is_forgotten_only_with_its_settings() -> None:
     live = policies(FunctionPolicy(breaker=breaker))
     caller = Caller(live, endpoints(1))
     for _ in range(6):
-        caller.call(always(BROKEN))
+        caller.ask(always(BROKEN))
 
     live.apply(PolicySet({FUNCTION: FunctionPolicy(breaker=breaker, limits=Limits(1, 1))}), caller.now_s)
-    assert caller.call(always(OK)).status == 503
+    assert caller.ask(always(OK)).status == 503
     live.apply(PolicySet({FUNCTION: FunctionPolicy(breaker=Breaker(scope=Scope.FUNCTION, timeout_s=1))}), caller.now_s)
 
-    assert caller.call(always(OK)).status == 200
+    assert caller.ask(always(OK)).status == 200
 
 
 def test_the_guard_of_a_host_follows_a_change() -> None:
@@ -120,7 +120,7 @@ def test_the_guard_of_a_host_follows_a_change() -> None:
 def test_statistics_tell_what_endpoints_did_from_what_callers_saw() -> None:
     caller = Caller(policies(), endpoints(3))
 
-    caller.call(lambda host, attempt: always(OK if attempt == 3 else BROKEN)(host, attempt), keyed=True)
+    caller.ask(lambda host, attempt: always(OK if attempt == 3 else BROKEN)(host, attempt), keyed=True)
 
     found = caller.policies.statistics(caller.now_s)[FUNCTION]
     assert (found.calls, found.calls_succeeded) == (1, 1)

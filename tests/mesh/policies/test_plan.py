@@ -18,12 +18,12 @@ from penstock.mesh.policies.settings import (
     Side,
     Weighted,
 )
+from penstock.mesh.rehearsal import Answer
 from tests.mesh.policies.script import (
     BROKEN,
     FUNCTION,
     NO_CONNECTION,
     OK,
-    Answer,
     Caller,
     always,
     endpoints,
@@ -34,7 +34,7 @@ from tests.mesh.policies.script import (
 def test_a_call_that_is_answered_ends_with_the_answer() -> None:
     caller = Caller(policies(), endpoints(3))
 
-    result = caller.call(always(OK))
+    result = caller.ask(always(OK))
 
     assert result.end == Finish(OK)
     assert [attempt.timeout_s for attempt in result.attempts] == [15.0]
@@ -43,7 +43,7 @@ def test_a_call_that_is_answered_ends_with_the_answer() -> None:
 def test_a_connection_that_fails_is_tried_twice_more_each_time_at_another_host() -> None:
     caller = Caller(policies(), endpoints(3))
 
-    result = caller.call(always(NO_CONNECTION))
+    result = caller.ask(always(NO_CONNECTION))
 
     assert len({attempt.host for attempt in result.attempts}) == 3
     assert isinstance(result.end, GiveUp)
@@ -54,7 +54,7 @@ def test_a_connection_that_fails_is_tried_twice_more_each_time_at_another_host()
 def test_what_may_have_been_processed_is_tried_again_only_with_a_key(keyed: bool, attempts: int) -> None:
     caller = Caller(policies(), endpoints(3))
 
-    result = caller.call(always(BROKEN), keyed=keyed)
+    result = caller.ask(always(BROKEN), keyed=keyed)
 
     assert len(result.attempts) == attempts
     assert result.end == Finish(BROKEN)
@@ -62,26 +62,26 @@ def test_what_may_have_been_processed_is_tried_again_only_with_a_key(keyed: bool
 
 def test_an_id_with_state_goes_to_its_owner_and_to_the_next_one_when_that_fails() -> None:
     caller = Caller(policies(stateful=True), endpoints(3))
-    owner = caller.call(always(OK)).attempts[0].host
+    owner = caller.ask(always(OK)).attempts[0].host
 
-    result = caller.call(lambda host, _: Answer(NO_CONNECTION if host == owner else OK))
+    result = caller.ask(lambda host, _: Answer(NO_CONNECTION if host == owner else OK))
 
     hosts = [attempt.host for attempt in result.attempts]
     assert hosts[0] == owner
     assert len(hosts) == 2
-    assert caller.call(always(OK)).attempts[0].host == owner
+    assert caller.ask(always(OK)).attempts[0].host == owner
 
 
 def test_without_a_host_nothing_is_tried() -> None:
-    result = Caller(policies(), []).call(always(OK))
+    result = Caller(policies(), []).ask(always(OK))
 
-    assert result.attempts == []
+    assert result.attempts == ()
     assert isinstance(result.end, GiveUp)
     assert (result.end.status, result.end.code) == (503, "PEN0841")
 
 
 def test_the_deadline_of_the_caller_bounds_the_call_too() -> None:
-    result = Caller(policies(), endpoints(1)).call(always(OK, seconds=5), timeout_ms=200)
+    result = Caller(policies(), endpoints(1)).ask(always(OK, seconds=5), timeout_ms=200)
 
     assert result.attempts[0].timeout_s == pytest.approx(0.2)
     assert result.status == 504
@@ -89,9 +89,9 @@ def test_the_deadline_of_the_caller_bounds_the_call_too() -> None:
 
 
 def test_a_call_whose_time_is_over_is_never_begun() -> None:
-    result = Caller(policies(), endpoints(1)).call(always(OK), timeout_ms=0)
+    result = Caller(policies(), endpoints(1)).ask(always(OK), timeout_ms=0)
 
-    assert result.attempts == []
+    assert result.attempts == ()
     assert result.status == 504
 
 
@@ -132,7 +132,7 @@ def test_an_answer_says_more_than_the_reason_to_stop_trying() -> None:
     """The second attempt finds no time left, and the caller gets what the first one brought."""
     route = Route(timeout_s=0.1, retries=Retries(retry_on=frozenset({"5xx"})))
 
-    result = Caller(policies(None, route), endpoints(2)).call(always(BROKEN, seconds=0.099))
+    result = Caller(policies(None, route), endpoints(2)).ask(always(BROKEN, seconds=0.099))
 
     assert result.end == Finish(BROKEN)
 
@@ -142,9 +142,9 @@ def test_a_fault_of_the_side_of_the_client_stands_for_the_whole_call() -> None:
     fault = Fault(Delay(100, 0.5), Abort(100, 503), Side.CLIENT)
     caller = Caller(policies(None, Route(timeout_s=0.2, fault=fault)), endpoints(3))
 
-    result = caller.call(always(OK), keyed=True)
+    result = caller.ask(always(OK), keyed=True)
 
-    assert result.attempts == []
+    assert result.attempts == ()
     assert isinstance(result.end, GiveUp)
     assert (result.end.status, result.end.code) == (503, "PEN0845")
     assert result.took_s == pytest.approx(0.5)
@@ -164,7 +164,7 @@ def test_the_wait_a_server_asks_for_takes_the_place_of_the_back_off(
 ) -> None:
     route = Route(retries=Retries(attempts=1, retry_on=frozenset({"5xx"})))
 
-    result = Caller(policies(None, route), endpoints(2)).call(always(outcome, seconds=0))
+    result = Caller(policies(None, route), endpoints(2)).ask(always(outcome, seconds=0))
 
     first, second = result.attempts
     assert least_s <= second.at_s - first.at_s <= most_s
@@ -173,14 +173,14 @@ def test_the_wait_a_server_asks_for_takes_the_place_of_the_back_off(
 def test_a_wait_that_does_not_fit_into_the_time_left_is_not_begun() -> None:
     route = Route(timeout_s=1, retries=Retries(attempts=1, retry_on=frozenset({"5xx"})))
 
-    result = Caller(policies(None, route), endpoints(2)).call(always(Outcome(503, retry_after_s=2)))
+    result = Caller(policies(None, route), endpoints(2)).ask(always(Outcome(503, retry_after_s=2)))
 
     assert (len(result.attempts), result.status) == (1, 503)
     assert result.took_s < 0.1
 
 
 def test_a_retry_goes_to_the_same_host_when_there_is_no_other() -> None:
-    result = Caller(policies(), endpoints(1)).call(always(NO_CONNECTION))
+    result = Caller(policies(), endpoints(1)).ask(always(NO_CONNECTION))
 
     assert len(result.attempts) == 3
 
@@ -188,7 +188,7 @@ def test_a_retry_goes_to_the_same_host_when_there_is_no_other() -> None:
 def test_a_retry_may_go_to_the_same_host_when_the_route_says_so() -> None:
     route = Route(retries=Retries(previous_hosts=False))
 
-    result = Caller(policies(None, route, stateful=True), endpoints(3)).call(always(NO_CONNECTION))
+    result = Caller(policies(None, route, stateful=True), endpoints(3)).ask(always(NO_CONNECTION))
 
     assert len({attempt.host for attempt in result.attempts}) == 1
 
@@ -196,7 +196,7 @@ def test_a_retry_may_go_to_the_same_host_when_the_route_says_so() -> None:
 def test_retries_without_end_end_with_the_deadline() -> None:
     route = Route(timeout_s=1, retries=Retries(attempts=-1, backoff=Backoff(0.1, constant=True)))
 
-    result = Caller(policies(None, route), endpoints(1)).call(always(NO_CONNECTION, seconds=0))
+    result = Caller(policies(None, route), endpoints(1)).ask(always(NO_CONNECTION, seconds=0))
 
     assert len(result.attempts) == 10
     assert result.status == 503
@@ -205,7 +205,7 @@ def test_retries_without_end_end_with_the_deadline() -> None:
 def test_a_host_that_refused_before_it_began_is_what_the_caller_sees_in_the_end() -> None:
     refused = Outcome(503, Failure.REFUSED)
 
-    result = Caller(policies(), endpoints(3)).call(always(refused))
+    result = Caller(policies(), endpoints(3)).ask(always(refused))
 
     assert result.end == Finish(refused)
     assert len(result.attempts) == 3
@@ -214,14 +214,14 @@ def test_a_host_that_refused_before_it_began_is_what_the_caller_sees_in_the_end(
 def test_a_route_to_a_subset_without_a_host_says_which_one() -> None:
     route = Route(split=(Weighted("v3", 1),))
 
-    result = Caller(policies(None, route), endpoints(3)).call(always(OK))
+    result = Caller(policies(None, route), endpoints(3)).ask(always(OK))
 
     assert isinstance(result.end, GiveUp)
     assert result.end.message.startswith("No endpoint of subset 'v3' serves shop/payment")
 
 
 def test_without_any_timeout_an_attempt_has_all_the_time_there_is() -> None:
-    result = Caller(policies(None, Route(timeout_s=0)), endpoints(1)).call(always(OK))
+    result = Caller(policies(None, Route(timeout_s=0)), endpoints(1)).ask(always(OK))
 
     assert result.attempts[0].timeout_s is None
 
