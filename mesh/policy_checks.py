@@ -16,6 +16,7 @@ from penstock.mesh.policies.settings import Match, OutlierDetection, PolicySet, 
 
 _UNSURE: Final = {"5xx", "gateway-error", "reset", "timeout"}
 """Conditions under which the request may have been processed."""
+STATUSES_SHOWN: Final = 3
 SMALL_MESH: Final = 4
 """While nobody says how many endpoints there are, a cap under which fewer than so many eject none is worth a word."""
 
@@ -66,10 +67,12 @@ def retry_warnings(timeout_s: float, retries: Retries) -> Iterator[str]:
             f"per_try_timeout {_shown(retries.per_try_timeout_s)} is no shorter than the timeout of the whole call, "
             f"{_shown(timeout_s)}: no time is left to try again"
         )
-    unsure = sorted(_UNSURE & retries.retry_on) + sorted(name for name in retries.retry_on if name.startswith("5"))
+    statuses = sorted(name for name in retries.retry_on if name.isdecimal() and name.startswith("5"))
+    shown = statuses if len(statuses) <= STATUSES_SHOWN else [f"statuses from {statuses[0]} to {statuses[-1]}"]
+    unsure = [*sorted(_UNSURE & retries.retry_on), *shown]
     if retries.attempts and unsure:
         yield (
-            f"retry_on has {', '.join(dict.fromkeys(unsure))}, under which a request may have been processed: without "
+            f"it has {', '.join(unsure)}, under which a request may have been processed: without "
             "an idempotency key it may be done twice. retry_on_keyed is for requests that have one"
         )
 

@@ -37,12 +37,12 @@ class PolicyDraft:
             for warning in ejection_warnings(policy.outlier_detection, policy.panic_threshold, self.replicas):
                 section.warn(field, warning)
 
-    def add_route(self, route: Route, section: Section) -> None:
-        """This is done with what matches, unless a route before takes it."""
+    def add_route(self, route: Route, section: Section, field: str = "retries") -> None:
+        """This is done with what matches, unless a route before takes it. `field` of `section` has its retries."""
         if unreachable(self.routes, route):
             section.warn("match", "a route before takes everything that matches, so nothing comes here")
         for warning in retry_warnings(route.timeout_s, route.retries):
-            section.warn("retries", warning)
+            section.warn(field, warning)
         self.routes.append(route)
 
     def function(self, function: str) -> FunctionPolicy:

@@ -83,8 +83,8 @@ class Arrived(NamedTuple):
 
 
 class Rehearsal:
-    """See the module. `policies` is the text of a policy file; `hosts` is how many there are, or their versions by name;
-    `stateful` names the functions whose ids have an owner."""
+    """See the module. `policies` is the text of a policy file; `hosts` is how many there are, or their versions by
+    name; `stateful` names the functions whose ids have an owner."""
 
     def __init__(
         self,

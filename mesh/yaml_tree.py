@@ -54,6 +54,8 @@ def parse_yaml(text: str) -> list[Node]:
         raise YamlError(mark.line + 1 if mark else 1, f"it is no YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise YamlError(1, f"it is no YAML: {error}") from error
+    except RecursionError as error:
+        raise YamlError(1, f"it has values within values, more than {DEPTH_MAX} deep") from error
     builder = _Builder()
     nodes = [builder.build(document, 0) for document in documents]
     return [node for node in nodes if not (isinstance(node, Scalar) and node.value is None)]

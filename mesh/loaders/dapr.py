@@ -148,7 +148,9 @@ def _target(
     size = section.count("circuitBreakerCacheSize", 5000, least=1, most=1_000_000)
     section.finish()
     matches = tuple(Match(TextMatch(exact=function), caller=caller) for caller in scopes)
-    draft.add_route(Route(matches, timeout_s=0.0, retries=replace(retries, per_try_timeout_s=timeout_s)), section)
+    draft.add_route(
+        Route(matches, timeout_s=0.0, retries=replace(retries, per_try_timeout_s=timeout_s)), section, "retry"
+    )
     if breaker is not None:
         policy = replace(draft.function(function), breaker=replace(breaker, cache_size=size))
         draft.set_function(function, policy, section, "circuitBreaker")

@@ -8,7 +8,7 @@ A block is named by the words behind its fence:
     console                     commands after `$`, each with its output; `...` stands for any text, or any lines
     console background          a command that goes on running beside the blocks that follow, until its output is there
     console stop                Ctrl-C to that command, and what it says then
-    toml, json, sql             parsed; `title` writes a file; SQL is run by the server of the page
+    toml, json, yaml, sql       parsed; `title` writes a file; SQL is run by the server of the page
     text                        a drawing or a fragment: nothing is done with it
 
 A block after `<!-- not run: REASON -->` is left alone. What always holds: a word that is not above is an error.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
-KINDS = ("python", "output", "console", "toml", "json", "jsonl", "csv", "sql", "text")
+KINDS = ("python", "output", "console", "toml", "json", "jsonl", "yaml", "csv", "sql", "text")
 
 _FENCE = re.compile(r"```(?P<info>[^`]*)")
 _NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+) -->")

@@ -24,6 +24,7 @@ from typing import IO
 
 from penstock.engine.cli_common import DIFFERENCES
 from penstock.engine.settings import load_settings
+from penstock.mesh.yaml_tree import parse_yaml
 from tests.docs.pages import Block, Command, blocks_of, commands_of, matches
 
 COMMAND_S = 30
@@ -125,6 +126,8 @@ class PageRun:
                 json.loads(text)
             case "jsonl":
                 [json.loads(line) for line in text.splitlines()]
+            case "yaml":
+                parse_yaml(text)
             case "sql":
                 self._query(text)
             case _:

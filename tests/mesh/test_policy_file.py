@@ -170,6 +170,10 @@ def test_a_text_that_grows_by_references_is_refused() -> None:
     assert "too many values" in refusal("\n".join(levels))
 
 
+def test_a_text_that_is_nested_without_end_is_refused() -> None:
+    assert "values within values" in refusal("[" * 10_000)
+
+
 def test_a_file_that_is_much_too_long_is_some_other_file() -> None:
     assert f"{TEXT_MAX} are the most" in refusal("#" * (TEXT_MAX + 1))
 
@@ -229,7 +233,7 @@ def test_retries_for_which_no_time_is_left_are_warned_of() -> None:
 def test_a_retry_that_may_do_a_thing_twice_is_warned_of() -> None:
     (warning,) = read_policies("routes:\n- retries: {retry_on: '503,reset,connect-failure'}\n").warnings
 
-    assert "retry_on has reset, 503, under which a request may have been processed" in warning
+    assert "it has reset, 503, under which a request may have been processed" in warning
 
 
 def test_a_route_that_nothing_comes_to_is_warned_of() -> None:
