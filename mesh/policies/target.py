@@ -26,6 +26,10 @@ class TargetStatistics:
     """Of one function, since the process began. The names are Envoy's, with `upstream_rq_` and `outlier_detection.`
     before them."""
 
+    calls_under_way: int
+    """Waiting calls included."""
+    retries_under_way: int
+    """Of those, the ones that the budget counts."""
     calls: int
     calls_succeeded: int
     """Over `calls` it is the effective success rate: what callers see."""
@@ -132,6 +136,8 @@ class Target:
     def statistics(self, now_s: float) -> TargetStatistics:
         outliers, breakers = self._outliers, self._breakers
         return TargetStatistics(
+            calls_under_way=self.allowance.first_tries + self.allowance.retries,
+            retries_under_way=self.allowance.retries,
             calls=self.calls,
             calls_succeeded=self.calls_succeeded,
             attempts=self.attempts,
