@@ -15,12 +15,13 @@ from typing import Any, Final, NamedTuple
 
 from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal, Line
 from penstock.engine.pending import Hold, PendingMessage, read_pending
-from penstock.engine.views import ENTRIES_MAX, View, builtins_of, timestamp
+from penstock.engine.views import View, timestamp
 from penstock.errors import InvalidInput
 from penstock.functions.durable import DEADLINE
 from penstock.ids import Address, key_group
 from penstock.records import Meta, QueuedRow
 from penstock.state import keys
+from penstock.state.showing import ENTRIES_MAX, builtins_of
 
 WAITS_LISTED_MAX: Final = 10
 """Of what one invocation waits for, in a row of a list. A handler may gather thousands of calls."""

@@ -45,9 +45,7 @@ VERBS: Final = {
     "rescale": _Verb("cli_rescale", "Give a stopped application another parallelism."),
     "doctor": _Verb("cli_doctor", "Say whether an application can run in a Kafka cluster."),
     "destroy": _Verb("cli_destroy", "Remove the topics of an application from a Kafka cluster."),
-    "sidecar": _Verb(
-        "penstock.mesh.cli_sidecar", "Run beside an application of any language, and take its requests to others."
-    ),
+    "mesh": _Verb("penstock.mesh.cli", "Run an application as a mesh of requests."),
     "config": _Verb("cli_config", "Show the settings in force."),
     "explain": _Verb("cli_explain", "Explain an error code."),
 }

@@ -13,11 +13,12 @@ import msgspec
 
 from penstock.addresses import find_address
 from penstock.engine.cli_common import silence_kafka_client
-from penstock.engine.views import builtins_of, plain, timestamp
+from penstock.engine.views import timestamp
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.ids import Address
 from penstock.output import print_json, print_table
+from penstock.state.showing import builtins_of, plain
 
 if TYPE_CHECKING:
     from penstock.checkpoint.recovery import History

@@ -19,7 +19,7 @@ def functions(where: Where, as_json: bool) -> None:
     if client is not None:
         rows = client.functions()
     else:
-        from penstock.engine.views import describe_functions
+        from penstock.functions.describing import describe_functions
 
         app = where.app()
         app.check()

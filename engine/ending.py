@@ -12,8 +12,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from penstock.engine.run import loop_factory
 from penstock.errors import PenstockError
+from penstock.loops import loop_factory
 from penstock.output import note
 
 EXIT_AT_ONCE = 1

@@ -49,15 +49,9 @@ from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
 from penstock.engine.sinks import SinkDriver
 from penstock.engine.totals import Totals
-from penstock.engine.views import (
-    describe_functions,
-    not_retained,
-    show_checkpoint,
-    summarize_checkpoint,
-    timestamp,
-    view_of_nothing,
-)
+from penstock.engine.views import not_retained, show_checkpoint, summarize_checkpoint, timestamp, view_of_nothing
 from penstock.errors import InvalidInput, Unavailable
+from penstock.functions.describing import describe_functions
 from penstock.functions.schedule import Schedule
 from penstock.ids import Address, key_group
 

@@ -29,7 +29,6 @@ from penstock.engine.restore import DeltaSource, Restored, restore_task, rows_of
 from penstock.engine.views import (
     View,
     count_letters,
-    describe_functions,
     not_retained,
     show_checkpoint,
     summarize_checkpoint,
@@ -38,6 +37,7 @@ from penstock.engine.views import (
 )
 from penstock.errors import CorruptSnapshot, InvalidInput
 from penstock.functions.app import App
+from penstock.functions.describing import describe_functions
 from penstock.ids import Address, Offset
 from penstock.records import Envelope, EpochFrame, Frozen
 from penstock.router.embedded import EmbeddedLog

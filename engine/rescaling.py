@@ -16,11 +16,11 @@ from typing import NamedTuple
 from penstock.checkpoint.savepoint import SavepointReader
 from penstock.engine.config import Config
 from penstock.engine.offline import Directory
-from penstock.engine.run import loop_factory
 from penstock.engine.savepoints import Progress, default_place, open_place_of, restore_savepoint, take
 from penstock.engine.worker import Worker
 from penstock.errors import Refused
 from penstock.functions.app import App
+from penstock.loops import loop_factory
 
 
 class Rescaled(NamedTuple):

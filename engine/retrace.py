@@ -37,13 +37,14 @@ from penstock.engine.recording import Inbox, Ingresses, Interval, Recording
 from penstock.engine.regroup import fold_all
 from penstock.engine.restore import Restored
 from penstock.engine.task import TaskCore
-from penstock.engine.views import View, builtins_of, task_view
+from penstock.engine.views import View, task_view
 from penstock.functions.app import App
 from penstock.functions.durable import Stepped
 from penstock.functions.outlets import outlets_of
 from penstock.ids import GOLDEN_64, MASK_64, ODD_64, Address
 from penstock.records import COMPLETED, EgressRow, Envelope, QueuedRow, Reply, Turn
 from penstock.router.kafka_options import KafkaOptions
+from penstock.state.showing import builtins_of
 
 FOLD_ROWS = 100_000
 """Settled rows kept in memory before they go into the scratch store."""

@@ -33,16 +33,6 @@ def run(app: App, config: Config | None = None, *, watch: Watch | None = None) -
         return asyncio.run(_run(Worker(app, Config(directory=Path(directory), until_done=True, port=None)), watch))
 
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop, where the extra `fast` is installed."""
-    with suppress(ImportError):
-        import uvloop
-
-        factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-        return factory
-    return None
-
-
 @asynccontextmanager
 async def watched(worker: Worker, watch: Watch | None) -> AsyncIterator[None]:
     """Run `watch`, if there is one, beside what the block does, and cancel it at the end of the block."""

@@ -7,7 +7,6 @@ Changes nothing: `encode_state` makes the bytes that an operation then stores.
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,18 +27,14 @@ from penstock.engine.pending import Held, held_by_rows
 from penstock.engine.schedules import rows_of, show_schedule
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
-from penstock.functions.codecs import Codec
-from penstock.functions.function import Function
 from penstock.functions.storage import Storage
-from penstock.functions.types import type_text
 from penstock.ids import KEY_GROUPS_MAX, Address, key_group
 from penstock.state.memory import MemoryBackend
 from penstock.state.overlay import ABSENT, Overlay
-from penstock.state.stateful import EMPTY_STATE, RowCollections
+from penstock.state.showing import builtins_of, decoded_state, plain, show_state
+from penstock.state.stateful import EMPTY_STATE
 from penstock.state.values import encode_expiring
 
-ENTRIES_MAX: Final = 1_000
-"""Rows of one table, or newest entries of one log, shown of an address."""
 LETTERS_COUNTED_MAX: Final = 10_000
 SENT_BYTES_MAX: Final = 1 << 30
 """Nothing is sent while reading, so nothing needs a bound."""
@@ -80,24 +75,14 @@ class View:
     def state(self, address: Address) -> dict[str, Any]:
         """The state of an address, its tables and logs. `exists` is false when it has only defaults."""
         entry = self._entry(address)
-        raw = entry.raw(address.id)
-        shown: dict[str, Any] = {"function": address.typename, "id": address.id, "exists": raw != ABSENT}
-        try:
-            shown["state"] = self._decoded(entry, raw)
-        except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest; what can't be decoded is still shown.
-            shown["state"] = builtins_of(raw)
-            shown["problem"] = f"It does not fit the type now declared: {error}"
-        collections = self._collections(entry, address)
-        rows = (rows for kind in collections.values() for rows in kind.values())
-        shown["exists"] = shown["exists"] or any(rows)
-        return shown | collections
+        return show_state(entry, address, entry.raw(address.id), self.task_of(address.id).overlay, self.clock_ms)
 
     def holds(self, address: Address, data: bytes) -> bool:
         """Whether the state is what the JSON text `data` says; `null` stands for none."""
         entry = self._entry(address)
-        wanted = self._decoded(entry, self.encode_state(address, data))
+        wanted = decoded_state(entry, self.encode_state(address, data), self.clock_ms)
         try:
-            return bool(self._decoded(entry, entry.raw(address.id)) == wanted)
+            return bool(decoded_state(entry, entry.raw(address.id), self.clock_ms) == wanted)
         except Exception:  # noqa: BLE001  # As in `state`: what can't be decoded is nothing that anybody expects.
             return False
 
@@ -135,21 +120,6 @@ class View:
         }
         return encode_expiring(encoded, deadlines)
 
-    def _decoded(self, entry: Entry, raw: bytes) -> Any:
-        if entry.storage:
-            storage = Storage.decode(entry.storage, raw, self.clock_ms)
-            values = ((name, spec.codec, getattr(storage, name)) for name, spec in entry.storage.items())
-            return {name: codec.to_builtins(value) for name, codec, value in values if value is not None}
-        if entry.state_codec is None:
-            return None
-        data = entry.plain_state(raw)
-        value = entry.state_codec.decode(data) if data else entry.new_state()
-        if not isinstance(value, msgspec.Struct):
-            return entry.state_codec.to_builtins(value)
-        # Field by field: what is stored leaves out the defaults, and people want to see them.
-        names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
-        return {shown: plain(getattr(value, field)) for field, shown in names}
-
     def _encode_storage(self, entry: Entry, data: bytes, place: str) -> bytes:
         try:
             values = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -167,22 +137,6 @@ class View:
                 raise spec.codec.explain(error, bytes(text), place=f"{place}, value {name}") from error
             setattr(storage, name, value)
         return storage.encode(self.clock_ms)[0]
-
-    def _collections(self, entry: Entry, address: Address) -> dict[str, Any]:
-        shown: dict[str, Any] = {}
-        rows = RowCollections(self.task_of(address.id).overlay, entry.function.state_typename, address.id)
-        for name, spec in entry.collections.items():
-            if spec.kind == "table":
-                found = [
-                    {"key": plain(spec.keys.decode(key)), "value": builtins_of(value, spec.values)}
-                    for key, value in islice(rows.scan(name), ENTRIES_MAX)
-                ]
-                shown.setdefault("tables", {})[name] = found
-            else:
-                first, end = rows.log_bounds(name)
-                read = rows.log_read(name, max(first, end - ENTRIES_MAX), end)
-                shown.setdefault("logs", {})[name] = [builtins_of(value, spec.values) for value in read]
-        return shown
 
     # Dead letters.
 
@@ -224,7 +178,9 @@ class View:
         state: Any = None
         if letter.state:
             try:
-                state = builtins_of(letter.state) if entry is None else self._decoded(entry, letter.state)
+                state = (
+                    builtins_of(letter.state) if entry is None else decoded_state(entry, letter.state, self.clock_ms)
+                )
             except Exception:  # noqa: BLE001  # As in `state`.
                 state = builtins_of(letter.state)
         return summarize_letter(letter) | {
@@ -279,27 +235,6 @@ def task_view(app: App, overlay: Overlay, *, task: int = 0, tasks: int = 1) -> T
     entries = {name: Entry(function, overlay, bytes_max=SENT_BYTES_MAX) for name, function in app.functions.items()}
     held = cache(partial(held_by_rows, overlay))  # Nobody runs it, so it is read once, when it is asked for.
     return TaskView(overlay, entries, DeadLetters(overlay, task=task, tasks=tasks), held)
-
-
-def describe_functions(app: App) -> list[dict[str, Any]]:
-    """The functions of an application, with what they take, answer and keep."""
-    return [_describe_function(function) for _, function in sorted(app.functions.items())]
-
-
-def _describe_function(function: Function[Any, Any]) -> dict[str, Any]:
-    state = type_text(function.state) if function.state is not None else ""
-    if function.storage:
-        state = ", ".join(f"{name}: {spec.codec.name}" for name, spec in function.storage.items())
-    return {
-        "function": function.typename,
-        "takes": function.message_codec.name,
-        "answers": function.reply_codec.name,
-        "state": state,
-        "location": function.location,
-        "attempts": function.options.attempts,
-        "on_failure": function.options.on_failure,
-        "fingerprint": function.fingerprint,
-    }
 
 
 def summarize_letter(letter: DeadLetter) -> dict[str, Any]:
@@ -368,26 +303,6 @@ def not_retained(number: int, known: Sequence[int]) -> InvalidInput:
 def timestamp(at_ms: float) -> str:
     """A moment in UTC: `2026-01-01T12:00:00.000Z`."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def builtins_of(data: bytes, codec: Codec[Any] | None = None) -> Any:
-    """Stored bytes for people: by their codec, else as msgpack, else as base64 text."""
-    if not data:
-        return None
-    if codec is not None:
-        try:
-            return codec.to_builtins(codec.decode(data))
-        except Exception:  # noqa: BLE001  # As above: then without the type.
-            return builtins_of(data)
-    try:
-        return plain(msgspec.msgpack.decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError):
-        return {"base64": base64.b64encode(data).decode()}
-
-
-def plain(value: Any) -> Any:
-    """A value in what JSON has."""
-    return msgspec.to_builtins(value, str_keys=True)
 
 
 def _number(letter: DeadLetter) -> int:

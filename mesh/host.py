@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
-from penstock.errors import CallTimeout, FunctionError, InvalidInput, PenstockError, Unavailable
+from penstock.errors import CallTimeout, ConfigurationError, FunctionError, InvalidInput, PenstockError, Unavailable
 from penstock.functions.app import App
 from penstock.functions.failures import describe, user_traceback
 from penstock.functions.outlets import outlets_of
@@ -95,7 +95,7 @@ class Host:
         self._promises: dict[tuple[Address, str], asyncio.Event] = {}
         self._neighbours: Neighbours = _Neighbours(self, call)
         self._functions = functions_of(app, options.message_bytes_max)
-        self._served = {name: function for name, function in self._functions.items() if not only or name in only}
+        self._served = served_of(self._functions, only)
         self.draining = False
         """No request is begun any more."""
         self.active = 0
@@ -201,6 +201,9 @@ class Host:
         return run.reply()
 
     async def _load(self, function: Stateful, request: Request) -> Loaded:
+        owner = function.function.state_typename
+        if owner != function.typename:  # It only reads, so that there is no answer that could have had an effect.
+            return await self._store.load(owner, request.address.id, rows=bool(function.collections))
         if not function.has_state and not request.key:
             return _NEW
         return await self._store.load(*request.address, request.key, rows=bool(function.collections))
@@ -328,6 +331,17 @@ def functions_of(app: App, bytes_max: int) -> Mapping[str, Stateful]:
     for function in functions.values():
         function.bind(targets, outlets)
     return functions
+
+
+def served_of(functions: Mapping[str, Stateful], only: frozenset[str]) -> Mapping[str, Stateful]:
+    """Those that a host serves. Raises ConfigurationError for a name that is none."""
+    for name in only:
+        if name not in functions:
+            known = ", ".join(sorted(functions)) or "none"
+            raise ConfigurationError(
+                "PEN0809", f"--only {name} names no function of this application. Known: {known}. Correct the name."
+            )
+    return {name: function for name, function in functions.items() if not only or name in only}
 
 
 def _operation(function: Stateful, request: Request) -> str:

@@ -66,15 +66,16 @@ class Mesh:
         self._options = options
         self._calls_others = registry is not None
         self._node: Node | None = None
+        self._opened: Store | None = None
         self.edges = Edges()
         self._caller = Caller(self._registry, self.policies, self._transport, self.edges)
 
     async def __aenter__(self) -> Mesh:
         await self._registry.open()
         if not self._calls_others:
-            store = self._store or SqliteStore(self._directory)
+            self._opened = self._store or SqliteStore(self._directory)
             self._node = Node(
-                self._app, store, self._registry, self.policies, transport=self._transport, options=self._options
+                self._app, self._opened, self._registry, self.policies, transport=self._transport, options=self._options
             )
             await self._node.start()
             await self._node.announce()
@@ -87,6 +88,8 @@ class Mesh:
         if self._node is not None:
             await self._node.drain(DRAIN_S, notice_s=0)
             await self._node.close()
+        if self._opened is not None and self._store is None:
+            await self._opened.close()
         await self._transport.close()
         await self._registry.close()
 

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from penstock.mesh.identity import Identity, reason
-from penstock.mesh.policies.settings import TlsMode
+from penstock.mesh.identity import Identity, TlsMode, reason
 
 log = logging.getLogger("penstock")
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from penstock.functions.app import App
 from penstock.logs import logger
+from penstock.mesh.actuator import Health, Status
 from penstock.mesh.caller import Caller, Transport
 from penstock.mesh.edges import Edges
 from penstock.mesh.host import DEFAULT_OPTIONS, Host, HostOptions
@@ -64,6 +65,7 @@ class Node:
         self._zone = zone
         self._transport = LocalTransport(transport)
         self._lease: Lease | None = None
+        self._draining = False
         self.caller = Caller(registry, policies, self._transport, self.edges)
         self.session: int
         self.host: Host
@@ -101,6 +103,7 @@ class Node:
 
     async def drain(self, timeout_s: float, *, notice_s: float = UNNOTICED_S) -> None:
         """Let no more requests come, and finish those that have begun, for `timeout_s` at most."""
+        self._draining = True
         if self._lease is not None:
             await self._lease.set_ready(False)
             await asyncio.sleep(notice_s)
@@ -112,10 +115,22 @@ class Node:
             logger.warning("%d requests were not done within %g s and are cut off.", self.host.active, timeout_s)
 
     async def close(self) -> None:
+        """Leave. The store is closed by whoever opened it."""
         await self._outbox.close()
         if self._lease is not None:
             await self._lease.release()
-        await self.store.close()
+
+    def health(self) -> Health:
+        """Whether it carries out requests."""
+        if self._lease is None:
+            return Health(Status.INIT)
+        details = {"active": self.host.active, "waiting": self.host.waiting}
+        return Health(Status.DOWN if self._draining else Status.UP, details)
+
+    def registry_health(self) -> Health:
+        """What is seen of the others. A registry that is gone takes nobody out of the view, and no request down."""
+        view = self.registry.view()
+        return Health(Status.UP, {"endpoints": len(view.endpoints), "view": view.number})
 
 
 class _Outbox:

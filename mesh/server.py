@@ -7,6 +7,7 @@ changed; a caller that hangs up does not stop what was begun; every answer but 2
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -15,6 +16,9 @@ from aiohttp import hdrs, web
 
 from penstock.errors import InvalidInput
 from penstock.logs import logger
+from penstock.mesh.access import AccessLog
+from penstock.mesh.identity import Identity, TlsMode, peer_of
+from penstock.mesh.listening import Listening
 from penstock.mesh.transport import Handles
 from penstock.mesh.wire import PATH, REFUSED, RETRY_AFTER, Reply, failure, read, reply_of
 
@@ -22,6 +26,7 @@ IDLE_S: Final = 75.0
 """Idle connections are closed after this time, long after callers have closed them themselves."""
 BODY_S: Final = 30.0
 """A body that takes longer to arrive is given up, so that slow senders can't hold connections for ever."""
+BACKLOG: Final = 128
 HEADER_BYTES_MAX: Final = 16_384
 """Of one header, and of the path: a chain of callers with long ids is the longest there is."""
 
@@ -29,10 +34,24 @@ Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class HostServer:
-    """See the module. `pages` are what else is served, by path: probes, metrics."""
+    """See the module. `pages` are what else is served, by path: probes, metrics. With an identity, connections are
+    protected as `tls` says."""
 
-    def __init__(self, host: Handles, *, body_bytes_max: int, pages: Mapping[str, Page] | None = None) -> None:
+    def __init__(
+        self,
+        host: Handles,
+        *,
+        body_bytes_max: int,
+        pages: Mapping[str, Page] | None = None,
+        access_log: AccessLog | None = None,
+        identity: Identity | None = None,
+        tls: TlsMode = TlsMode.DISABLE,
+    ) -> None:
         self._host = host
+        self._credentials = identity
+        self._tls = tls
+        self._listening: Listening | None = None
+        self._access_log = access_log
         self._body_bytes_max = body_bytes_max
         self._pages = pages or {}
         self._server = web.Server(
@@ -48,16 +67,26 @@ class HostServer:
     async def start(self, address: str, port: int) -> int:
         """Listen. Returns the port, which 0 leaves open. Raises OSError."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, address, port).start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
+        if self._credentials is None or self._tls is TlsMode.DISABLE:
+            await web.TCPSite(self._runner, address, port).start()
+            bound: int = self._runner.addresses[0][1]
+            return bound
+        assert self._runner.server is not None, "it is made by setup"
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, port), family=family, backlog=BACKLOG)
+        self._listening = Listening(listener, self._runner.server, self._credentials, self._tls)
+        await self._listening.start()
+        return int(listener.getsockname()[1])
 
     async def close(self) -> None:
         """Stop listening; answers under way are written."""
+        if self._listening is not None:
+            await self._listening.close()
         await self._runner.cleanup()
 
-    def _request(self, *parts: Any) -> web.BaseRequest:
-        return web.BaseRequest(*parts, client_max_size=self._body_bytes_max)
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._body_bytes_max)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         page = self._pages.get(request.path)
@@ -79,12 +108,17 @@ class HostServer:
         try:
             async with asyncio.timeout(BODY_S):
                 body = await request.read()
-            asked = read(path, request.headers, body, time.monotonic(), identity=_identity(request))
+            asked = read(path, request.headers, body, time.monotonic(), identity=peer_of(request.transport))
         except TimeoutError:
             return failure(400, "PEN0800", f"The body of {path} did not arrive within {BODY_S:g} s.", refused=True)
         except InvalidInput as error:
             return reply_of(error, refused=True)
-        return await self._host.handle(asked)
+        if self._access_log is None:
+            return await self._host.handle(asked)
+        began_s = time.monotonic()
+        reply = await self._host.handle(asked)
+        self._access_log.note(asked, reply, time.monotonic() - began_s)
+        return reply
 
     def _too_large(self, request: web.BaseRequest) -> Reply:
         return failure(
@@ -94,10 +128,6 @@ class HostServer:
             "Keep large values elsewhere and send their key, or raise --message-bytes-max.",
             refused=True,
         )
-
-
-def _identity(request: web.BaseRequest) -> str:
-    return ""
 
 
 def _response(reply: Reply) -> web.Response:

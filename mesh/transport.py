@@ -7,15 +7,16 @@ waiting does not stop the host, here as little as over a connection. Retries not
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
 import aiohttp
 from yarl import URL
 
+from penstock.logs import logger
 from penstock.mesh.caller import NoAnswer, Transport
+from penstock.mesh.identity import Identity
 from penstock.mesh.policies.host import Host as Somewhere
 from penstock.mesh.policies.outcomes import Failure
 from penstock.mesh.wire import REFUSED, RETRY_AFTER, Reply, Request, write
@@ -33,23 +34,24 @@ class Handles(Protocol):
 
 
 class HttpTransport:
-    """Requests over HTTP. `tls` gives the context for new connections, when they are protected."""
+    """Requests over HTTP, under the identity of this process if it has one."""
 
-    def __init__(self, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
-        self._tls = tls
+    def __init__(self, identity: Identity | None = None) -> None:
+        self._identity = identity
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
         path, headers = write(request, monotonic())
         url = URL(endpoint.url + path, encoded=True)
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
-        options: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls()}
+        options: dict[str, Any] = {} if self._identity is None else {"ssl": self._identity.client}
         try:
             async with self._opened().post(
                 url, data=request.payload, headers=headers, timeout=timeout, **options
             ) as response:
                 body = await response.read()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._explain(error, endpoint.url)
             raise NoAnswer(Failure.CONNECT) from None
         except TimeoutError:
             raise NoAnswer(Failure.TIMEOUT) from None
@@ -60,6 +62,12 @@ class HttpTransport:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def _explain(self, error: BaseException, url: str) -> None:
+        """Say when it is a certificate that keeps us from a host: trying again won't help."""
+        reason = self._identity.explain(error, url) if self._identity is not None else None
+        if reason is not None:
+            logger.warning("%s", reason)
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -26,13 +26,13 @@ from penstock.engine.cluster.looking import read_topology
 from penstock.engine.cluster.options import cluster_options
 from penstock.engine.cluster.topics import Topics, ensure_topics
 from penstock.engine.cluster.worker import ClusterWorker
-from penstock.engine.run import loop_factory
 from penstock.engine.settings import Settings, load_settings
 from penstock.errors import PenstockError
 from penstock.faults import FAULT_VARIABLE, begin
 from penstock.functions.app import App
 from penstock.loading import load_app
 from penstock.logs import configure_logging, logger
+from penstock.loops import loop_factory
 from penstock.router.kafka_batches import Record
 from penstock.router.kafka_writer import KafkaWriter
 from penstock.signals import SIGNALS, stopped_by_signals

@@ -296,10 +296,15 @@ def _commands() -> Iterator[tuple[str, ...]]:
     yield ("penstock",)
     with click.Context(cli) as context:
         for verb in VERBS:
-            yield ("penstock", verb)
-            command = cli.get_command(context, verb)
-            if isinstance(command, click.Group):
-                yield from (("penstock", verb, name) for name in sorted(command.commands))
+            yield from _with_those_below(("penstock", verb), cli.get_command(context, verb))
+
+
+def _with_those_below(path: tuple[str, ...], command: click.Command | None) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        with click.Context(command) as context:
+            for name in sorted(command.list_commands(context)):
+                yield from _with_those_below((*path, name), command.get_command(context, name))
 
 
 def _help(command: tuple[str, ...]) -> str:

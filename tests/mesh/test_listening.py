@@ -14,9 +14,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from penstock.mesh.identity import Identity, load_credentials, peer_of
+from penstock.mesh.identity import Identity, TlsMode, load_credentials, peer_of
 from penstock.mesh.listening import Listening
-from penstock.mesh.policies.settings import TlsMode
 from tests.mesh.authorities import authority, identity
 
 

@@ -1,0 +1,196 @@
+"""Where programs from outside come in: the same interface as that of `penstock run`, in front of the hosts.
+
+    POST /send/NAMESPACE/NAME/ID    202 once the message can't be lost any more
+    POST /call/NAMESPACE/NAME/ID    200 with the answer
+    POST /promise/NAMESPACE/NAME/ID/PROMISE 200 once the promise is kept
+    GET  /admin/functions           what there is
+    GET  /admin/state?function=&prefix=&limit=        /admin/state/value?function=&id=
+    GET  /livez  /readyz  /actuator/...  /metrics
+
+What always holds: a request without a key is given one, so that it may be tried again and is done once; reading state
+waits for no turn, and shows what is committed. How requests are read and errors told is in `penstock.web`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+from uuid import uuid4
+
+from aiohttp import web
+
+from penstock.errors import InvalidInput
+from penstock.functions.app import App
+from penstock.functions.describing import describe_functions
+from penstock.ids import Address
+from penstock.mesh.access import AccessLog
+from penstock.mesh.caller import Caller
+from penstock.mesh.invocation import LoadedRows
+from penstock.mesh.server import Page
+from penstock.mesh.store import Store
+from penstock.mesh.wire import Kind, Reply, Request, error_of
+from penstock.state.showing import show_state
+from penstock.state.stateful import Stateful
+from penstock.web import (
+    CLOSE_S,
+    HEADER_BYTES_MAX,
+    Guard,
+    WebMessage,
+    answer_response,
+    bind,
+    error_response,
+    json_response,
+    parse_name,
+    raw_tail,
+    read_json,
+    read_message,
+    timeout_ms,
+)
+
+_OPEN: Final = frozenset({"/livez", "/readyz", "/actuator/health/liveness", "/actuator/health/readiness"})
+_SERVED: Final = "POST /send, POST /call, POST /promise, /admin/state, /readyz, /metrics"
+LIMIT: Final = 100
+LIMIT_MAX: Final = 100_000
+
+
+class Gateway:
+    """See the module. `functions` are those of the application; hosts are found by `caller`."""
+
+    def __init__(
+        self,
+        app: App,
+        functions: Mapping[str, Stateful],
+        caller: Caller,
+        store: Store,
+        *,
+        host: str,
+        token: str,
+        message_bytes_max: int,
+        ready: Callable[[], str],
+        pages: Mapping[str, Page],
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self._app = app
+        self._functions = functions
+        self._caller = caller
+        self._store = store
+        self._host = host
+        self._message_bytes_max = message_bytes_max
+        self._ready = ready
+        self._access_log = access_log
+        # JSON takes more room than msgpack, but not that much.
+        body_bytes_max = 2 * message_bytes_max
+        guard = Guard(host=host, token=token or None, body_bytes_max=body_bytes_max, open_paths=_OPEN, served=_SERVED)
+        application = web.Application(client_max_size=body_bytes_max, middlewares=[guard.middleware])
+        application.add_routes(
+            [
+                web.post("/send/{address:.*}", self._send),
+                web.post("/call/{address:.*}", self._call),
+                web.post("/promise/{promise:.*}", self._resolve),
+                web.get("/admin/functions", self._list_functions),
+                web.get("/admin/state", self._list_state),
+                web.get("/admin/state/value", self._show_state),
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+                *(web.get(path, page) for path, page in pages.items()),
+            ]
+        )
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=CLOSE_S,
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+        )
+
+    async def start(self, port: int) -> str:
+        """Listen, and return the URL. Raises ConfigurationError."""
+        return await bind(self._runner, self._host, port)
+
+    async def close(self) -> None:
+        """Stop listening; answers under way are finished."""
+        await self._runner.cleanup()
+
+    # Messages.
+
+    async def _call(self, request: web.Request) -> web.Response:
+        deadline_s = time.monotonic() + timeout_ms(request) / 1000 if "timeout" in request.query else None
+        message = await self._message(request)
+        reply = await self._ask(message, Kind.CALL, deadline_s)
+        return answer_response(request, reply.body) if reply.status == 200 else _failed(reply, message.address)
+
+    async def _send(self, request: web.Request) -> web.Response:
+        message = await self._message(request)
+        reply = await self._ask(message, Kind.SEND, None)
+        if reply.status != 200:
+            return _failed(reply, message.address)
+        return json_response({"accepted": True, "address": str(message.address)}, status=202)
+
+    async def _resolve(self, request: web.Request) -> web.Response:
+        address, name = parse_name(raw_tail(request), self._functions, what="promise")
+        value = await read_json(request, f"value of promise {name!r} of {address}", self._message_bytes_max)
+        reply = await self._caller.call(Request(address, value, Kind.RESOLVE, uuid4().hex, promise=name))
+        if reply.status != 200:
+            return _failed(reply, address)
+        return json_response({"resolved": True, "address": str(address), "promise": name})
+
+    async def _message(self, request: web.Request) -> WebMessage:
+        return await read_message(request, self._app.functions, self._message_bytes_max)
+
+    async def _ask(self, message: WebMessage, kind: Kind, deadline_s: float | None) -> Reply:
+        began_s = time.monotonic()
+        key = message.idempotency_key or uuid4().hex
+        asked = Request(message.address, message.payload, kind, key, deadline_s, headers=message.headers)
+        reply = await self._caller.call(asked)
+        if self._access_log is not None:
+            self._access_log.note(asked, reply, time.monotonic() - began_s)
+        return reply
+
+    # State.
+
+    async def _list_functions(self, request: web.Request) -> web.Response:
+        return json_response(describe_functions(self._app))
+
+    async def _list_state(self, request: web.Request) -> web.Response:
+        function = self._function(request)
+        given = request.query.get("limit", str(LIMIT))
+        if not given.isdecimal():
+            raise InvalidInput("PEN0610", f"limit = {given!r} is no whole number. Give ?limit=100.")
+        prefix, limit = request.query.get("prefix", ""), min(int(given), LIMIT_MAX)
+        ids = await self._store.ids(function.function.state_typename, prefix=prefix, limit=limit)
+        return json_response({"function": function.typename, "ids": ids})
+
+    async def _show_state(self, request: web.Request) -> web.Response:
+        function = self._function(request)
+        address = Address(function.typename, request.query.get("id", ""))
+        if not address.id:
+            raise InvalidInput("PEN0203", f"An empty id names no instance of {function.typename}. Give it some text.")
+        loaded = await self._store.load(function.function.state_typename, address.id, rows=True)
+        now_ms = time.time_ns() // 1_000_000
+        return json_response(show_state(function, address, loaded.value, LoadedRows(loaded.rows), now_ms))
+
+    def _function(self, request: web.Request) -> Stateful:
+        typename = request.query.get("function", "")
+        function = self._functions.get(typename)
+        if function is None:
+            known = ", ".join(sorted(self._functions)) or "none"
+            raise InvalidInput("PEN0105", f"{typename!r} is no function of this application. Known: {known}.")
+        return function
+
+    # Probes.
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return json_response({"alive": True})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        reason = self._ready()
+        return json_response({"ready": not reason, "reason": reason}, status=503 if reason else 200)
+
+
+def _failed(reply: Reply, address: Address) -> web.Response:
+    """What a host has answered, as programs are told errors."""
+    response = error_response(error_of(reply, str(address)), status=reply.status)
+    if reply.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(reply.retry_after_s)))
+    return response

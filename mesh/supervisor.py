@@ -1,0 +1,227 @@
+"""Starts host processes and the gateway before them, and replaces hosts that end.
+
+What always holds: so many hosts run as were asked for, or are on their way; one that ends unasked is started again,
+after a wait that grows while it fails at once; SIGTERM drains the hosts and ends the gateway last; SIGHUP replaces the
+hosts one after the other, each only when the one before serves again, and the gateway goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Final
+
+from penstock.errors import ConfigurationError, Unavailable
+from penstock.loading import load_app
+from penstock.logs import counted, logger
+from penstock.mesh.access import AccessLog
+from penstock.mesh.actuator import Actuator, Health, Status
+from penstock.mesh.caller import Caller
+from penstock.mesh.edges import Edges
+from penstock.mesh.gateway import Gateway
+from penstock.mesh.host import functions_of
+from penstock.mesh.metrics import MeshMetrics
+from penstock.mesh.options import MeshOptions, encode_options
+from penstock.mesh.pages import actuator_pages, info_of, metrics_page, policy_health
+from penstock.mesh.process import MISCONFIGURED, identity_of, opened_registry, opened_store, policies_of
+from penstock.mesh.registry import Registry
+from penstock.mesh.transport import HttpTransport
+from penstock.signals import stopped_by_signals
+
+LASTED_S: Final = 10.0
+"""A host that has run for so long has not failed at once: it is started again without waiting."""
+WAIT_S: Final = 0.5
+WAIT_MAX_S: Final = 30.0
+
+
+class Replica:
+    """One place for a host process, and whichever stands there. `ended` is told the URL of one that has ended."""
+
+    def __init__(self, number: int, options: MeshOptions, ended: Callable[[str], Awaitable[None]]) -> None:
+        self.number = number
+        self.url = ""
+        """Empty while there is no host that carries out requests."""
+        self.serving = asyncio.Event()
+        self.restarts = 0
+        self._options = options
+        self._ended = ended
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def keep(self) -> None:
+        """Have a host run here until cancelled. Raises ConfigurationError when none can."""
+        wait_s = WAIT_S
+        while True:
+            began_s = time.monotonic()
+            code = await self._run()
+            lasted = time.monotonic() - began_s >= LASTED_S
+            logger.warning("Host %d has ended (%s) and is started again.", self.number, _ending(code))
+            self.restarts += 1
+            wait_s = WAIT_S if lasted else min(2 * wait_s, WAIT_MAX_S)
+            if not lasted:
+                await asyncio.sleep(wait_s)
+
+    async def stop(self) -> None:
+        """Drain the host and wait for its end."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+        self.url = ""
+        self.serving.clear()
+
+    async def _run(self) -> int:
+        """Start a host, and wait for its end. Returns its exit code."""
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "penstock.mesh.process",
+            encode_options(self._options),
+            cwd=self._options.folder,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C is for the supervisor, which drains its hosts; they end with it by their input.
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        url = (await process.stdout.readline()).decode().strip()
+        if url:
+            self.url = url
+            self.serving.set()
+        code = await process.wait()
+        self.url = ""
+        self.serving.clear()
+        if url:
+            await self._ended(url)
+        elif code == MISCONFIGURED:
+            raise ConfigurationError(
+                "PEN0807", f"Host {self.number} can't start, for the reason that it has logged. Correct that first."
+            )
+        return code
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(self, options: MeshOptions, *, gateway: bool = True) -> None:
+        self._options = options
+        self._has_gateway = gateway
+        self.replicas = [Replica(number, options, self._host_ended) for number in range(1, options.replicas + 1)]
+        self._keeping: dict[int, asyncio.Task[None]] = {}
+        self._stopped = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._replacing: asyncio.Task[None] | None = None
+        self._registry: Registry
+        self.url = ""
+        """Of the gateway."""
+
+    def stop(self) -> None:
+        """End in an orderly way."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Until told to stop. Raises ConfigurationError for what can't be started."""
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            stack.enter_context(stopped_by_signals(self.stop))
+            self._registry = await stack.enter_async_context(opened_registry(self._options))
+            if self._has_gateway:
+                await self._open_gateway(stack)
+            for replica in self.replicas:
+                self._keep(replica)
+            stack.push_async_callback(self._stop_replicas)
+            loop.add_signal_handler(signal.SIGHUP, self.replace)
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+            await self._stopped.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def replace(self) -> None:
+        """Replace all hosts, one after the other."""
+        if self._replacing is None or self._replacing.done():
+            self._replacing = asyncio.create_task(self._replace())
+
+    async def _replace(self) -> None:
+        for replica in self.replicas:
+            await self._end(replica)
+            self._keep(replica)
+            await replica.serving.wait()
+        logger.info("%s replaced.", counted(len(self.replicas), "host"))
+
+    async def _host_ended(self, url: str) -> None:
+        """Let nobody ask a host any more that is known to be dead, instead of waiting for the end of its lease."""
+        for endpoint in self._registry.view().endpoints:
+            if endpoint.url == url:
+                with suppress(Unavailable):
+                    await self._registry.forget(endpoint.name)
+
+    def _keep(self, replica: Replica) -> None:
+        task = self._keeping[replica.number] = asyncio.create_task(replica.keep())
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+            self._stopped.set()
+
+    async def _end(self, replica: Replica) -> None:
+        task = self._keeping.pop(replica.number)
+        task.cancel()
+        await asyncio.wait([task])
+        await replica.stop()
+
+    async def _stop_replicas(self) -> None:
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait([self._replacing])
+        kept = [replica for replica in self.replicas if replica.number in self._keeping]
+        await asyncio.gather(*map(self._end, kept))
+
+    async def _open_gateway(self, stack: AsyncExitStack) -> None:
+        options, registry = self._options, self._registry
+        app = load_app(options.app, options.path).app
+        functions = functions_of(app, options.message_bytes_max)
+        policies, watch = await stack.enter_async_context(policies_of(app, options))
+        store = await stack.enter_async_context(opened_store(options))
+        transport = HttpTransport(await stack.enter_async_context(identity_of(options, policies)))
+        stack.push_async_callback(transport.close)
+        edges = Edges()
+        actuator = Actuator(
+            liveness={"gateway": lambda: Health(Status.UP)},
+            readiness={"hosts": lambda: hosts_health(registry), "policies": lambda: policy_health(watch)},
+            info=lambda: info_of(app.name) | {"replicas": [replica.url for replica in self.replicas]},
+        )
+        gateway = Gateway(
+            app,
+            functions,
+            Caller(registry, policies, transport, edges),
+            store,
+            host=options.host,
+            token=options.token,
+            message_bytes_max=options.message_bytes_max,
+            ready=lambda: "" if hosts_health(registry).status is Status.UP else "no host is ready",
+            pages=actuator_pages(actuator) | metrics_page(MeshMetrics(app.name, edges, policies)),
+            access_log=AccessLog("gateway") if options.access_log else None,
+        )
+        self.url = await gateway.start(options.port)
+        stack.push_async_callback(gateway.close)
+        logger.info("%s: gateway at %s, %s.", app.name, self.url, counted(options.replicas, "host"))
+
+
+def hosts_health(registry: Registry) -> Health:
+    """Whether anybody can carry out requests."""
+    ready = [endpoint.name for endpoint in registry.view().endpoints if endpoint.ready]
+    return Health(Status.UP if ready else Status.INIT, {"ready": len(ready)})
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,231 @@
+"""`penstock mesh` with real processes: killed, replaced and stopped under load, and no caller sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import aiohttp
+import pytest
+
+APP = """
+from penstock import App, Context, State
+
+app = App("counters")
+
+
+class Count(State):
+    n: int = 0
+
+
+@app.function("t/count")
+def count(ctx: Context[Count], by: int) -> int:
+    ctx.state.n += by
+    return ctx.state.n
+
+
+@app.function("t/tell")
+async def tell(ctx: Context[None], id: str) -> int:
+    ctx.send(count, id, 10)
+    return await ctx.call(count, id, 1)
+"""
+CALLERS = 8
+
+
+class Mesh:
+    """A supervisor, its gateway and its hosts."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        (folder / "app.py").write_text(APP)
+        command = "from penstock.engine.cli import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", command, "mesh", "app:app", "--port", "0", "--store", "data", *options],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._seen = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"gateway at (\S+),", self.wait_for("gateway at"))
+        assert found is not None
+        return found[1]
+
+    def wait_ready(self, hosts: int) -> None:
+        """Until the gateway sees that many."""
+        url, deadline_s = f"{self.url}/actuator/health/readiness", time.monotonic() + 30
+        while time.monotonic() < deadline_s:
+            with suppress(HTTPError), urlopen(url) as response:
+                if json.load(response)["components"]["hosts"]["details"]["ready"] == hosts:
+                    return
+            time.sleep(0.02)
+        pytest.fail(f"the gateway does not see {hosts} hosts")
+
+    def hosts(self) -> list[int]:
+        """Process numbers of those that were started, the newest last."""
+        return [int(number) for line in self.lines for number in re.findall(r"host-(\d+) +Serves", line)]
+
+    def wait_for(self, text: str, times: int = 1) -> str:
+        """The line that says so for the `times`-th time."""
+        deadline_s = time.monotonic() + 30
+        with self._seen:
+            while True:
+                found = [line for line in self.lines if text in line]
+                if len(found) >= times:
+                    return found[times - 1]
+                assert self._seen.wait(deadline_s - time.monotonic()), f"{text!r} is not in {self.lines}"
+
+    def end(self) -> int:
+        """Stop it in an orderly way."""
+        self.process.terminate()
+        code = self.process.wait(60)
+        self._reader.join(10)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._seen:
+                self.lines.append(line.rstrip())
+                self._seen.notify_all()
+        with self._seen:
+            self._seen.notify_all()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    made = Mesh(tmp_path, "--replicas", "3")
+    try:
+        made.wait_ready(3)
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.end()
+
+
+class Load:
+    """Callers that add one to an address of their own, again and again, and check that each was done once."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.done = 0
+        self.errors: list[str] = []
+        self.enough = asyncio.Event()
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(self._call(session, number) for number in range(CALLERS)))
+
+    async def _call(self, session: aiohttp.ClientSession, number: int) -> None:
+        counted = 0
+        while not self.enough.is_set():
+            async with session.post(f"{self._url}/call/t/count/caller-{number}", data="1") as response:
+                text = await response.text()
+            counted += 1
+            if response.status != 200 or int(text) != counted:
+                self.errors.append(f"{response.status} {text}, not {counted}")
+                return
+            self.done += 1
+
+
+async def under_load(url: str, disturb: list[object], seconds: float) -> Load:
+    """Load for some time, with `disturb` done to the processes in the middle of it."""
+    load = Load(url)
+    running = asyncio.create_task(load.run())
+    await asyncio.sleep(seconds / 4)
+    for step in disturb:
+        assert callable(step)
+        await asyncio.to_thread(step)
+    await asyncio.sleep(seconds / 2)
+    load.enough.set()
+    await running
+    return load
+
+
+def test_a_killed_host_costs_no_caller_an_answer_and_is_started_again(mesh: Mesh) -> None:
+    victim = mesh.hosts()[0]
+
+    load = asyncio.run(under_load(mesh.url, [lambda: os.kill(victim, signal.SIGKILL)], 2.0))
+
+    assert load.errors == []
+    assert load.done > CALLERS
+    mesh.wait_for("has ended (SIGKILL) and is started again")
+    mesh.wait_for("Serves all functions", times=4)
+
+
+def test_all_hosts_are_replaced_under_load_without_an_error_and_the_mesh_ends_in_an_orderly_way(mesh: Mesh) -> None:
+    before = mesh.hosts()
+
+    load = asyncio.run(
+        under_load(
+            mesh.url,
+            [lambda: mesh.process.send_signal(signal.SIGHUP), lambda: mesh.wait_for("3 hosts replaced")],
+            0.5,
+        )
+    )
+
+    assert load.errors == []
+    assert len(set(mesh.hosts()) - set(before)) == 3
+    assert mesh.end() == 0
+    for number in mesh.hosts():
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+def test_handlers_of_different_hosts_reach_one_another(mesh: Mesh) -> None:
+    async def run() -> list[int]:
+        async with aiohttp.ClientSession() as session:
+
+            async def told(number: int) -> int:
+                async with session.post(f"{mesh.url}/call/t/tell/{number}", json=f"c{number}") as response:
+                    assert response.status == 200, await response.text()
+                async with asyncio.timeout(10):
+                    while True:
+                        async with session.post(f"{mesh.url}/call/t/count/c{number}", data="0") as response:
+                            if (count := int(await response.text())) == 11:
+                                return count
+                        await asyncio.sleep(0.01)
+
+            return await asyncio.gather(*map(told, range(12)))
+
+    assert asyncio.run(run()) == [11] * 12
+
+
+def test_hosts_end_with_a_supervisor_that_is_killed(mesh: Mesh) -> None:
+    mesh.process.kill()
+    mesh.process.wait(10)
+
+    deadline_s = time.monotonic() + 20
+    for number in mesh.hosts():
+        while time.monotonic() < deadline_s:
+            try:
+                os.kill(number, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail(f"host {number} is still there")
+
+
+def test_what_can_not_start_is_said_once(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, "--only", "t/none", "--no-gateway")
+
+    assert mesh.process.wait(30) == 2
+    assert any("PEN0809" in line and "t/none" in line for line in mesh.lines), mesh.lines
