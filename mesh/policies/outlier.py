@@ -19,6 +19,8 @@ from penstock.mesh.policies.outcomes import Outcome
 from penstock.mesh.policies.settings import OutlierDetection
 
 _GATEWAY = (502, 503, 504)
+_ROUNDING = 1e-9
+"""What a mean is off by must not make all endpoints worse than their mean when they are equally good."""
 
 
 class _Watched:
@@ -150,7 +152,7 @@ class OutlierDetector:
         rates = [_success_rate(watched) for watched in judged]
         mean = sum(rates) / len(rates)
         deviation = sqrt(sum((rate - mean) ** 2 for rate in rates) / len(rates))
-        least = mean - deviation * settings.success_rate_stdev_factor / 1000
+        least = mean - deviation * settings.success_rate_stdev_factor / 1000 - _ROUNDING
         self._eject_if(judged, settings.enforcing_success_rate, now_s, lambda rate: rate < least)
 
     def _eject_above_the_threshold(self, now_s: float) -> None:

@@ -46,7 +46,6 @@ class AdmissionController:
         return probability == 0 or self._draw() >= probability
 
     def record(self, now_s: float, *, succeeded: bool) -> None:
-        self._forget(now_s)
         second, requests, successes = int(now_s), 0, 0
         if self._seconds and self._seconds[-1][0] == second:
             _, requests, successes = self._seconds.pop()

@@ -82,6 +82,17 @@ def test_shares_are_not_judged_on_too_little(settings: dict[str, object]) -> Non
     assert watched.ejected(10.0) == []
 
 
+@pytest.mark.parametrize("failures", [0, 97, 41, 100])
+@pytest.mark.parametrize("factor", [1900, 0])
+def test_endpoints_that_are_equally_good_are_not_ejected(failures: int, factor: int) -> None:
+    """Whatever their mean is rounded to."""
+    watched = detector(consecutive_5xx=0, success_rate_stdev_factor=factor)
+    for host in HOSTS:
+        record(watched, host, *[OK] * (100 - failures), *[BROKEN] * failures)
+
+    assert watched.ejected(10.0) == []
+
+
 def test_an_endpoint_with_too_many_failures_is_ejected_when_that_is_enforced() -> None:
     settings: dict[str, object] = {"enforcing_failure_percentage": 100, "enforcing_success_rate": 0}
     watched = detector(consecutive_5xx=0, **settings)
