@@ -115,6 +115,8 @@ class PolicyWatch:
         self._acknowledge(policy_set, digest)
 
     def _acknowledge(self, policy_set: PolicySet, digest: str) -> None:
+        if self.status.version and policy_set.tls != self._policies.policy_set.tls:
+            log.warning("%s tls: a process reads it when it starts; start this one again", self._path.name)
         self._policies.apply(policy_set, self._clock())
         self.status = PolicyStatus(self.status.version + 1, digest)
         log.info("policies acknowledged: version %d, %s of %s", self.status.version, digest, self._path)

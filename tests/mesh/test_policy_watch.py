@@ -157,3 +157,14 @@ def test_names_that_the_application_does_not_have_are_warned_of(path: Path, capl
     (warning,) = caplog.messages
     assert warning.startswith("mesh.yaml functions: shop/paymint is no function of this application")
     assert warning.endswith("There are shop/cart, shop/payment.")
+
+
+def test_a_change_that_needs_a_restart_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text("tls: {mode: STRICT}")
+    live, watch = started(path)
+    assert caplog.messages == []
+
+    path.write_text("tls: {mode: PERMISSIVE}")
+    settle(watch)
+
+    assert caplog.messages == ["mesh.yaml tls: a process reads it when it starts; start this one again"]
