@@ -97,7 +97,7 @@ CREATE TABLE emitted (
     data bytea NOT NULL
 );
 CREATE INDEX emitted_batch ON emitted (egress, batch, number);
-CREATE TABLE batches (egress text PRIMARY KEY, last bigint NOT NULL, open boolean NOT NULL);
+CREATE TABLE batches (egress text PRIMARY KEY, last bigint NOT NULL);
 CREATE TABLE dead (
     number bigint PRIMARY KEY,
     typename text NOT NULL,
@@ -362,18 +362,17 @@ class PostgresStore:
             rows = [(row, decode_row(data)) for row, data in await cursor.fetchall()]
         return [Batch(0, number, rows)] if rows else []
 
-    async def close_batch(
-        self, session: int, egress: str, batch: Batch, refused: Mapping[int, str], now_ms: int
-    ) -> None:
+    async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
         async with self._writing(session) as connection:
             for number, reason in refused.items():
                 await connection.execute(
-                    "INSERT INTO dead SELECT number, typename, sender, egress, %s, 1, %s, data FROM emitted "
-                    "WHERE number = %s",
-                    (_storable(reason), now_ms, number),
+                    "WITH gone AS (DELETE FROM emitted WHERE number = %s RETURNING *) "
+                    "INSERT INTO dead SELECT number, typename, sender, egress, %s, 1, %s, data FROM gone",
+                    (number, _storable(reason), now_ms),
                 )
-            await connection.execute("DELETE FROM emitted WHERE egress = %s AND batch = %s", (egress, batch.number))
-            await connection.execute("UPDATE batches SET open = false WHERE egress = %s", (egress,))
+
+    async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
+        await self._written(session, "DELETE FROM emitted WHERE egress = %s AND batch = %s", *(egress, batch.number))
 
     # Dead letters.
 
@@ -650,14 +649,14 @@ async def _keep(connection: AsyncConnection, session: int, sender: Address, outg
 
 
 async def _open_batch(connection: AsyncConnection, egress: str, limit: int) -> int:
-    """The number of the batch that is open, which may be a new one."""
-    cursor = await connection.execute("SELECT last, open FROM batches WHERE egress = %s FOR UPDATE", (egress,))
-    last, is_open = await cursor.fetchone() or (0, False)
-    if is_open:
+    """The number of the batch that has rows, which may be a new one."""
+    cursor = await connection.execute("SELECT last FROM batches WHERE egress = %s FOR UPDATE", (egress,))
+    (last,) = await cursor.fetchone() or (0,)
+    cursor = await connection.execute("SELECT 1 FROM emitted WHERE egress = %s AND batch = %s LIMIT 1", (egress, last))
+    if last and await cursor.fetchone() is not None:
         return int(last)
     await connection.execute(
-        "INSERT INTO batches VALUES (%s, %s, true) "
-        "ON CONFLICT (egress) DO UPDATE SET last = excluded.last, open = true",
+        "INSERT INTO batches VALUES (%s, %s) ON CONFLICT (egress) DO UPDATE SET last = excluded.last",
         (egress, last + 1),
     )
     await connection.execute(

@@ -93,7 +93,7 @@ CREATE TABLE emitted (
     data BLOB NOT NULL
 );
 CREATE INDEX emitted_batch ON emitted (egress, batch);
-CREATE TABLE batches (egress TEXT PRIMARY KEY, last INTEGER NOT NULL, open INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE batches (egress TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE dead (
     number INTEGER PRIMARY KEY,
     sender TEXT NOT NULL,
@@ -212,12 +212,14 @@ class SqliteStore:
         batches = [await function.open_batch(session, egress, limit) for function in self._all()]
         return [batch for batch in batches if batch is not None]
 
-    async def close_batch(
-        self, session: int, egress: str, batch: Batch, refused: Mapping[int, str], now_ms: int
-    ) -> None:
+    async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
+        for function, numbers in self._by_function(refused):
+            await function.refuse_rows(session, {number: refused[number] for number in numbers}, now_ms)
+
+    async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
         for function in self._all():
             if function.number == batch.lane:
-                await function.close_batch(session, egress, batch, refused, now_ms)
+                await function.close_batch(session, egress, batch)
 
     # Dead letters.
 
@@ -508,9 +510,7 @@ class _Function:
 
         return await self._file.write(work)
 
-    async def close_batch(
-        self, session: int, egress: str, batch: Batch, refused: Mapping[int, str], now_ms: int
-    ) -> None:
+    async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
         def work(transaction: Transaction) -> None:
             _check_session(transaction, session)
             for number, reason in refused.items():
@@ -520,8 +520,14 @@ class _Function:
                     now_ms,
                     number,
                 )
+                transaction.execute("DELETE FROM emitted WHERE number = ?", number)
+
+        await self._file.write(work)
+
+    async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
+        def work(transaction: Transaction) -> None:
+            _check_session(transaction, session)
             transaction.execute("DELETE FROM emitted WHERE egress = ? AND batch = ?", egress, batch.number)
-            transaction.execute("UPDATE batches SET open = 0 WHERE egress = ?", egress)
 
         await self._file.write(work)
 
@@ -729,11 +735,11 @@ def _keep(transaction: Transaction, session: int, message: _EncodedMessage) -> K
 
 
 def _open_batch(transaction: Transaction, egress: str, limit: int) -> int:
-    """The number of the batch that is open, which may be a new one."""
-    last, is_open = transaction.one("SELECT last, open FROM batches WHERE egress = ?", egress) or (0, 0)
-    if is_open:
+    """The number of the batch that has rows, which may be a new one."""
+    (last,) = transaction.one("SELECT last FROM batches WHERE egress = ?", egress) or (0,)
+    if last and transaction.one("SELECT 1 FROM emitted WHERE egress = ? AND batch = ?", egress, last) is not None:
         return int(last)
-    transaction.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, 1)", egress, last + 1)
+    transaction.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", egress, last + 1)
     transaction.execute(
         "UPDATE emitted SET batch = ? WHERE number IN "
         "(SELECT number FROM emitted WHERE egress = ? AND batch = 0 ORDER BY number LIMIT ?)",

@@ -285,10 +285,12 @@ class Store(Protocol):
         """The batches that were opened and not closed; where there is none, one of the oldest `limit` rows."""
         ...
 
-    async def close_batch(
-        self, session: int, egress: str, batch: Batch, refused: Mapping[int, str], now_ms: int
-    ) -> None:
-        """All rows of the batch are written, but for those `refused`, which become dead letters with these reasons."""
+    async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
+        """Rows can never be written: make dead letters of them, with these reasons. Their batch goes on without."""
+        ...
+
+    async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
+        """All rows of the batch are written: forget them."""
         ...
 
     # Dead letters.

@@ -612,10 +612,10 @@ async def test_rows_are_written_in_batches_that_stay_the_same(stores: Stores) ->
     assert (batch.number, values(list(batch.rows))) == (1, [b"1", b"2"])
     assert await other.store.open_batch(other.session, "shop/log", 10) == [batch]
 
-    await one.store.close_batch(one.session, "shop/log", batch, {}, 0)
+    await one.store.close_batch(one.session, "shop/log", batch)
     (following,) = await one.store.open_batch(one.session, "shop/log", 10)
     assert (following.lane, following.number, values(list(following.rows))) == (batch.lane, 2, [b"3", b"4"])
-    await one.store.close_batch(one.session, "shop/log", following, {}, 0)
+    await one.store.close_batch(one.session, "shop/log", following)
     assert await one.store.open_batch(one.session, "shop/log", 10) == []
 
 
@@ -638,13 +638,29 @@ async def test_a_refused_row_becomes_a_dead_letter_and_can_be_tried_again(stores
     (batch,) = await one.store.open_batch(one.session, "shop/log", 10)
     refused, _ = batch.rows[0]
 
-    await one.store.close_batch(one.session, "shop/log", batch, {refused: "PEN0522 no"}, 5)
+    await one.store.refuse_rows(one.session, {refused: "PEN0522 no"}, 5)
 
+    (rest,) = await one.store.open_batch(one.session, "shop/log", 10)
+    assert (rest.number, values(list(rest.rows))) == (1, [b"2"])
     (letter,) = await one.store.dead_letters()
     assert letter == (refused, ALICE, Emitted("shop/log", row(1)), "PEN0522 no", 1, 5)
     assert await one.store.redrive(one.session, [refused]) == 1
+    await one.store.close_batch(one.session, "shop/log", rest)
     (again,) = await one.store.open_batch(one.session, "shop/log", 10)
     assert (again.number, values(list(again.rows))) == (2, [b"1"])
+
+
+@with_stores
+async def test_a_batch_of_which_every_row_is_refused_is_over(stores: Stores) -> None:
+    one = await stores.open()
+    await one.emit(1)
+    (batch,) = await one.store.open_batch(one.session, "shop/log", 10)
+    await one.store.refuse_rows(one.session, {batch.rows[0][0]: "PEN0522 no"}, 5)
+    assert await one.store.open_batch(one.session, "shop/log", 10) == []
+
+    await one.emit(2)
+    (following,) = await one.store.open_batch(one.session, "shop/log", 10)
+    assert (following.number, values(list(following.rows))) == (2, [b"2"])
 
 
 @with_stores
