@@ -20,15 +20,12 @@ from penstock.engine.delays import Delays
 from penstock.errors import ConfigurationError, InvalidInput
 from penstock.functions.cron import Cron
 from penstock.functions.function import Function
-from penstock.functions.schedule import Missed, Reason, Schedule
+from penstock.functions.schedule import Missed, Reason, Schedule, next_due
 from penstock.ids import KEY_GROUPS_MAX, cause_of, key_group
 from penstock.records import Envelope, Meta
 from penstock.state import keys
 from penstock.state.overlay import Overlay
 
-LATE_MS: Final = 60_000
-"""A run that is later was missed. It must be longer than another worker takes to go on with the task of one that
-died."""
 CAUGHT_UP_AT_ONCE: Final = 100
 """Missed runs that are sent in one turn."""
 BACKFILL_MAX: Final = 1_000
@@ -268,11 +265,8 @@ def _take_due(row: ScheduleRow, declared: Schedule, clock_ms: int) -> Iterator[i
     """The moments that are to be sent, each when the row has gone on behind it."""
     cron = _cron_of(row, declared)
     while _is_due(row, clock_ms):
-        due_ms = row.next_ms
-        if declared.missed != "all" and clock_ms - due_ms > LATE_MS:
-            due_ms = cron.latest(due_ms, clock_ms)
-        row.next_ms = cron.after(due_ms) or 0
-        if declared.missed != "skip" or clock_ms - due_ms <= LATE_MS:
+        due_ms, row.next_ms = next_due(cron, declared.missed, row.next_ms, clock_ms)
+        if due_ms is not None:
             row.due_ms = due_ms
             yield due_ms
 

@@ -24,6 +24,10 @@ DUE_HEADER: Final = "penstock-due"
 SCHEDULE_HEADER: Final = "penstock-schedule"
 
 
+LATE_MS: Final = 60_000
+"""A run that is later was missed. It must be longer than another process takes to go on for one that died."""
+
+
 class Scheduled(Message):
     """What the function of a schedule is sent, unless the schedule has a `message` of its own."""
 
@@ -93,3 +97,13 @@ class Schedule:
     def headers(self, due_ms: int) -> dict[str, str]:
         """What a run is told besides its message."""
         return {SCHEDULE_HEADER: self.name, DUE_HEADER: self.cron.local(due_ms).isoformat(timespec="seconds")}
+
+
+def next_due(cron: Cron, missed: Missed, next_ms: int, clock_ms: int) -> tuple[int | None, int]:
+    """Of what has been due since `next_ms`, which is not after `clock_ms`: the first moment that is to be sent, None
+    when it was missed; and the first moment behind it, 0 for none."""
+    due_ms = next_ms
+    if missed != "all" and clock_ms - due_ms > LATE_MS:
+        due_ms = cron.latest(due_ms, clock_ms)
+    is_sent = missed != "skip" or clock_ms - due_ms <= LATE_MS
+    return due_ms if is_sent else None, cron.after(due_ms) or 0

@@ -236,7 +236,7 @@ class Host:
             key=f"sent {key}",
             answer=Answer(200, NOTHING),
             answer_until_ms=now_ms + self._options.keep_answers_ms,
-            outgoing=[Outgoing(*request.address, request.payload, key, headers=dict(request.headers))],
+            outgoing=[Outgoing(*request.address, request.payload, key, headers=dict(request.headers), outside=True)],
         )
         with suppress(VersionMismatch):  # It was taken before, under this key.
             await self.commit(commit)

@@ -74,6 +74,11 @@ class Lanes:
             self._ready.append(heappop(self._resting)[2])
 
     @property
+    def ready(self) -> bool:
+        """Whether there is a message to be delivered now."""
+        return bool(self._ready)
+
+    @property
     def wakes_s(self) -> float | None:
         """When the next message has rested; None when none rests."""
         return self._resting[0][0] if self._resting else None

@@ -11,25 +11,30 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from os import getpid
 from typing import Final
 
+from penstock.errors import Unavailable
 from penstock.functions.app import App
 from penstock.logs import logger
 from penstock.mesh.actuator import Health, Status
+from penstock.mesh.background import Background, check_edges
 from penstock.mesh.caller import Caller, Transport
 from penstock.mesh.edges import Edges
 from penstock.mesh.host import DEFAULT_OPTIONS, Host, HostOptions
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.registry import POLL_S, Endpoint, Lease, Registry
-from penstock.mesh.store import Kept, Store
+from penstock.mesh.registry import POLL_S, Endpoint, Lease, LocalRegistry, Registry
+from penstock.mesh.store import Store
 from penstock.mesh.transport import LocalTransport
-from penstock.mesh.wire import KIND, PROMISE, Kind, Request
 
 LEASE_S: Final = 5.0
 """How long a host that was killed may stay in views. Callers notice by themselves at once; this bounds how long the
 messages it had kept wait for somebody else."""
+UNSEEN_S: Final = 3 * LEASE_S
+"""A session this old that no endpoint in the view has belongs to nobody: its host had the time to register, and to be
+seen."""
 UNNOTICED_S: Final = 2 * POLL_S
 """So long after a host has said that it wants no more requests, all callers know: one look, and the time it takes."""
 
@@ -69,19 +74,29 @@ class Node:
         self.caller = Caller(registry, policies, self._transport, self.edges)
         self.session: int
         self.host: Host
-        self._outbox: _Outbox
+        self.background: Background
 
     async def start(self) -> None:
         """Be able to carry out requests. Raises ConfigurationError, and Unavailable when the store is not there."""
+        check_edges(self.app)
         self.session = await self.store.begin_session(self.name)
-        self._outbox = _Outbox(self)
+        self.background = Background(
+            self.app,
+            self.store,
+            self.session,
+            self.caller.call,
+            alive=self._sessions,
+            message_bytes_max=self._options.message_bytes_max,
+            # Where there is no other process, whoever had the store before is gone.
+            unseen_s=0.0 if isinstance(self.registry, LocalRegistry) else UNSEEN_S,
+        )
         self.host = Host(
             self.app,
             self.store,
             self.session,
             self.policies,
             self.caller.call,
-            self._outbox,
+            self.background,
             options=self._options,
             only=self._only,
         )
@@ -100,23 +115,29 @@ class Node:
             zone=self._zone,
         )
         self._lease = await self.registry.register(endpoint, LEASE_S)
+        self.background.start()
 
     async def drain(self, timeout_s: float, *, notice_s: float = UNNOTICED_S) -> None:
         """Let no more requests come, and finish those that have begun, for `timeout_s` at most."""
         self._draining = True
+        await self.background.stop_reading()
         if self._lease is not None:
             await self._lease.set_ready(False)
             await asyncio.sleep(notice_s)
-        self.host.draining = True
         try:
             async with asyncio.timeout(timeout_s):
+                await self.background.outbox.wait_quiet()
+                self.host.draining = True
                 await self.host.wait_quiet()
         except TimeoutError:
+            self.host.draining = True
             logger.warning("%d requests were not done within %g s and are cut off.", self.host.active, timeout_s)
 
     async def close(self) -> None:
         """Leave. The store is closed by whoever opened it."""
-        await self._outbox.close()
+        await self.background.close()
+        with suppress(Unavailable):  # Then the others will find out that it is gone.
+            await self.store.fence(self.session)
         if self._lease is not None:
             await self._lease.release()
 
@@ -132,37 +153,6 @@ class Node:
         view = self.registry.view()
         return Health(Status.UP, {"endpoints": len(view.endpoints), "view": view.number})
 
-
-class _Outbox:
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def add(self, kept: Sequence[Kept]) -> None:
-        task = asyncio.create_task(self._deliver(kept))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def wake(self, due_ms: int) -> None:
-        pass
-
-    async def _deliver(self, kept: Sequence[Kept]) -> None:
-        for each in kept:
-            out = each.outgoing
-            from penstock.ids import Address
-
-            await self._node.caller.call(
-                Request(
-                    Address(out.target, out.id),
-                    out.payload,
-                    Kind(out.headers.get(KIND, Kind.DELIVER.value)),
-                    out.key,
-                    caller=each.sender,
-                    promise=out.headers.get(PROMISE, ""),
-                )
-            )
-            await self._node.store.done(self._node.session, [each.number])
-
-    async def close(self) -> None:
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    def _sessions(self) -> frozenset[int]:
+        """Of all hosts that are known to be there."""
+        return frozenset(endpoint.session for endpoint in self.registry.view().endpoints)

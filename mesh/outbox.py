@@ -37,6 +37,8 @@ LOOK_S: Final = 5.0
 nobody tells us. It takes an address that has moved and a lane that is stuck, and the look may read thousands."""
 PURGE_S: Final = 60.0
 """Answers are kept for hours: it does not matter when exactly they are forgotten."""
+QUIET_S: Final = 0.01
+"""Between two looks whether the loop has come to what it has to do."""
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 30.0
 """Doubled from the first to the longest: an outage of minutes is noticed as over within half a minute."""
@@ -136,18 +138,32 @@ class Outbox:
 
     async def run(self) -> None:
         """Deliver until `close`. Raises Fenced: then this process has to stop."""
-        while not self._closing:
-            try:
-                await self._keep_up()
-                if self._should_read():
-                    await self._read()
-            except Unavailable as error:
-                logger.warning("%s", error)
-                await asyncio.sleep(POLL_S)
-            if self._fenced is not None:
-                raise self._fenced
-            self._begin_deliveries()
-            await self._pause()
+        try:
+            while not self._closing:
+                await self._turn()
+                await self._pause()
+        finally:
+            self._closing = True
+
+    async def _turn(self) -> None:
+        try:
+            await self._keep_up()
+            if self._should_read():
+                await self._read()
+        except Unavailable as error:
+            logger.warning("%s", error)
+            await asyncio.sleep(POLL_S)
+        if self._fenced is not None:
+            raise self._fenced
+        self._begin_deliveries()
+
+    async def wait_quiet(self) -> None:
+        """Until nothing is being delivered, or could be now: what waits to be tried again may wait for long."""
+        while not self._closing and (self._deliveries or self._lanes.ready or self._behind):
+            if self._deliveries:
+                await asyncio.wait(self._deliveries, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(QUIET_S)
 
     async def close(self) -> None:
         """Deliver nothing more, and wait for what is being delivered. What is left is for whoever adopts it, once the
