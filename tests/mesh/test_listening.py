@@ -6,12 +6,13 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
+import uvloop
 from aiohttp import web
 
 from penstock.mesh.identity import Identity, TlsMode, load_credentials, peer_of
@@ -57,7 +58,8 @@ async def refused(port: int, context: ssl.SSLContext) -> aiohttp.ClientError:
     return raised.value
 
 
-def test_each_knows_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_each_knows_the_other(tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     issuer = authority(tmp_path / "ca")
 
     async def check() -> None:
@@ -66,7 +68,8 @@ def test_each_knows_the_other(tmp_path: Path) -> None:
         async with serving(own) as port:
             assert await asked(f"https://127.0.0.1:{port}/", caller.client) == "spiffe://demo.local/ns/default/sa/shop"
 
-    asyncio.run(check())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(check())
 
 
 @pytest.mark.parametrize("mode", [TlsMode.STRICT, TlsMode.PERMISSIVE])
