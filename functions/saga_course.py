@@ -324,10 +324,10 @@ class Course:
 
     async def _carry_out_pivot(self, step: Step[Any], record: StepRecord) -> None:
         """From here on the deadline does not count: the answer decides."""
-        left_s = self._left_s()
-        timeout_s = None if step.timeout is None else parse_duration(step.timeout) / 1000
+        own_s = None if step.timeout is None else parse_duration(step.timeout) / 1000
+        limits_s = [each for each in (self._left_s(), own_s) if each is not None]
         await self._limit.aclose()
-        call = self._begin(record, min(filter(None, (left_s, timeout_s)), default=None))
+        call = self._begin(record, min(limits_s, default=None))
         try:
             await self._race([(record, call)])
         except StepFailed:
@@ -360,6 +360,8 @@ class Course:
         self._deadline = None
         async with AsyncExitStack() as self._limit:
             if self.ctx.state.phase is Phase.RUNNING and (left_s := self._left_s()) is not None:
+                if left_s == 0:
+                    raise StepFailed("PEN0896", self._overdue, address=str(self.ctx.address))
                 self._deadline = await self._limit.enter_async_context(self.ctx.timeout(left_s))
             value = await self._body(Saga(self), message)
             self._check_begun()
@@ -398,7 +400,7 @@ class Course:
         if isinstance(error, StepFailed):
             return Compensated(error.message, error.step)
         if self._deadline is not None and self._deadline.passed:
-            return Compensated(f"it was not done within {format_duration(self._plan.deadline_ms or 0)}")
+            return Compensated(self._overdue)
         if not self._keeper.replaying:
             self.ctx.log.error("The code of a saga has failed, and what it did is undone.", exc_info=error)
         return Compensated(f"{type(error).__name__}: {error}")
@@ -500,11 +502,15 @@ class Course:
         record.phase = phase
 
     def _left_s(self) -> float | None:
-        """Until the deadline."""
+        """Until the deadline; 0 when it has passed."""
         if self._plan.deadline_ms is None:
             return None
         passed_ms = self.ctx.now_ms - self.ctx.state.began_ms
-        return max(1, self._plan.deadline_ms - passed_ms) / 1000
+        return max(0, self._plan.deadline_ms - passed_ms) / 1000
+
+    @property
+    def _overdue(self) -> str:
+        return f"it was not done within {format_duration(self._plan.deadline_ms or 0)}"
 
     def _step_failed(self, record: StepRecord) -> StepFailed:
         return StepFailed("PEN0896", record.reason, address=str(self.ctx.address), step=record.name)

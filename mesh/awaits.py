@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -94,9 +95,9 @@ class Awaits:
         self._context.outputs.append(Wished(durable.index, wish))
         if wish.kind == CALL:
             self._calls.add(durable.index)
-            work = self._calling(wish)
+            work = partial(self._call, self._calling(wish))
         else:
-            work = self._waiting(wish)
+            work = partial(self._waiting, wish)
         self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
         return durable
 
@@ -134,11 +135,11 @@ class Awaits:
         if task is not None:
             task.cancel()
 
-    async def _fulfil(self, durable: Durable[Any], wish: Wish, work: Coroutine[Any, Any, bytes]) -> None:
+    async def _fulfil(self, durable: Durable[Any], wish: Wish, work: Callable[[], Awaitable[bytes]]) -> None:
         value: Any = None
         error: BaseException | None = None
         try:
-            data = await work
+            data = await work()
             value = None if wish.kind in (SLEEP, DEADLINE) else wish.read(data)
         except Exception as failed:  # noqa: BLE001  # Whatever it is, it is the handler's to see.
             error = failed
@@ -148,7 +149,7 @@ class Awaits:
         if not durable.done():
             durable.finish(value, error)
 
-    def _calling(self, wish: Wish) -> Coroutine[Any, Any, bytes]:
+    def _calling(self, wish: Wish) -> Request:
         """Everything that depends on the order in which calls are made is settled before anything is awaited."""
         called: Called = wish.wants
         to = Address(called.target.typename, called.id)
@@ -157,7 +158,7 @@ class Awaits:
             own_s = time.monotonic() + called.timeout_ms / 1000
             deadline_s = own_s if deadline_s is None else min(own_s, deadline_s)
         own = self._context.address
-        request = Request(
+        return Request(
             to,
             called.payload,
             key=self._keys.next(str(to), called.payload),
@@ -167,7 +168,6 @@ class Awaits:
             headers={name: text for name, text in self._request.headers.items() if name in TRACING},
             shadow=self._request.shadow,
         )
-        return self._call(request)
 
     async def _call(self, request: Request) -> bytes:
         whom = str(request.address)
