@@ -66,7 +66,14 @@ def mesh() -> None:
 @click.option("--zone", metavar="TEXT", default="", help="Where these hosts are.")
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--advertise", metavar="NAME", default="", help="How callers reach these hosts, if not by --host.")
-@click.option("--port", type=int, default=7070, show_default=True, help="Of the gateway; 0 chooses a free one.")
+@click.option(
+    "--port",
+    type=int,
+    default=7070,
+    show_default=True,
+    envvar="PENSTOCK_PORT",
+    help="Of the gateway; 0 chooses a free one.",
+)
 @click.option("--host-port", type=int, default=0, help="Of the host, if there is only one. Else a free one.")
 @click.option("--identity", metavar="DIR", default="", help="A folder of certificates: see penstock mesh ca.")
 @click.option("--message-bytes-max", type=click.IntRange(1), default=1 << 20, show_default=True, help="Of one message.")

@@ -14,7 +14,6 @@ identity may ask for is the policies' to decide.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import re
 import ssl
@@ -41,16 +40,6 @@ _OUT_OF_TIME: Final = frozenset({9, 10})
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
-
-
-class TlsMode(enum.Enum):
-    """Of a host. Istio's words."""
-
-    STRICT = "STRICT"
-    """Mutual TLS or nothing."""
-    PERMISSIVE = "PERMISSIVE"
-    """Mutual TLS from those that offer TLS; the others are served as nobody in particular."""
-    DISABLE = "DISABLE"
 
 
 def spiffe_id(trust_domain: str, namespace: str, name: str) -> str:

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from penstock.mesh.identity import Identity, TlsMode, reason
+from penstock.mesh.identity import Identity, reason
+from penstock.mesh.policies.settings import TlsMode
 
 log = logging.getLogger("penstock")
 

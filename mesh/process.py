@@ -23,12 +23,12 @@ from penstock.loops import loop_factory
 from penstock.mesh.access import AccessLog
 from penstock.mesh.discovery import registry_of
 from penstock.mesh.host import HostOptions
-from penstock.mesh.identity import Identity, TlsMode
+from penstock.mesh.identity import Identity
 from penstock.mesh.node import Node
 from penstock.mesh.options import MeshOptions, decode_options
 from penstock.mesh.pages import pages_of
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.policies.settings import PolicySet
+from penstock.mesh.policies.settings import PolicySet, TlsMode
 from penstock.mesh.policy_watch import PolicyWatch
 from penstock.mesh.registry import Registry
 from penstock.mesh.server import HostServer
@@ -143,7 +143,7 @@ async def identity_of(options: MeshOptions, policies: Policies) -> AsyncIterator
 def tls_mode(policies: Policies) -> TlsMode:
     """Of connections between processes that have certificates."""
     tls = policies.policy_set.tls
-    return TlsMode(tls.mode.value) if tls is not None else TlsMode.PERMISSIVE
+    return tls.mode if tls is not None else TlsMode.PERMISSIVE
 
 
 @asynccontextmanager

@@ -17,8 +17,9 @@ from aiohttp import hdrs, web
 from penstock.errors import InvalidInput
 from penstock.logs import logger
 from penstock.mesh.access import AccessLog
-from penstock.mesh.identity import Identity, TlsMode, peer_of
+from penstock.mesh.identity import Identity, peer_of
 from penstock.mesh.listening import Listening
+from penstock.mesh.policies.settings import TlsMode
 from penstock.mesh.transport import Handles
 from penstock.mesh.wire import PATH, REFUSED, RETRY_AFTER, Reply, failure, read, reply_of
 

@@ -51,11 +51,13 @@ class Action(Enum):
 
 
 class TlsMode(Enum):
-    """Whether hosts take requests without a certificate."""
+    """Of a host that has a certificate. Istio's words."""
 
     DISABLE = "DISABLE"
     PERMISSIVE = "PERMISSIVE"
+    """Mutual TLS from those that offer TLS; the others are served as nobody in particular."""
     STRICT = "STRICT"
+    """Mutual TLS or nothing."""
 
 
 # ---- how a request is carried to its target

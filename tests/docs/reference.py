@@ -92,6 +92,7 @@ MODULES: Final = (
     ),
     ("Running an application from a program", "penstock.engine.run", ("run",)),
     ("The mesh in a program", "penstock.mesh.library", ("Mesh",)),
+    ("Policies played through", "penstock.mesh.rehearsal", ("Rehearsal", "Played", "Arrived")),
     ("Its configuration", "penstock.engine.config", ("Config",)),
     ("Testing", "penstock.testing", ("Harness", "Trial", "DelayedMessage")),
     (

@@ -15,8 +15,9 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from penstock.mesh.identity import Identity, TlsMode, load_credentials, peer_of
+from penstock.mesh.identity import Identity, load_credentials, peer_of
 from penstock.mesh.listening import Listening
+from penstock.mesh.policies.settings import TlsMode
 from tests.mesh.authorities import authority, identity
 
 

@@ -161,7 +161,7 @@ def test_names_that_the_application_does_not_have_are_warned_of(path: Path, capl
 
 def test_a_change_that_needs_a_restart_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text("tls: {mode: STRICT}")
-    live, watch = started(path)
+    _, watch = started(path)
     assert caplog.messages == []
 
     path.write_text("tls: {mode: PERMISSIVE}")
