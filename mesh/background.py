@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, Refused
 from penstock.functions.app import App
 from penstock.mesh.delivery import delivering
 from penstock.mesh.egresses import EgressWriter, check_egress
@@ -22,6 +22,10 @@ from penstock.mesh.store import Kept, Store
 from penstock.mesh.wire import Reply, Request
 
 DONE_POLL_S: Final = 0.2
+
+
+class IngressEnded(Refused):
+    """An ingress can't be read to its end, for the reason that the message tells."""
 
 
 def check_edges(app: App) -> None:
@@ -86,12 +90,12 @@ class Background:
     async def wait_done(self) -> None:
         """Until every ingress has ended and all that followed from it is delivered and written.
 
-        Raises what ended an ingress before its end.
+        Raises IngressEnded for one that did not come to its end.
         """
         while not all(feed.done for feed in self.feeds) or any(await self._store.pending()):
             for feed in self.feeds:
                 if feed.failed is not None:
-                    raise feed.failed
+                    raise IngressEnded(feed.failed.code, feed.failed.message) from feed.failed
             await asyncio.sleep(DONE_POLL_S)
 
     async def stop_reading(self) -> None:

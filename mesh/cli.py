@@ -78,6 +78,7 @@ def mesh() -> None:
 @click.option("--identity", metavar="DIR", default="", help="A folder of certificates: see penstock mesh ca.")
 @click.option("--message-bytes-max", type=click.IntRange(1), default=1 << 20, show_default=True, help="Of one message.")
 @click.option("--drain", metavar="TIME", default="30s", show_default=True, help="How long a stopping host may finish.")
+@click.option("--until-done", is_flag=True, help="Stop when every ingress has ended and its work is done.")
 @click.option("--log-level", metavar="LEVEL", default="info", show_default=True, help="debug, info, warning or error.")
 @click.option("--log-json", is_flag=True, help="Log JSON, one object a line.")
 @click.option("--access-log", is_flag=True, help="Log a line for every request.")

@@ -40,6 +40,8 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: int = 1 << 20
     keep_answers_s: float = 24 * 3600.0
     drain_s: float = 30.0
+    until_done: bool = False
+    """Whether to end when every ingress has, and everything that followed from it is done."""
     log_level: str = "info"
     log_json: bool = False
     access_log: bool = False

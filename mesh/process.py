@@ -21,6 +21,7 @@ from penstock.loading import load_app
 from penstock.logs import configure_logging, logger
 from penstock.loops import loop_factory
 from penstock.mesh.access import AccessLog
+from penstock.mesh.background import Background, IngressEnded
 from penstock.mesh.discovery import registry_of
 from penstock.mesh.host import HostOptions
 from penstock.mesh.identity import Identity
@@ -39,6 +40,8 @@ from penstock.signals import stopped_by_signals
 
 MISCONFIGURED: Final = 2
 """The exit code of a process that would fail the same way every time."""
+INPUT_FAILED: Final = 3
+"""The exit code of one that was to run until all is done, and can't read an ingress to its end."""
 
 
 def main() -> None:
@@ -49,6 +52,9 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(run_host(options))
+    except IngressEnded as error:
+        logger.error("%s", error)
+        sys.exit(INPUT_FAILED)
     except PenstockError as error:
         logger.error("%s", error)
         sys.exit(MISCONFIGURED if isinstance(error, ConfigurationError) else 1)
@@ -96,10 +102,24 @@ async def run_host(options: MeshOptions) -> None:
             print(url, flush=True)  # noqa: T201  # What the supervisor waits for.
             logger.info("Serves %s at %s.", ", ".join(options.only) or "all functions", url)
             stop_at_end_of_input(stopped)
+            ended = _ended(node.background, stopped, until_done=options.until_done)
             await stopped.wait()
             await node.drain(options.drain_s)
             await server.close()
             await node.close()
+            for each in ended:
+                if each.done() and not each.cancelled():
+                    each.result()
+
+
+def _ended(background: Background, stopped: asyncio.Event, *, until_done: bool) -> list[asyncio.Future[None]]:
+    """What ends a host from inside: the failure of its work, or that all is done. They set `stopped`."""
+    ended: list[asyncio.Future[None]] = [background.failed]
+    if until_done:
+        ended.append(asyncio.create_task(background.wait_done()))
+    for each in ended:
+        each.add_done_callback(lambda _: stopped.set())
+    return ended
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
-from penstock.errors import ConfigurationError, Unavailable
+from penstock.errors import ConfigurationError, Refused, Unavailable
 from penstock.loading import load_app
 from penstock.logs import counted, logger
 from penstock.mesh.access import AccessLog
@@ -27,7 +27,7 @@ from penstock.mesh.host import functions_of
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.options import MeshOptions, encode_options
 from penstock.mesh.pages import actuator_pages, info_of, metrics_page, policy_health
-from penstock.mesh.process import MISCONFIGURED, identity_of, opened_registry, opened_store, policies_of
+from penstock.mesh.process import INPUT_FAILED, MISCONFIGURED, identity_of, opened_registry, opened_store, policies_of
 from penstock.mesh.registry import Registry
 from penstock.mesh.transport import HttpTransport
 from penstock.signals import stopped_by_signals
@@ -52,11 +52,14 @@ class Replica:
         self._process: asyncio.subprocess.Process | None = None
 
     async def keep(self) -> None:
-        """Have a host run here until cancelled. Raises ConfigurationError when none can."""
+        """Have a host run here until cancelled, or until all is done if that is wanted. Raises ConfigurationError when
+        none can."""
         wait_s = WAIT_S
         while True:
             began_s = time.monotonic()
             code = await self._run()
+            if code == 0 and self._options.until_done:
+                return
             lasted = time.monotonic() - began_s >= LASTED_S
             logger.warning("Host %d has ended (%s) and is started again.", self.number, _ending(code))
             self.restarts += 1
@@ -97,7 +100,13 @@ class Replica:
         self.serving.clear()
         if url:
             await self._ended(url)
-        elif code == MISCONFIGURED:
+        if code == INPUT_FAILED:
+            raise Refused(
+                "PEN0828",
+                f"Host {self.number} has ended, because an ingress can't be read to its end, for the reason that it "
+                "has logged. Correct that and start again: what was read is kept.",
+            )
+        if code == MISCONFIGURED and not url:
             raise ConfigurationError(
                 "PEN0807", f"Host {self.number} can't start, for the reason that it has logged. Correct that first."
             )
@@ -164,8 +173,12 @@ class Supervisor:
         task.add_done_callback(self._kept)
 
     def _kept(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             self._failure = self._failure or error
+            self._stopped.set()
+        elif all(each.done() for each in self._keeping.values()):
             self._stopped.set()
 
     async def _end(self, replica: Replica) -> None:
