@@ -86,6 +86,7 @@ class Core(Protocol):
     ) -> None: ...
     def end(self, run: Invocation, outcome: Outcome, attempt: int, number: int | None) -> None: ...
     def release(self, entry: Entry, id: str) -> None: ...
+    def join(self, entry: Entry, message: QueuedRow) -> None: ...
     def tell_cancelled(self, envelope: Envelope) -> None: ...
     def unknown(self, typename: str) -> InvalidInput: ...
 
@@ -189,6 +190,8 @@ class Awaiting:
                     break
             if not invocation.deliver():
                 self._hold(invocation)
+                if invocation.entry.reentrant:
+                    self._let_in(invocation)
                 if self._limits.always_replay and invocation.can_be_put_aside:
                     self._lay_aside(invocation)
                 else:
@@ -203,6 +206,51 @@ class Awaiting:
             assert invocation.outcome is not None
             self._core.end(invocation, invocation.outcome, invocation.attempt, number)
             invocation.let_go()
+
+    # Calls that come back.
+
+    def lets_in(self, entry: Entry, message: QueuedRow) -> bool:
+        """Whether a message for an address that is held is a call which its handler waits for, and may run now. It
+        may not while there is something that the handler has not been given: that comes first."""
+        if not entry.reentrant:
+            return False
+        number = entry.held[message[0]].current
+        address = Address(entry.typename, message[0])
+        invocation = self._running.get(number)
+        if invocation is not None:
+            if invocation.replaying or invocation.has_news or not invocation.at_rest or invocation.moved:
+                return False
+            return _comes_back(invocation.journal, address, message)
+        journal = InvocationJournal.load(self._overlay, address) if number in self._aside else None
+        return journal is not None and _comes_back(journal, address, message)
+
+    def _let_in(self, invocation: Invocation) -> None:
+        """Run the calls which came back while the handler that waits for them was not at rest."""
+        held, id = invocation.entry.held, invocation.address.id
+        for number in list(held[id].waiting):
+            message = self._pending.get(number).queued
+            if _comes_back(invocation.journal, invocation.address, message):
+                self._pending.take_out(held, id, number)
+                self._core.join(invocation.entry, message)
+
+    def joined(self, call: Invocation, state: bytes) -> None:
+        """A call that came back is about to leave this state, and its rows. The handler that waits goes on with
+        them."""
+        rows = call.opened.collections.changed if call.opened.collections is not None else {}
+        if state == call.opened.raw and not rows:
+            return
+        found = self.invocation_of(call.address)
+        assert found is not None, "a call that came back joins a handler that waits"
+        number, journal = found
+        if journal.joins >= self._limits.lines_max:
+            raise _journal_too_long(call.address, self._limits.lines_max)
+        journal.join(state, rows, self._core.clock_ms)
+        invocation = self._running.get(number)
+        if invocation is None:
+            journal.flush(passive=True)
+        else:
+            invocation.joined()
+            self._touched[invocation] = None
 
     def _hold(self, invocation: Invocation) -> None:
         """It will not end within this step: its address is held, and its journal kept."""
@@ -222,11 +270,14 @@ class Awaiting:
             context.outputs[:] = answers
             if invocation.passed():
                 self._catch_up(invocation)
+            elif entry.expirations or entry.storage:  # What has expired by then is gone, as in the first run.
+                new, _ = entry.close(context, invocation.opened, context._clock_ms)
+                invocation.opened = entry.reopen(context, invocation.opened, new)
             return
         if len(journal.lines) + len(invocation.fresh) > self._limits.lines_max:
             raise _journal_too_long(invocation.address, self._limits.lines_max)
         opened = invocation.opened
-        new, expires_ms = entry.close(context, opened, clock_ms)
+        new, expires_ms = entry.close(context, opened, context._clock_ms)
         if new != opened.raw:
             self._overlay.put_value(entry.cells, context.id, new)
         if opened.collections is not None:
@@ -248,9 +299,9 @@ class Awaiting:
         entry, context, opened = invocation.entry, invocation.context, invocation.opened
         if opened.collections is not None:
             opened.collections.caught_up()
-        new, _ = entry.close(context, opened, self._core.clock_ms)
+        new, _ = entry.close(context, opened, context._clock_ms)
         stored = entry.raw(context.id)
-        if new != stored and not (entry.expirations or entry.storage or entry.reads_only):
+        if new != stored and not entry.reads_only:
             invocation.differ_in_state()
             return
         invocation.opened = entry.reopen(context, opened, stored)
@@ -358,11 +409,12 @@ class Awaiting:
         due_ms = 0 if called.timeout_ms is None else self._core.clock_ms + called.timeout_ms
         due_ms = min(filter(None, (due_ms, inherited)), default=0)
         to = (called.target.typename, called.id)
-        if to in chain:
+        if to in chain and not called.target.reentrant:
             cycle = " -> ".join("/".join(each) for each in (*chain[chain.index(to) :], to))
             text = (
                 f"{address} calls {'/'.join(to)}, which waits for this very call: {cycle}. None of them could "
-                "ever go on. Send a message instead of calling, or call the other way round."
+                "ever go on. Send a message instead of calling, call the other way round, or declare "
+                f"{called.target.typename} with reentrant=True."
             )
             invocation.journal.arrive(index, b"", ("PEN0273", text), self._core.clock_ms)
             return 0
@@ -497,6 +549,16 @@ class Awaiting:
         journal.flush(passive=False)
         self._ready.append((self._core.entries[address.typename], number))
         return True
+
+
+def _comes_back(journal: InvocationJournal, address: Address, message: QueuedRow) -> bool:
+    """Whether a handler waits, directly or through others, for the answer to `message`. Whoever called it next on the
+    way waits in that case for something that comes only when this message is done."""
+    meta = message[4]
+    if meta is None or meta.call is None or address not in meta.chain:
+        return False
+    following = (*meta.chain, address)[meta.chain.index(address) + 1]
+    return journal.waits_for_call(following)
 
 
 def is_call(row: QueuedRow, call: tuple[str, str, int, int]) -> bool:

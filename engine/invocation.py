@@ -22,10 +22,11 @@ from contextvars import ContextVar, copy_context
 from typing import Any, Final, NamedTuple, Protocol
 
 from penstock.engine.entry import Entry
-from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal, Line
+from penstock.engine.invocation_journal import CANCELLATION, JOINED, InvocationJournal, Line
 from penstock.errors import CallTimeout, FunctionError, InvalidInput, PenstockError
 from penstock.functions.context import CancelCall, Context, Wished, Withdrawn
 from penstock.functions.durable import DEADLINE, SLEEP, STEP, Durable, Wish
+from penstock.functions.state import flush_collections
 from penstock.ids import output_cause
 from penstock.records import QueuedRow
 from penstock.state.stateful import Opened
@@ -104,6 +105,8 @@ class Invocation:
         self.attempt = attempt
         self.address = context.address
         self.number = -1
+        self.joins = False
+        """Whether it is a call that came back, which runs between two segments of the handler it came back to."""
         self.moved = True
         """Whether it has run since it was last seen at rest."""
         self.outcome: Outcome | None = None
@@ -208,6 +211,8 @@ class Invocation:
         self.is_delivering = True
         if index == CANCELLATION:
             self._task.cancel()
+        elif index <= JOINED:
+            self._take_joined(index)
         elif index >= self._issued:
             self._differ("it waits", _text(self.journal.lines[index]))
         else:
@@ -218,6 +223,23 @@ class Invocation:
         elif composing:
             self.watch()
         return True
+
+    def joined(self) -> None:
+        """A call that came back has run while the handler was at rest, and its journal knows: nothing of it moves."""
+        index = self.journal.arrivals[self._delivered]
+        assert index <= JOINED, "nothing has arrived that the handler has not been given"
+        self._delivered += 1
+        self.context._clock_ms = max(self.context._clock_ms, self.journal.arrived_ms(index))
+        self._take_joined(index)
+
+    def _take_joined(self, index: int) -> None:
+        """Go on with the state that a call which came back has left."""
+        joined = self.journal.joined(index)
+        collections = self.opened.collections
+        if self.replaying and collections is not None:
+            flush_collections(self.context.state)
+            collections.take(joined.rows)
+        self.opened = self.entry.decode_into(self.context, self.context._clock_ms, joined.state, collections)
 
     def watch(self) -> None:
         """Have the watcher told once nothing of the handler goes on by itself."""

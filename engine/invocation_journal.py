@@ -4,6 +4,7 @@
     progress    how many segments are committed, how many lines there are, whether it waits for messages alone
     line i      what it asked for as its i-th wish, and the result once it has arrived
     undo i      what a row of a table or a log was before the invocation changed it
+    joined i    what the i-th call that came back has left of the state, and of rows of tables and logs
 
 What always holds: a line is added in the turn in which the segment that asked for it is committed, so what is there was
 done; results are numbered in the order in which they arrived; `flush` writes what has changed since the last one, so an
@@ -14,21 +15,23 @@ Runs nothing: `penstock.engine.invocation` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Final
 
 import msgspec
 
-from penstock.functions.durable import Wish
+from penstock.functions.durable import CALL, Wish
 from penstock.ids import Address, key_group
 from penstock.state import keys
 from penstock.state.overlay import Overlay
 
 CANCELLATION: Final = -1
 """Among the arrivals: somebody wants the invocation to end."""
+JOINED: Final = -2
+"""Among the arrivals: the first call that came back has run. The others follow downwards."""
 
-_START, _PROGRESS, _LINE, _UNDO = 1, 2, 3, 4
+_START, _PROGRESS, _LINE, _UNDO, _JOINED = 1, 2, 3, 4, 5
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -57,6 +60,15 @@ class _Start(msgspec.Struct, array_like=True):
     state: bytes
 
 
+class Joined(msgspec.Struct, array_like=True):
+    """What a call that came back has left."""
+
+    arrived: int
+    clock_ms: int
+    state: bytes
+    rows: list[tuple[bytes, bytes | None]]
+
+
 class _Progress(msgspec.Struct, array_like=True):
     segments: int
     lines: int
@@ -67,11 +79,13 @@ class _Progress(msgspec.Struct, array_like=True):
     """The number of the cancellation among the arrivals, and its time."""
     parked: str = ""
     """Why it can't go on with the code there is."""
+    joined: int = 0
 
 
 _decode_start = msgspec.msgpack.Decoder(_Start).decode
 _decode_progress = msgspec.msgpack.Decoder(_Progress).decode
 _decode_line = msgspec.msgpack.Decoder(Line).decode
+_decode_joined = msgspec.msgpack.Decoder(Joined).decode
 _decode_undo = msgspec.msgpack.Decoder(tuple[bytes, bytes | None]).decode
 
 
@@ -90,13 +104,14 @@ class InvocationJournal:
         self.segments = 0
         self.lines: list[Line] = []
         self.arrivals: list[int] = []
-        """Numbers of lines, or `CANCELLATION`, in the order in which their results arrived."""
+        """Numbers of lines, `CANCELLATION`, `JOINED` and below, in the order in which they arrived."""
         self.parked = ""
         self.undo: dict[bytes, bytes | None] = {}
         self._cancelled: tuple[int, int] | None = None
+        self._joined: list[Joined] = []
         self._changed: set[int] = set()
         self._undo_stored = 0
-        self._lines_stored = 0
+        self._lines_stored = self._joined_stored = 0
         self._stored = False
 
     @classmethod
@@ -112,13 +127,16 @@ class InvocationJournal:
         journal.segments, journal.parked = progress.segments, progress.parked
         journal.lines = [_decode_line(journal._row(_LINE, number)) for number in range(progress.lines)]
         journal.undo = dict(_decode_undo(journal._row(_UNDO, number)) for number in range(progress.undone))
+        journal._joined = [_decode_joined(journal._row(_JOINED, number)) for number in range(progress.joined)]
         arrived = [(line.arrived, index) for index, line in enumerate(journal.lines) if line.arrived]
+        arrived += [(joined.arrived, JOINED - number) for number, joined in enumerate(journal._joined)]
         journal._cancelled = progress.cancelled
         if progress.cancelled is not None:
             arrived.append((progress.cancelled[0], CANCELLATION))
         journal.arrivals = [index for _, index in sorted(arrived)]
         journal._stored = True
         journal._lines_stored, journal._undo_stored = progress.lines, progress.undone
+        journal._joined_stored = progress.joined
         return journal
 
     @staticmethod
@@ -169,7 +187,30 @@ class InvocationJournal:
         if index == CANCELLATION:
             assert self._cancelled is not None
             return self._cancelled[1]
+        if index <= JOINED:
+            return self.joined(index).clock_ms
         return self.lines[index].clock_ms
+
+    def join(self, state: bytes, rows: Mapping[bytes, bytes | None], clock_ms: int) -> None:
+        """Note what a call that came back leaves: a segment that is committed, and that others have run."""
+        self.before(rows)
+        self.arrivals.append(JOINED - len(self._joined))
+        self._joined.append(Joined(len(self.arrivals), clock_ms, state, list(rows.items())))
+        self.segments += 1
+
+    @property
+    def joins(self) -> int:
+        """How many there were."""
+        return len(self._joined)
+
+    def joined(self, index: int) -> Joined:
+        """What the arrival `index` has left."""
+        return self._joined[JOINED - index]
+
+    def waits_for_call(self, address: tuple[str, str]) -> bool:
+        """Whether a call of this address is not answered."""
+        name = "/".join(address)
+        return any(line.kind == CALL and line.name == name and not line.arrived for line in self.lines)
 
     @property
     def cancelled(self) -> bool:
@@ -194,8 +235,19 @@ class InvocationJournal:
         self._changed.clear()
         for number, row in enumerate(islice(self.undo.items(), self._undo_stored, None), self._undo_stored):
             put(self._key(_UNDO, number), _encode(row))
+        for number in range(self._joined_stored, len(self._joined)):
+            put(self._key(_JOINED, number), _encode(self._joined[number]))
         self._lines_stored, self._undo_stored = len(self.lines), len(self.undo)
-        progress = _Progress(self.segments, len(self.lines), len(self.undo), passive, self._cancelled, self.parked)
+        self._joined_stored = len(self._joined)
+        progress = _Progress(
+            self.segments,
+            len(self.lines),
+            len(self.undo),
+            passive,
+            self._cancelled,
+            self.parked,
+            len(self._joined),
+        )
         put(self._key(_PROGRESS), _encode(progress))
 
     def delete(self) -> None:
@@ -209,6 +261,8 @@ class InvocationJournal:
             put(self._key(_LINE, number), None)
         for number in range(self._undo_stored):
             put(self._key(_UNDO, number), None)
+        for number in range(self._joined_stored):
+            put(self._key(_JOINED, number), None)
         self._stored = False
 
     def _row(self, part: int, number: int = 0) -> bytes:

@@ -144,6 +144,14 @@ class Pending:
             del held[id]
         return following
 
+    def take_out(self, held: Held, id: str, number: int) -> None:
+        """A message that stands in line is processed before its turn."""
+        waiting = held[id].waiting
+        assert isinstance(waiting, deque)
+        waiting.remove(number)
+        self._overlay.put(keys.encode_pending_key(number), None)
+        self.count -= 1
+
     def rewrite(self, number: int, meta: Meta) -> None:
         """Change what is said of a message besides its value."""
         message = self.get(number)

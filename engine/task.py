@@ -450,7 +450,10 @@ class TaskCore:
     def _run_message(self, entry: Entry, message: QueuedRow) -> None:
         """Run a message that has just been admitted to its address."""
         if message[0] in entry.held:
-            self._pending.wait(entry.held, entry.typename, message)
+            if self._awaiting.lets_in(entry, message):
+                self.join(entry, message)
+            else:
+                self._pending.wait(entry.held, entry.typename, message)
             return
         meta = message[4]
         if meta is not None and self._needs_no_run(entry, message, meta):
@@ -475,15 +478,12 @@ class TaskCore:
 
     def _attempt(self, entry: Entry, message: QueuedRow, attempt: int, number: int | None) -> None:
         """Run one message once. `number` is its pending row, when it has one already."""
-        id, payload, cause, caller, meta = message
-        context = entry.new_context()
-        context.id, context._caller, context._meta, context._cause = id, caller, meta, cause
-        context._clock_ms, context._attempt = self._meta.clock_ms, attempt
+        context = self._context_for(entry, message, attempt)
         journal = None
         if number is not None and entry.function.is_async:
             journal = InvocationJournal.load(self._overlay, context.address)
         try:
-            value = entry.decode(payload)
+            value = entry.decode(message[1])
             if journal is None:
                 opened = entry.open(context, self._meta.clock_ms)
             else:
@@ -502,11 +502,48 @@ class TaskCore:
             self.end(_Run(entry, message, context, opened), Outcome(result, None), attempt, number)
             return
         if journal is None:
-            journal = InvocationJournal(self._overlay, context.address, cause, self._meta.clock_ms, opened.raw)
+            journal = self._new_journal(context, opened)
         journal.parked = ""
         invocation = Invocation(entry, message, context, opened, journal, attempt=attempt, watcher=self.outside)
         invocation.begin(result)
         self._awaiting.begin(invocation, number)
+
+    def _context_for(self, entry: Entry, message: QueuedRow, attempt: int) -> Context[Any]:
+        context = entry.new_context()
+        context.id, _, context._cause, context._caller, context._meta = message
+        context._clock_ms, context._attempt = self._meta.clock_ms, attempt
+        return context
+
+    def _new_journal(self, context: Context[Any], opened: Opened) -> InvocationJournal:
+        return InvocationJournal(self._overlay, context.address, context._cause, self._meta.clock_ms, opened.raw)
+
+    def join(self, entry: Entry, message: QueuedRow) -> None:
+        """Run a call that came back to an address which waits for it, between two segments of the handler that waits.
+        It is tried once, as who waits for it holds the address."""
+        if message[4] is not None and self._needs_no_run(entry, message, message[4]):
+            return
+        context = self._context_for(entry, message, 1)
+        try:
+            value = entry.decode(message[1])
+            opened = entry.open(context, self._meta.clock_ms)
+            handler = entry.function.handler(context, value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # As above.
+            self._fail(entry, message, error, 1, None)
+            return
+        journal = self._new_journal(context, opened)
+        call = Invocation(entry, message, context, opened, journal, attempt=1, watcher=self.outside)
+        call.joins = True
+        call.begin(handler)
+        outcome = call.outcome
+        if outcome is None:
+            outcome = Outcome(None, _waits_inside(context.address))
+            if call.excursion is not None:
+                call.excursion.close()
+            call.close()
+        self.end(call, outcome, 1, None)
+        call.let_go()
 
     # A handler that awaits.
 
@@ -527,6 +564,8 @@ class TaskCore:
         try:
             new, expires_ms = entry.close(context, opened, self._meta.clock_ms)
             answer = _encode_answer(context, outcome.value) if is_awaited and not was_cancelled else b""
+            if isinstance(run, Invocation) and run.joins:
+                self._awaiting.joined(run, new)
         except Exception as error:  # noqa: BLE001  # As above.
             self._fail(entry, message, error, attempt, number, journal)
             return
@@ -658,7 +697,8 @@ class TaskCore:
         if isinstance(error, CorruptSnapshot | Unavailable) and error.code.startswith("PEN04"):
             raise error  # The store's failure, not the handler's: no retry here can mend it.
         error = self._diagnose(entry, message, error)
-        if attempt < options.attempts and not isinstance(error, InvalidInput):
+        joins = number is None and message[0] in entry.held
+        if attempt < options.attempts and not (joins or isinstance(error, InvalidInput)):
             self._retries += 1
             due_ms = self._meta.clock_ms + options.backoff_ms(attempt)
             if journal is not None and journal.segments:
@@ -1229,6 +1269,14 @@ def _encode_answer(context: Context[Any], returned: Any) -> bytes:
         if type(output) is Replied:
             return encode_answer(context.address, output.value)
     return encode_answer(context.address, returned)
+
+
+def _waits_inside(address: Address) -> InvalidInput:
+    return InvalidInput(
+        "PEN0275",
+        f"{address} was called by somebody it waits for, and waits itself: nobody could say any more what its state is "
+        "between the two. Let the part of a reentrant function that is called back end without an await.",
+    )
 
 
 def _idempotency_key(address: Address, meta: Meta) -> bytes:

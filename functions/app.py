@@ -86,6 +86,7 @@ class App:
         storage: Mapping[str, Value[Any]] | None = None,
         reads_only: bool = False,
         state_of: Function[Any, Any] | None = None,
+        reentrant: bool = False,
     ) -> FunctionDecorator:
         """Declare the decorated handler as the function `typename` (`namespace/name`).
 
@@ -97,6 +98,9 @@ class App:
         `state_of`, too, it reads the state that another function has under the same id, also while a handler that
         waits holds it: as that has left it at its last await.
 
+        With `reentrant`, a call that comes back to an address through those it waits for, which is a cycle and refused
+        otherwise, runs there between two segments of the handler that waits, and must end without waiting itself.
+
         Raises ConfigurationError when the name is taken, or the handler can't be one.
         """
         options = FunctionOptions(
@@ -107,6 +111,7 @@ class App:
             storage=dict(storage or {}),
             reads_only=reads_only,
             state_of=state_of,
+            reentrant=reentrant,
         )
         names = sys._getframe(1).f_locals
 

@@ -61,7 +61,18 @@ class Target:
     One object per function and task, so that a send costs one dictionary look-up.
     """
 
-    __slots__ = ("accepts", "bytes_max", "encode", "name", "queue", "reads_only", "reply_codec", "route", "typename")
+    __slots__ = (
+        "accepts",
+        "bytes_max",
+        "encode",
+        "name",
+        "queue",
+        "reads_only",
+        "reentrant",
+        "reply_codec",
+        "route",
+        "typename",
+    )
 
     def __init__(
         self,
@@ -73,6 +84,7 @@ class Target:
         bytes_max: int,
         reply_codec: Codec[Any] | None = None,
         reads_only: bool = False,
+        reentrant: bool = False,
     ) -> None:
         self.typename = typename
         self.encode = encode
@@ -84,6 +96,7 @@ class Target:
         self.reply_codec = reply_codec
         """Of what a call of it answers; None for anything."""
         self.reads_only = reads_only
+        self.reentrant = reentrant
         self.route = (self, dict.fromkeys(accepts or (), encode), bytes_max)
         """What a send needs, in one attribute: finding the encoder by type is also the check of the type."""
         self.queue: deque[QueuedRow] = deque()

@@ -73,6 +73,8 @@ class FunctionOptions:
     """It changes, sends and emits nothing, so it needs to wait for nobody who does."""
     state_of: Function[Any, Any] | None = None
     """Whose state it reads: that of the same id."""
+    reentrant: bool = False
+    """A call that comes back to an address which waits for it runs there at once, between two segments."""
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= ATTEMPTS_MAX:
@@ -175,6 +177,12 @@ class Function(Generic[M_contra, R_co]):
         assert self.types is not None
         if self.options.reads_only:
             self._check_reading()
+        if self.options.reentrant and (self.options.reads_only or not self.is_async):
+            self._refuse(
+                "PEN0129",
+                "is declared with reentrant=True, and never waits with a state that a call could come back to. Leave "
+                "reentrant out, or declare an async def without reads_only.",
+            )
 
     @cached_property
     def types(self) -> HandlerTypes:

@@ -78,6 +78,7 @@ class Stateful(Target):
             bytes_max=bytes_max,
             reply_codec=function.reply_codec,
             reads_only=function.options.reads_only,
+            reentrant=function.options.reentrant,
         )
         self.function = function
         self.codec = codec
@@ -111,6 +112,15 @@ class Stateful(Target):
     ) -> Opened:
         """Decode `raw`, the state of `context.id`, into the context. Its tables and logs are in `rows`, except for what
         `rows_before` says that they were."""
+        collections = None
+        if self.collections:
+            collections = RowCollections(rows, self.function.state_typename, context.id, rows_before)
+        return self.decode_into(context, clock_ms, raw, collections)
+
+    def decode_into(
+        self, context: Context[Any], clock_ms: int, raw: bytes, collections: RowCollections | None
+    ) -> Opened:
+        """The same for tables and logs that are at hand."""
         if self.storage:
             context.storage = Storage.decode(self.storage, raw, clock_ms)
         if self.state_codec is None:
@@ -119,9 +129,7 @@ class Stateful(Target):
         state = self.state_codec.decode(data) if data else self.new_state()
         self._reset(state, (field for field, due_ms in deadlines.items() if due_ms <= clock_ms))
         before = {field: _encode(getattr(state, field)) for field in self.expirations}
-        collections = None
-        if self.collections:
-            collections = RowCollections(rows, self.function.state_typename, context.id, rows_before)
+        if collections is not None:
             bind_collections(state, collections)
         context.state = state
         return Opened(raw, before, collections, self._seen(context))
@@ -247,9 +255,13 @@ class RowCollections:
         self._changed: dict[bytes, bytes | None] = {}
 
     @property
-    def changed(self) -> Iterable[bytes]:
-        """The keys of what `flush` would write."""
+    def changed(self) -> Mapping[bytes, bytes | None]:
+        """What `flush` would write."""
         return self._changed
+
+    def take(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Another run has written these, and the handler that is run again is where it was then."""
+        self._changed.update(rows)
 
     def caught_up(self) -> None:
         """The handler has done all again that it did: the rows are as it has left them."""

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from enum import Enum
 from typing import Final
 
-from penstock.mesh.policies.settings import Breaker
+from penstock.mesh.policies.settings import Breaker, Scope
 from penstock.mesh.policies.trip import Counts
 
 
@@ -120,20 +120,26 @@ class Passage:
 
 
 class Breakers:
-    """The breakers of one function by what they stand for; the least used ones are forgotten."""
+    """The breakers of one function; the least used ones are forgotten."""
 
     def __init__(self, settings: Breaker) -> None:
         self._settings = settings
         self._breakers: OrderedDict[str, CircuitBreaker] = OrderedDict()
 
-    def let_through(self, keys: tuple[str, ...], now_s: float) -> bool:
-        """Whether all of them do."""
+    @property
+    def judge_endpoints(self) -> bool:
+        """Whether another endpoint may be let through when one is not."""
+        return self._settings.scope is Scope.ENDPOINT
+
+    def let_through(self, endpoint: str, id: str, now_s: float) -> bool:
+        """Whether a request for `id` may go to `endpoint`."""
+        keys = self._keys(endpoint, id)
         return all(key not in self._breakers or self._breakers[key].lets_through(now_s) for key in keys)
 
-    def pass_through(self, keys: tuple[str, ...], now_s: float) -> Passage:
-        """Begin a request at all of them, which let it through."""
+    def pass_through(self, endpoint: str, id: str, now_s: float) -> Passage:
+        """Begin a request, which was just asked about."""
         passed = []
-        for key in keys:
+        for key in self._keys(endpoint, id):
             breaker = self._breaker(key, now_s)
             generation = breaker.enter(now_s)
             assert generation is not None, f"{key} was not asked first"
@@ -143,6 +149,18 @@ class Breakers:
     def open_count(self, now_s: float) -> int:
         """How many let nothing through."""
         return sum(breaker.phase(now_s) is Phase.OPEN for breaker in self._breakers.values())
+
+    def _keys(self, endpoint: str, id: str) -> tuple[str, ...]:
+        """What a request is counted under: the letter before keeps an endpoint from having the breaker of an id."""
+        match self._settings.scope:
+            case Scope.ENDPOINT:
+                return ("e" + endpoint,)
+            case Scope.FUNCTION:
+                return ("f",)
+            case Scope.ID:
+                return ("i" + id,)
+            case Scope.BOTH:
+                return ("f", "i" + id)
 
     def _breaker(self, key: str, now_s: float) -> CircuitBreaker:
         breaker = self._breakers.get(key)

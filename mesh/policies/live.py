@@ -7,7 +7,7 @@ with; what is known of endpoints survives a change, except where the settings it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -29,9 +29,9 @@ _OPEN = Admission()
 class Policies:
     """See the module. `stateful` names the functions whose ids have an owner; `draw` gives numbers from 0 up to 1."""
 
-    def __init__(self, policy_set: PolicySet, *, stateful: Collection[str] = (), draw: Draw) -> None:
+    def __init__(self, policy_set: PolicySet, *, stateful: Container[str] = (), draw: Draw) -> None:
         self.policy_set = policy_set
-        self._stateful = frozenset(stateful)
+        self._stateful = stateful
         self._draw = draw
         self._targets: dict[str, Target] = {}
         self._guards: dict[str, Guard | None] = {}

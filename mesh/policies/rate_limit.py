@@ -11,6 +11,8 @@ from math import ceil
 
 from penstock.mesh.policies.settings import RateLimit, TokenBucket
 
+_ROUNDING_S = 1e-6
+"""What adding up times is off by must not become a second of waiting."""
 _CALLERS_SWEPT = 1024
 """With so many buckets the full ones are thrown away. It bounds the memory by the callers of a short time."""
 
@@ -59,7 +61,7 @@ class RateLimiter:
         if bucket is None:
             self._sweep(now_s)
             bucket = self._buckets[name] = Bucket(self._settings.token_bucket, now_s)
-        return ceil(bucket.take(now_s))
+        return ceil(bucket.take(now_s) - _ROUNDING_S)
 
     def _sweep(self, now_s: float) -> None:
         if len(self._buckets) >= self._swept_at:

@@ -17,7 +17,7 @@ from penstock.mesh.policies.host import Host
 from penstock.mesh.policies.limits import ConcurrencyLimit, RetryAllowance
 from penstock.mesh.policies.outcomes import Outcome
 from penstock.mesh.policies.outlier import OutlierDetector
-from penstock.mesh.policies.settings import Balance, Breaker, FunctionPolicy, LoadBalancing, Scope
+from penstock.mesh.policies.settings import Balance, FunctionPolicy, LoadBalancing
 from penstock.mesh.policies.split import members
 
 
@@ -26,6 +26,10 @@ class TargetStatistics:
     """Of one function, since the process began. The names are Envoy's, with `upstream_rq_` and `outlier_detection.`
     before them."""
 
+    calls_under_way: int
+    """Waiting calls included."""
+    retries_under_way: int
+    """Of those, the ones that the budget counts."""
     calls: int
     calls_succeeded: int
     """Over `calls` it is the effective success rate: what callers see."""
@@ -93,14 +97,15 @@ class Target:
 
     def is_cut_off(self, id: str, now_s: float) -> bool:
         """Whether a breaker of the function, or of the id, lets nothing through, whichever the endpoint."""
-        breaker = self.policy.breaker
-        if breaker is None or self._breakers is None or breaker.scope is Scope.ENDPOINT:
-            return False
-        return not self._breakers.let_through(_breaker_keys(breaker, "", id), now_s)
+        breakers = self._breakers
+        return breakers is not None and not breakers.judge_endpoints and not breakers.let_through("", id, now_s)
 
     def choose(self, endpoints: Sequence[Host], id: str, tried: Collection[str], now_s: float) -> Host | None:
         """The endpoint for one attempt. None if there is none that may be used."""
-        closed = [endpoint for endpoint in endpoints if self._is_let_through(endpoint, id, now_s)]
+        breakers = self._breakers
+        closed: Sequence[Host] = endpoints
+        if breakers is not None:
+            closed = [endpoint for endpoint in endpoints if breakers.let_through(endpoint.name, id, now_s)]
         usable = self._without_ejected(closed, endpoints, now_s)
         fresh = [endpoint for endpoint in usable if endpoint.name not in tried] or usable
         return self._balancer.choose(fresh, endpoints, id, now_s) if fresh else None
@@ -109,10 +114,7 @@ class Target:
         """An attempt goes to `endpoint`, which was just chosen."""
         self.attempts += 1
         self._balancer.load(endpoint.name).active += 1
-        breaker = self.policy.breaker
-        if breaker is None or self._breakers is None:
-            return Passage([])
-        return self._breakers.pass_through(_breaker_keys(breaker, endpoint.name, id), now_s)
+        return Passage([]) if self._breakers is None else self._breakers.pass_through(endpoint.name, id, now_s)
 
     def end(self, endpoint: Host, passage: Passage, outcome: Outcome, *, began_s: float, now_s: float) -> None:
         """What came of it."""
@@ -132,6 +134,8 @@ class Target:
     def statistics(self, now_s: float) -> TargetStatistics:
         outliers, breakers = self._outliers, self._breakers
         return TargetStatistics(
+            calls_under_way=self.allowance.first_tries + self.allowance.retries,
+            retries_under_way=self.allowance.retries,
             calls=self.calls,
             calls_succeeded=self.calls_succeeded,
             attempts=self.attempts,
@@ -155,12 +159,6 @@ class Target:
         # The owner of an id keeps its turns and its cache; without state every endpoint is as good as another.
         return policy.lb or LoadBalancing(Balance.RING_HASH if self._stateful else Balance.LEAST_REQUEST)
 
-    def _is_let_through(self, endpoint: Host, id: str, now_s: float) -> bool:
-        breaker = self.policy.breaker
-        if breaker is None or self._breakers is None:
-            return True
-        return self._breakers.let_through(_breaker_keys(breaker, endpoint.name, id), now_s)
-
     def _without_ejected(self, closed: Sequence[Host], endpoints: Sequence[Host], now_s: float) -> Sequence[Host]:
         if self._outliers is None:
             return closed
@@ -172,16 +170,3 @@ class Target:
             self._panics += 1
             return closed
         return [endpoint for endpoint in closed if endpoint.name not in ejected]
-
-
-def _breaker_keys(breaker: Breaker, endpoint: str, id: str) -> tuple[str, ...]:
-    """What stands for an attempt: the letter before keeps an endpoint from having the breaker of an id."""
-    match breaker.scope:
-        case Scope.ENDPOINT:
-            return ("e" + endpoint,)
-        case Scope.FUNCTION:
-            return ("f",)
-        case Scope.ID:
-            return ("i" + id,)
-        case Scope.BOTH:
-            return ("f", "i" + id)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from penstock.engine.awaiting import Awaiting
 from penstock.engine.entry import Entry
+from penstock.engine.invocation import Invocation
 from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal
 from penstock.engine.regroup import _Waiting
 from penstock.engine.task import TaskCore
@@ -17,10 +19,10 @@ from penstock.engine.unit import Suspended
 from penstock.functions.context import Context
 from penstock.functions.durable import Stepped
 from penstock.ids import Address
-from penstock.records import Envelope, Frozen
+from penstock.records import Envelope, Frozen, QueuedRow
 from penstock.state import keys
 from penstock.state.overlay import Overlay
-from penstock.state.stateful import Opened
+from penstock.state.stateful import Opened, RowCollections
 from tests.simulation.mix import Move
 from tests.simulation.mutants import Mutant
 from tests.simulation.tree_world import GROWING, STORMS, TreeWorld
@@ -34,6 +36,7 @@ _arrive = InvocationJournal.arrive
 _flush = InvocationJournal.flush
 _load = InvocationJournal.load.__func__  # type: ignore[attr-defined]
 _freeze = TaskCore.freeze
+_lets_in = Awaiting.lets_in
 _open = Entry.open
 _take = _Waiting._take
 
@@ -93,6 +96,12 @@ def _load_uncancelled(cls: Any, overlay: Overlay, address: tuple[str, str]) -> I
     return journal
 
 
+def _let_in_at_once(self: Awaiting, entry: Entry, message: QueuedRow) -> bool:
+    """Let a call in that came back, although something has arrived before it."""
+    with patch.object(Invocation, "has_news", False):
+        return _lets_in(self, entry, message)
+
+
 def _open_as_it_began(self: Entry, context: Context[Any], *arguments: Any) -> Opened:
     """Show who only reads the state with which a handler that waits began."""
     if self.reads_only:
@@ -130,6 +139,10 @@ MUTANTS = [
     _tree("a cancellation is kept", InvocationJournal, "load", classmethod(_load_uncancelled), GROWING),
     _tree("what has arrived wakes after a restore", InvocationJournal, "flush", _always_passive, STORMS),
     _tree("who only reads sees the last segment", Entry, "open", _open_as_it_began, GROWING),
+    _tree("a call that came back is let in", Awaiting, "lets_in", lambda *_: False, GROWING),
+    _tree("but not before what has arrived", Awaiting, "lets_in", _let_in_at_once, GROWING),
+    _tree("who waits goes on with what it left", Awaiting, "joined", lambda *_: None, GROWING),
+    _tree("and with what it left in tables", RowCollections, "take", lambda *_: None, GROWING),
     _tree("a step waits for a checkpoint", Suspended, "perform", _begin_at_once, STORMS),
     _tree("answers under way are regrouped", _Waiting, "_take", _leave_answers, REGROUPED),
 ]

@@ -33,7 +33,7 @@ from penstock.state import keys
 from tests.simulation.invariants import Invariant, invariants_of_any
 from tests.simulation.mix import EVERYTHING, Move
 from tests.simulation.node import Handlers, Node
-from tests.simulation.trees import GROVE, LEAF, LEDGER, NOTING, ROOTS, TREES, Grown, Job, Mark, Note, Received
+from tests.simulation.trees import BACK, GROVE, LEAF, LEDGER, NOTING, ROOTS, TREES, Grown, Job, Mark, Note, Received
 from tests.simulation.walks import IDS, NATURE, Stumble
 from tests.simulation.world import Client, Coverage, Run, World
 
@@ -60,6 +60,8 @@ class TreeSights(NamedTuple):
     timed_out: int = 0
     late: int = 0
     """Results that nobody waited for any more."""
+    joined: int = 0
+    """Calls that came back to who waited for them."""
     looks: int = 0
     """At what an address had noted that mostly was waiting."""
 
@@ -157,6 +159,7 @@ class TreeWorld(World):
             seen["cancelled"],
             seen["timed out"],
             sum(node.core.late_answers for node in self.current.nodes),
+            seen["joined"],
             seen["looks"],
         )
 
@@ -218,7 +221,9 @@ class NotesOnce(Invariant):
         given_up = set(labels_given_up(world))
         where: dict[str, str] = {}
         for here, state in grown.items():
-            for label, group in groupby(state.notes, key=lambda note: note.label):
+            self._check_joined(here, state.notes, where)
+            own = [note for note in state.notes if not note.label.endswith(BACK)]
+            for label, group in groupby(own, key=lambda note: note.label):
                 notes = list(group)
                 if label in where:
                     raise self.fail(f"{label} made notes at {where[label]}, and again at {here}, behind others")
@@ -228,6 +233,13 @@ class NotesOnce(Invariant):
         self._check_marks(grown, received)
         self._check_rows(world, grown)
         self._check_leftovers(world)
+
+    def _check_joined(self, here: str, notes: list[Note], where: dict[str, str]) -> None:
+        for note in notes:
+            if note.label.endswith(BACK):
+                if note.label in where:
+                    raise self.fail(f"{note.label} joined at {where[note.label]}, and again at {here}")
+                where[note.label] = here
 
     def _check_notes(self, here: str, label: str, notes: list[Note], was_given_up: bool) -> None:
         texts = [note.text for note in notes]
@@ -290,11 +302,11 @@ class AnswersStand(Invariant):
         answered = Counter(label for state in received.values() for label in state.answered)
         for here, state in grown.items():
             for note in state.notes:
-                called, mark, told = note.text.partition("! ")
-                if not mark or called.count(" "):
+                called, _, told = note.text.partition(" ")
+                if not called.endswith(("!", BACK)):
                     continue
-                called += "!"
-                if told.startswith("[") and (called, "ended") not in texts and not answered[called]:
+                end = "joined" if called.endswith(BACK) else "ended"
+                if told.startswith("[") and (called, end) not in texts and not answered[called]:
                     raise self.fail(f"{here} was told {told} by {called}, which has not ended")
                 if told.startswith("PEN0210") and called not in given_up:
                     raise self.fail(f"{here} was told that {called} failed, and there is no dead letter")

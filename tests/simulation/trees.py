@@ -42,8 +42,14 @@ BELOW = {
 """Whom each calls."""
 NOTING = tuple(BELOW)
 """The functions that await, and note what came of it."""
+REENTRANT = ("trees/root", "trees/branch")
+"""Those that let in calls which come back to them."""
 SEEN = "-seen"
 """What is behind the name of a function, in that of who only reads what it has noted."""
+
+
+BACK = "@"
+"""At the end of the label of a call that comes back to an address which waits for it."""
 
 
 class Job(msgspec.Struct, array_like=True):
@@ -198,6 +204,11 @@ async def _grow(ctx: Context[Grown], job: Job) -> list[Any]:
     """What every function that awaits does. Returns what a caller is told: label, how many notes there are, and
     where."""
     hand = Hand(ctx, job)
+    if job.label.endswith(BACK):
+        hand.note("joined")
+        GROVE.seen["joined"] += 1
+        hand.stumble()
+        return [job.label, len(ctx.state.notes), str(ctx.address)]
     with GROVE.hold(str(ctx.address), job.label):
         hand.note("begun")
         try:
@@ -278,8 +289,22 @@ async def _call_up(hand: Hand, _: int) -> None:
     """Call whoever waits for this."""
     ctx = hand.ctx
     above = ctx.address if ctx.caller is None else ctx.caller
-    if above.typename in BELOW:
+    if above.typename in REENTRANT:
+        await _call_back(hand, above)
+    elif above.typename in BELOW:
         await _answered(hand, hand.name(), lambda name: ctx.call(above.typename, above.id, Job(name)))
+
+
+async def _call_back(hand: Hand, above: Address) -> None:
+    """The same where it is let in, sometimes while something else is under way."""
+    ctx, name = hand.ctx, hand.name() + BACK
+    if hand.chance(0.3):
+        other, durable = _wish(hand)
+        back: Durable[Any] = ctx.call(above.typename, above.id, Job(name))
+        await _answered(hand, other, lambda _: durable)
+        await _answered(hand, name, lambda _: back)
+    else:
+        await _answered(hand, name, lambda name: ctx.call(above.typename, above.id, Job(name)))
 
 
 def _wish(hand: Hand) -> tuple[str, Durable[Any]]:
@@ -345,7 +370,7 @@ def _take(name: str, label: str, n: int, text: str) -> list[Any]:
     return [name, NATURE.dice.below(1 << 20)]
 
 
-@TREES.function("trees/root", attempts=3, backoff=0.005)
+@TREES.function("trees/root", attempts=3, backoff=0.005, reentrant=True)
 async def root(ctx: Context[Grown], job: Job) -> list[Any]:
     return await _grow(ctx, job)
 
@@ -355,7 +380,7 @@ async def asked(ctx: Context[Grown], job: Job) -> list[Any]:
     return await _grow(ctx, job)
 
 
-@TREES.function("trees/branch", attempts=3, backoff=0.005)
+@TREES.function("trees/branch", attempts=3, backoff=0.005, reentrant=True)
 async def branch(ctx: Context[Grown], job: Job) -> list[Any]:
     return await _grow(ctx, job)
 

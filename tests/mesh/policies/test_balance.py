@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import e
 from random import Random
 
 import pytest
@@ -75,6 +76,7 @@ def test_a_peak_counts_at_once_and_what_is_better_slowly() -> None:
     load.observe(0.1, now_s=1.0)
 
     assert 0.9 < load.cost(1.0) < 1.0
+    assert load.cost(11.0) == pytest.approx(load.cost(1.0) / e)
 
 
 def test_a_bounded_owner_passes_on_what_is_beyond_its_share() -> None:
@@ -119,6 +121,16 @@ def test_rings_of_many_sets_of_endpoints_are_not_all_kept() -> None:
         found.choose(hosts, hosts, "1", 0.0)
 
     assert len(found._rings) <= 8
+
+
+def test_a_ring_of_another_size_takes_the_place_of_the_one_before() -> None:
+    hosts, found, ids = endpoints(3), balancer(Balance.RING_HASH, minimum_ring_size=8), [*map(str, range(200))]
+    before = chosen(found, hosts, *ids)
+
+    found.change(LoadBalancing(Balance.RING_HASH, minimum_ring_size=4096))
+
+    assert chosen(found, hosts, *ids) == chosen(balancer(Balance.RING_HASH, minimum_ring_size=4096), hosts, *ids)
+    assert chosen(found, hosts, *ids) != before
 
 
 def test_the_ring_is_the_same_in_whatever_order_endpoints_are_named() -> None:

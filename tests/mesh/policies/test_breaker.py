@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.mesh.policies.breaker import Breakers, CircuitBreaker, Phase
-from penstock.mesh.policies.settings import Breaker
+from penstock.mesh.policies.settings import Breaker, Scope
 from penstock.mesh.policies.trip import parse_trip
 
 SETTINGS = Breaker(parse_trip("consecutiveFailures > 2"), timeout_s=10, max_requests=2)
@@ -92,15 +92,50 @@ def test_counts_start_again_with_each_interval() -> None:
     assert breaker.phase(32.0) is Phase.OPEN
 
 
-def test_many_breakers_are_kept_apart_and_the_least_used_is_forgotten() -> None:
+def test_a_condition_may_be_about_how_many_requests_there_were() -> None:
+    breaker = CircuitBreaker(Breaker(parse_trip("requests >= 4 && totalFailures * 2 >= requests")), 0.0)
+    for succeeded in (False, True, True):
+        use(breaker, 0.0, succeeded=succeeded)
+    assert breaker.phase(0.0) is Phase.CLOSED
+
+    use(breaker, 0.0, succeeded=False)
+
+    assert breaker.phase(0.0) is Phase.OPEN
+
+
+@pytest.mark.parametrize(
+    ("scope", "let_through"),
+    [
+        (Scope.ENDPOINT, {("b", "1"), ("b", "2")}),
+        (Scope.FUNCTION, set()),
+        (Scope.ID, {("a", "2"), ("b", "2")}),
+        (Scope.BOTH, set()),
+    ],
+)
+def test_a_failure_cuts_off_what_has_a_breaker_of_its_own(scope: Scope, let_through: set[tuple[str, str]]) -> None:
+    breakers = Breakers(Breaker(parse_trip("consecutiveFailures > 0"), scope=scope))
+
+    breakers.pass_through("a", "1", 0.0).end(0.0, succeeded=False)
+
+    found = {(endpoint, id) for endpoint in "ab" for id in "12" if breakers.let_through(endpoint, id, 0.0)}
+    assert found == let_through
+
+
+def test_an_id_has_not_the_breaker_of_an_endpoint_of_its_name() -> None:
+    breakers = Breakers(Breaker(parse_trip("consecutiveFailures > 2"), scope=Scope.BOTH))
+    for id in ("", "f", ""):
+        breakers.pass_through("a", id, 0.0).end(0.0, succeeded=False)
+
+    assert breakers.open_count(0.0) == 1
+
+
+def test_the_least_used_breaker_is_forgotten() -> None:
     breakers = Breakers(Breaker(parse_trip("consecutiveFailures > 0"), cache_size=2))
-    for key in ("a", "b"):
-        breakers.pass_through((key,), 0.0).end(0.0, succeeded=False)
+    for endpoint in ("a", "b"):
+        breakers.pass_through(endpoint, "1", 0.0).end(0.0, succeeded=False)
     assert breakers.open_count(0.0) == 2
-    assert not breakers.let_through(("a", "c"), 0.0)
-    assert breakers.let_through(("c",), 0.0)
 
-    breakers.pass_through(("c",), 0.0).end(0.0, succeeded=True)
+    breakers.pass_through("c", "1", 0.0).end(0.0, succeeded=True)
 
-    assert breakers.let_through(("a",), 0.0)
-    assert not breakers.let_through(("b",), 0.0)
+    assert breakers.let_through("a", "1", 0.0)
+    assert not breakers.let_through("b", "1", 0.0)

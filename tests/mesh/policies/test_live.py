@@ -120,9 +120,10 @@ def test_the_guard_of_a_host_follows_a_change() -> None:
 def test_statistics_tell_what_endpoints_did_from_what_callers_saw() -> None:
     caller = Caller(policies(), endpoints(3))
 
+    caller.ask(always(OK))
     caller.ask(lambda host, attempt: always(OK if attempt == 3 else BROKEN)(host, attempt), keyed=True)
 
     found = caller.policies.statistics(caller.now_s)[FUNCTION]
-    assert (found.calls, found.calls_succeeded) == (1, 1)
-    assert (found.attempts, found.attempts_succeeded) == (3, 1)
+    assert (found.calls, found.calls_succeeded) == (2, 2)
+    assert (found.attempts, found.attempts_succeeded) == (4, 2)
     assert (found.retry, found.retry_success) == (2, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
 from penstock.mesh.policies.outcomes import Failure, Outcome
@@ -20,7 +18,7 @@ NO_CONNECTION = Outcome(failure=Failure.CONNECT)
 def detector(**settings: object) -> OutlierDetector:
     found = OutlierDetector(
         OutlierDetection(max_ejection_percent=100, **settings),  # type: ignore[arg-type]
-        Random(1).random,
+        lambda: 0.5,
         0.0,
     )
     found.watch(HOSTS)
@@ -70,16 +68,26 @@ def test_an_endpoint_far_below_the_success_of_the_others_is_ejected_at_the_end_o
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"success_rate_request_volume": 101}, {"success_rate_minimum_hosts": 11}, {"enforcing_success_rate": 0}],
+    ("settings", "ejected"),
+    [
+        ({"success_rate_request_volume": 100, "success_rate_minimum_hosts": 10}, ["3"]),
+        ({"success_rate_request_volume": 101}, []),
+        ({"success_rate_minimum_hosts": 11}, []),
+        ({"success_rate_stdev_factor": 4000}, []),
+        ({"enforcing_success_rate": 0}, []),
+        ({"enforcing_success_rate": 51}, ["3"]),
+        ({"enforcing_success_rate": 50}, []),
+    ],
 )
-def test_shares_are_not_judged_on_too_little(settings: dict[str, object]) -> None:
+def test_shares_are_judged_only_on_enough_and_as_far_as_they_are_enforced(
+    settings: dict[str, object], ejected: list[str]
+) -> None:
     watched = detector(consecutive_5xx=0, **settings)
     for host in HOSTS:
         failures = 40 if host == "3" else 2
         record(watched, host, *[OK] * (100 - failures), *[BROKEN] * failures)
 
-    assert watched.ejected(10.0) == []
+    assert watched.ejected(10.0) == ejected
 
 
 @pytest.mark.parametrize("failures", [0, 97, 41, 100])
@@ -120,8 +128,8 @@ def test_chance_may_make_an_ejection_longer() -> None:
 
     record(watched, "0", *[BROKEN] * 5)
 
-    assert "0" in watched.ejected(31.0)
-    assert "0" not in watched.ejected(41.0)
+    assert "0" in watched.ejected(35.9)
+    assert "0" not in watched.ejected(36.0)
 
 
 def test_an_endpoint_that_was_away_for_long_has_had_no_healthy_interval() -> None:

@@ -13,6 +13,7 @@ from penstock.mesh.policies.settings import (
     Fault,
     FunctionPolicy,
     Limits,
+    Mirror,
     Retries,
     Route,
     Side,
@@ -250,3 +251,13 @@ def test_a_call_that_waits_in_the_queue_until_its_deadline_is_over() -> None:
     assert isinstance(end, GiveUp)
     assert end.status == 504
     assert live.statistics(1.0)[FUNCTION].pending == 0
+
+
+@pytest.mark.parametrize(("percentage", "drawn", "mirrored"), [(0, 0.0, ""), (5, 0.049, "v2host-0"), (5, 0.05, "")])
+def test_a_share_of_the_requests_is_mirrored(percentage: float, drawn: float, mirrored: str) -> None:
+    route = Route(split=(Weighted("v1", 1),), mirror=Mirror("v2", percentage))
+    hosts = [*endpoints(1, "v1"), *endpoints(1, "v2")]
+
+    result = Caller(policies(None, route, draw=lambda: drawn), hosts).ask(always(OK))
+
+    assert result.attempts[0].mirror == mirrored
