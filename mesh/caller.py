@@ -86,6 +86,7 @@ class Caller:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
                             await woken.wait()
+                    plan.see(self._registry.view().serving(request.address.typename))
                 case Finish():
                     assert reply is not None, "a plan that ends with an answer has had one"
                     return reply

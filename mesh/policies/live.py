@@ -48,7 +48,6 @@ class Policies:
         """How the call `request` is carried out. `endpoints` are those that are ready and serve the function; `wake` is
         called when a wait is over early."""
         target = self._target(request.function, now_s)
-        target.see(endpoints)
         route = self._route(request.function, request.headers, request.caller) or _DEFAULT_ROUTE
         return Plan(request, route, target, endpoints, self._draw, now_s, wake)
 

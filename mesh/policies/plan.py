@@ -11,7 +11,7 @@
 The plan decides and its caller performs: it asks `next`, sends, waits or stops as it is told, and reports what came of
 an attempt by `result`. What always holds: no attempt begins at or after the deadline, and none is given more time than
 is left until then; slots, retries and breakers are given back once, when an attempt ends, when the call ends, or at
-`close`; what ends a call that had an answer is that answer.
+`close`; the last answer of a call is what it ends with, if it had one.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Plan:
             self._retries, timeout_s = route.retries, route.timeout_s
         self._deadline_s = _deadline_s(now_s, timeout_s, request.timeout_ms)
         self._subset = choose_subset(route.split, request.function, request.id, draw) if route.split else ""
-        self._endpoints = target.subset(endpoints, self._subset)
+        self._endpoints: Sequence[Host] = ()
+        self.see(endpoints)
         self._mirror = self._chosen_mirror(route, endpoints)
         self._not_before_s = now_s + self._fault.delay_s
         self._phase = Phase.READY
@@ -162,21 +163,26 @@ class Plan:
         """Whether an attempt is under way, whose result comes next."""
         return self._phase is Phase.TRYING
 
+    def see(self, endpoints: Sequence[Host]) -> None:
+        """These serve the function now: what is tried from now on is one of them."""
+        self._target.see(endpoints)
+        self._endpoints = self._target.subset(endpoints, self._subset)
+
     def next(self, now_s: float) -> Step:
         """What to do now. While an attempt is under way its result comes first."""
         assert not self.is_trying, "report the result of the attempt first"
         if self._end is not None:
             return self._end
         if self._deadline_s is not None and now_s >= self._deadline_s:
-            return self._end_without_answer(_too_late(self._request), now_s)
+            return self._stop(_too_late(self._request))
         if now_s < self._not_before_s:
             return Wait(self._not_before_s - now_s)
         if self._fault.abort_status:
-            return self._give_up(_aborted(self._request, self._fault.abort_status), now_s)
+            return self._stop(_aborted(self._request, self._fault.abort_status))
         if self._ticket is None:
             self._ticket = self._target.limit.enter(self._wake)
             if self._ticket is None:
-                return self._end_without_answer(_overflown(self._target), now_s)
+                return self._stop(_overflown(self._target))
         if not self._ticket.granted:
             return self._queue(now_s)
         if self._phase is Phase.QUEUED:
@@ -192,7 +198,8 @@ class Plan:
         self._leave_limit()
         self._last = outcome
         if not self._try_again(outcome, now_s):
-            self._finish(outcome, now_s)
+            is_late = self._deadline_s is not None and now_s >= self._deadline_s
+            self._stop(_too_late(self._request) if is_late else self._unanswered(outcome))
 
     def close(self, now_s: float) -> None:
         """The call is over, or its caller has gone. Gives everything back; more than once is as good as once."""
@@ -201,7 +208,7 @@ class Plan:
         if self._attempt is not None:
             self._target.abandon(self._attempt.endpoint, self._attempt.passage, now_s)
             self._attempt = None
-        self._give_up(_closed(self._request), now_s)
+        self._stop(_closed(self._request))
 
     # ---- one attempt
 
@@ -210,7 +217,7 @@ class Plan:
         tried = self._tried if self._retries.previous_hosts else ()
         endpoint = target.choose(self._endpoints, request.id, tried, now_s)
         if endpoint is None:
-            return self._end_without_answer(self._why_none(now_s), now_s)
+            return self._stop(self._why_none(now_s))
         self._attempts += 1
         self._tried.append(endpoint.name)
         self._attempt = Attempt(endpoint, target.begin(endpoint, request.id, now_s), now_s)
@@ -276,28 +283,13 @@ class Plan:
 
     # ---- the end
 
-    def _finish(self, outcome: Outcome, now_s: float) -> None:
-        """The result of the last attempt ends the call."""
-        if outcome.failure is not None and not outcome.status:
-            is_late = self._deadline_s is not None and now_s >= self._deadline_s
-            self._give_up(_too_late(self._request) if is_late else self._unanswered(outcome.failure), now_s)
-            return
-        self._target.calls_succeeded += outcome.succeeded
-        self._target.retries_succeeded += outcome.succeeded and self._attempts > 1
-        self._end_with(Finish(outcome))
-
-    def _end_without_answer(self, reason: GiveUp, now_s: float) -> Finish | GiveUp:
+    def _stop(self, reason: GiveUp) -> Finish | GiveUp:
         """Nothing more is tried. An answer that an attempt has brought says more than the reason for that."""
-        if self._last is not None and self._last.status:
-            return self._end_with(Finish(self._last))
-        return self._give_up(reason, now_s)
-
-    def _give_up(self, reason: GiveUp, now_s: float) -> GiveUp:
-        self._leave_limit()
-        self._end_with(reason)
-        return reason
-
-    def _end_with(self, end: Finish | GiveUp) -> Finish | GiveUp:
+        last = self._last
+        end = Finish(last) if last is not None and last.status else reason
+        if isinstance(end, Finish):
+            self._target.calls_succeeded += end.outcome.succeeded
+            self._target.retries_succeeded += end.outcome.succeeded and self._attempts > 1
         self._leave_limit()
         if self._is_retrying:
             self._target.allowance.give_back()
@@ -319,7 +311,7 @@ class Plan:
             return GiveUp(
                 503, "PEN0841", f"No endpoint{of} serves {target.function}. Start a host, or correct the route."
             )
-        if target.statistics(now_s).breakers_open:
+        if target.has_open_breaker(now_s):
             return GiveUp(503, "PEN0843", f"The breaker for {where} is open: too many requests have failed. Try later.")
         return GiveUp(
             503,
@@ -328,12 +320,13 @@ class Plan:
             "panic threshold is 0.",
         )
 
-    def _unanswered(self, failure: Failure) -> GiveUp:
+    def _unanswered(self, outcome: Outcome) -> GiveUp:
         tries = f"{self._attempts} {'attempt' if self._attempts == 1 else 'attempts'}"
+        why = outcome.failure.value if outcome.failure is not None else str(outcome.status)
         return GiveUp(
-            504 if failure is Failure.TIMEOUT else 503,
+            504 if outcome.failure is Failure.TIMEOUT else 503,
             "PEN0849",
-            f"{self._target.function}/{self._request.id} gave no answer ({failure.value}, after {tries}); "
+            f"{self._target.function}/{self._request.id} gave no answer ({why}, after {tries}); "
             f"the last one asked was {self._tried[-1]}.",
         )
 

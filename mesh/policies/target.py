@@ -100,6 +100,9 @@ class Target:
         breakers = self._breakers
         return breakers is not None and not breakers.judge_endpoints and not breakers.let_through("", id, now_s)
 
+    def has_open_breaker(self, now_s: float) -> bool:
+        return self._breakers is not None and self._breakers.open_count(now_s) > 0
+
     def choose(self, endpoints: Sequence[Host], id: str, tried: Collection[str], now_s: float) -> Host | None:
         """The endpoint for one attempt. None if there is none that may be used."""
         breakers = self._breakers

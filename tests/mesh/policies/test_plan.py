@@ -26,6 +26,7 @@ from tests.mesh.policies.script import (
     NO_CONNECTION,
     OK,
     Caller,
+    Endpoint,
     always,
     endpoints,
     policies,
@@ -261,3 +262,18 @@ def test_a_share_of_the_requests_is_mirrored(percentage: float, drawn: float, mi
     result = Caller(policies(None, route, draw=lambda: drawn), hosts).ask(always(OK))
 
     assert result.attempts[0].mirror == mirrored
+
+
+def test_what_is_tried_after_a_wait_is_one_of_those_that_serve_the_function_then() -> None:
+    live = policies(None, Route(split=(Weighted("v1", 1),)))
+    plan = live.plan(Request(FUNCTION), endpoints(1, "v1"), 0.0)
+    plan.next(0.0)
+    plan.result(0.0, NO_CONNECTION)
+    waiting = plan.next(0.0)
+    assert isinstance(waiting, Wait)
+
+    plan.see([Endpoint("new", "v1"), Endpoint("other", "v2")])
+
+    step = plan.next(waiting.seconds)
+    assert isinstance(step, Try)
+    assert step.endpoint.name == "new"
