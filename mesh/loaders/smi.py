@@ -30,17 +30,20 @@ def load_http_route_group(document: Section, draft: PolicyDraft) -> None:
 
 def _http_matches(spec: Section) -> Iterator[HttpMatch]:
     for match in spec.sections("matches"):
+        found = HttpMatch(match.text("name"), _path(match), dict(_headers(match)))
         methods = match.texts("methods")
-        if methods and not {"*", "POST"} & set(methods):
-            match.warn("methods", "every request here is a POST, so this match never holds")
-            continue
-        path = match.text("pathRegex")
-        operation = TextMatch()
-        if path not in ("", "/", ".*", "/.*"):
-            # A path is /OPERATION; and the expression of SMI has an anchor at the beginning only.
-            operation = match.parsed("pathRegex", operation, _operation, "a regular expression")
-        yield HttpMatch(match.text("name"), operation, dict(_headers(match)))
         match.finish()
+        if not methods or {"*", "POST"} & set(methods):
+            yield found
+        else:
+            match.warn("methods", "every request here is a POST, so this match never holds")
+
+
+def _path(match: Section) -> TextMatch:
+    if match.text("pathRegex") in ("", "/", ".*", "/.*"):
+        return TextMatch()
+    # A path is /OPERATION; and the expression of SMI has an anchor at the beginning only.
+    return match.parsed("pathRegex", TextMatch(), _operation, "a regular expression")
 
 
 def _operation(path: str) -> TextMatch:

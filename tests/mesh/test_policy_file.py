@@ -30,6 +30,7 @@ from penstock.mesh.policies.settings import (
     Weighted,
 )
 from penstock.mesh.policy_file import TEXT_MAX, read_policies
+from tests.mesh.strangers import STRANGER, with_a_stranger
 
 EVERYTHING = """
 functions:
@@ -152,6 +153,18 @@ def test_an_empty_file_says_nothing(text: str) -> None:
 )
 def test_a_mistake_is_told_with_its_line_and_its_field(text: str, told: str) -> None:
     assert told in refusal(text)
+
+
+FREE = ("functions", "subsets", "v1", "v2", "headers")
+"""What is below these has names of the user's own."""
+
+
+def test_a_field_that_there_is_not_is_refused_wherever_it_stands() -> None:
+    for path, text in with_a_stranger(EVERYTHING, free=FREE):
+        message = refusal(text)
+
+        assert f"{STRANGER}: there is no such field" in message, path
+        assert len(message.splitlines()) == 1, path
 
 
 def test_every_mistake_is_told_at_once() -> None:

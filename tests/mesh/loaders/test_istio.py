@@ -21,6 +21,7 @@ from penstock.mesh.policies.settings import (
     Weighted,
 )
 from penstock.mesh.policy_file import read_policies
+from tests.mesh.strangers import STRANGER, with_a_stranger
 
 VIRTUAL_SERVICE = """
 apiVersion: networking.istio.io/v1
@@ -161,3 +162,20 @@ def test_a_document_for_nothing_is_refused(kind: str, told: str) -> None:
         read_policies(f"apiVersion: networking.istio.io/v1\nkind: {kind}\nspec: {{}}\n")
 
     assert told in caught.value.message
+
+
+FREE = ("headers", "withoutHeaders", "labels", "annotations")
+"""What is below these has names of the user's own."""
+
+
+def told_of(text: str) -> list[str]:
+    """Warnings; or errors, of a match, which would take other requests than it says."""
+    try:
+        return list(read_policies(text).warnings)
+    except ConfigurationError as error:
+        return [error.message]
+
+
+def test_a_field_that_there_is_not_is_named_wherever_it_stands() -> None:
+    for path, text in with_a_stranger(f"{VIRTUAL_SERVICE}---{DESTINATION_RULE}", free=FREE):
+        assert any(f"{STRANGER}: this field is not supported" in note for note in told_of(text)), path
