@@ -39,7 +39,7 @@ class Turns:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self.end(address)  # It had just become ours.
-            else:
+            elif place in line:  # Whoever passes the turn on has thrown out those who had left.
                 line.remove(place)
             raise
         finally:

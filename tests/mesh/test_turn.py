@@ -75,6 +75,25 @@ def test_a_turn_that_comes_as_its_taker_leaves_goes_on_to_the_next() -> None:
     asyncio.run(run())
 
 
+def test_whoever_leaves_as_the_turn_is_passed_on_is_passed_over() -> None:
+    async def run() -> None:
+        turns = Turns()
+        await turns.begin(A)
+        leaving, next_one = (asyncio.create_task(turns.begin(A)) for _ in range(2))
+        await asyncio.sleep(0)
+
+        leaving.cancel()
+        turns.end(A)
+        await next_one
+        await asyncio.wait({leaving})
+
+        assert leaving.cancelled()
+        turns.end(A)
+        assert (turns.waiting, turns.held) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_one_that_raises_gives_its_turn_back() -> None:
     async def run() -> None:
         turns = Turns()
