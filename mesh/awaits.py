@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from penstock.functions.durable import CALL, DEADLINE, PROMISE, SLEEP, STEP, Cal
 from penstock.functions.steps import perform
 from penstock.ids import Address
 from penstock.mesh.store import Commit, Committed
-from penstock.mesh.wire import TRACING, Reply, Request, error_in_handler
+from penstock.mesh.wire import TRACING, Kind, Reply, Request, error_in_handler
 
 
 class Neighbours(Protocol):
@@ -61,6 +61,29 @@ class Keys:
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+class _Waited(Durable[Any]):
+    """One that is still there when the wait for it was ended, as by `ctx.timeout`, and can be awaited again."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self._done:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def wake(_: Any) -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            self.add_done_callback(wake)
+            try:
+                yield from waiter
+            finally:
+                self.remove_done_callback(wake)
+        return self.result()
+
+    __iter__ = __await__
+
+
 class Awaits:
     """The `Keeper` of one run. `close` it when the handler has returned or raised. `commit` is told that the handler
     wants to be sure of what it has done so far."""
@@ -82,7 +105,7 @@ class Awaits:
         self._neighbours = neighbours
         self._commit = commit
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._calls: set[int] = set()
+        self._calls: dict[int, Request] = {}
         self.promises: list[str] = []
         """Names of those whose values were taken."""
         self._issued = 0
@@ -90,12 +113,12 @@ class Awaits:
     # As the context asks it: a `Keeper`.
 
     def wish(self, wish: Wish) -> Durable[Any]:
-        durable: Durable[Any] = Durable(self, self._issued)
+        durable = _Waited(self, self._issued)
         self._issued += 1
         self._context.outputs.append(Wished(durable.index, wish))
         if wish.kind == CALL:
-            self._calls.add(durable.index)
-            work = partial(self._call, self._calling(wish))
+            request = self._calls[durable.index] = self._calling(wish)
+            work = partial(self._call, request)
         else:
             work = partial(self._waiting, wish)
         self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
@@ -108,11 +131,8 @@ class Awaits:
         self._end(durable)
 
     def cancel_call(self, durable: Durable[Any]) -> None:
-        self._end(durable)
         if not durable.done():
-            whom = str(self._context.address)
-            text = f"{whom} has cancelled a call before it was answered. Whoever was called may still do it."
-            durable.finish(None, FunctionError("PEN0272", text, address=whom))
+            self._neighbours.outlive(asyncio.create_task(self._cancel(self._calls[durable.index])))
 
     def cancelled(self, durable: Durable[Any]) -> BaseException | None:
         return None  # What was asked for goes on; nobody waits for it.
@@ -183,6 +203,10 @@ class Awaits:
         if reply.status != 200:
             raise error_in_handler(reply, whom)
         return reply.body
+
+    async def _cancel(self, request: Request) -> None:
+        """Tell whoever was called. What comes of it is the answer of the call."""
+        await self._neighbours.call(request._replace(kind=Kind.CANCEL, payload=b""))
 
     async def _waiting(self, wish: Wish) -> bytes:
         address = self._context.address

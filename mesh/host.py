@@ -27,6 +27,7 @@ from penstock.functions.outlets import outlets_of
 from penstock.ids import Address
 from penstock.logs import logger
 from penstock.mesh.awaits import Neighbours
+from penstock.mesh.interrupts import Interrupt, Interrupts
 from penstock.mesh.invocation import Run
 from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Admission, Refusal
@@ -92,6 +93,7 @@ class Host:
         self._options = options
         self._clock = clock
         self._turns = Turns()
+        self._interrupts = Interrupts()
         self._promises: dict[tuple[Address, str], asyncio.Event] = {}
         self._neighbours: Neighbours = _Neighbours(self, call)
         self._functions = functions_of(app, options.message_bytes_max)
@@ -152,32 +154,48 @@ class Host:
                 return await self._keep(function, request)
             case Kind.RESOLVE:
                 return await self._resolve(request)
+            case Kind.CANCEL:
+                self._interrupts.interrupt(request)
+                return Reply(200, NOTHING)
             case Kind.CALL | Kind.DELIVER:
                 return await self._invoke(function, request)
 
     async def _invoke(self, function: Stateful, request: Request) -> Reply:
         """Run the handler in its turn, as often as its options say and as others are in between."""
+        with self._interrupts.watch(request) as interrupt:
+            async with asyncio.timeout_at(request.deadline_s) as limit, self._turns.take(request.address):
+                return await self._try(function, request, interrupt, limit)
+
+    async def _try(self, function: Stateful, request: Request, interrupt: Interrupt, limit: asyncio.Timeout) -> Reply:
         root = request.key or uuid4().hex
         options = function.function.options
         attempt, conflicts = 1, 0
-        async with asyncio.timeout_at(request.deadline_s) as limit, self._turns.take(request.address):
-            while True:
-                try:
-                    return await self._attempt(function, request, root, attempt, limit)
-                except VersionMismatch:
-                    conflicts += 1
-                    if conflicts > CONFLICTS_MAX:
-                        raise
-                    limit.reschedule(request.deadline_s)
-                except _HandlerFailed as failed:
-                    logger.warning("%s, try %d of %d: %s", request.address, attempt, options.attempts, failed)
-                    if attempt >= options.attempts or isinstance(failed.error, InvalidInput):
-                        raise failed.told(request.address) from None
-                    await asyncio.sleep(options.backoff_ms(attempt) / 1000)
-                    attempt += 1
+        while True:
+            try:
+                return await self._attempt(function, request, interrupt, limit, root=root, attempt=attempt)
+            except VersionMismatch:
+                conflicts += 1
+                if conflicts > CONFLICTS_MAX:
+                    raise
+                limit.reschedule(request.deadline_s)
+            except _HandlerFailed as failed:
+                if interrupt.requested:
+                    raise _cancelled(request) from None
+                logger.warning("%s, try %d of %d: %s", request.address, attempt, options.attempts, failed)
+                if attempt >= options.attempts or isinstance(failed.error, InvalidInput):
+                    raise failed.told(request.address) from None
+                await asyncio.sleep(options.backoff_ms(attempt) / 1000)
+                attempt += 1
 
     async def _attempt(
-        self, function: Stateful, request: Request, root: str, attempt: int, limit: asyncio.Timeout
+        self,
+        function: Stateful,
+        request: Request,
+        interrupt: Interrupt,
+        limit: asyncio.Timeout,
+        *,
+        root: str,
+        attempt: int,
     ) -> Reply:
         """Once from load to commit."""
         loaded = await self._load(function, request)
@@ -187,7 +205,8 @@ class Host:
         run.open()
         self._check_time(request)
         try:
-            await run.run()
+            with interrupt.handler():
+                await run.run()
             commit = run.commit(self._options.keep_answers_ms)
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # Whatever a handler raises is how it failed.
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
@@ -319,6 +338,11 @@ class _HandlerFailed(Exception):
         if isinstance(self.error, Unavailable):
             return Unavailable(code, text)
         return FunctionError(code, text, address=str(address))
+
+
+def _cancelled(request: Request) -> FunctionError:
+    address = str(request.address)
+    return FunctionError("PEN0272", f"{address} was cancelled before it answered.", address=address)
 
 
 def functions_of(app: App, bytes_max: int) -> Mapping[str, Stateful]:

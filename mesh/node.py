@@ -33,8 +33,8 @@ LEASE_S: Final = 5.0
 """How long a host that was killed may stay in views. Callers notice by themselves at once; this bounds how long the
 messages it had kept wait for somebody else."""
 UNSEEN_S: Final = 3 * LEASE_S
-"""A session this old that no endpoint in the view has belongs to nobody: its host had the time to register, and to be
-seen."""
+"""A session this old that no endpoint was ever seen with belongs to nobody: its host had the time to register, and to
+be seen."""
 UNNOTICED_S: Final = 2 * POLL_S
 """So long after a host has said that it wants no more requests, all callers know: one look, and the time it takes."""
 

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 from penstock.errors import Fenced, Unavailable
 from penstock.logs import logger
 from penstock.mesh.lanes import Lanes
-from penstock.mesh.store import Kept, Store
+from penstock.mesh.store import Kept, Session, Store
 
 HELD_MAX: Final = 10_000
 """A few megabytes of small messages, and several seconds of work at full speed: the store is read that often."""
@@ -84,12 +84,14 @@ class Outbox:
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """A session that `alive` does not name is fenced when it is `unseen_s` old: a new one is not known at once."""
+        """A session that `alive` has never named is fenced when it is `unseen_s` old: a new one takes time to be seen."""
         self._store = store
         self._session = session
         self._deliver = deliver
         self._alive = alive
         self._unseen_s = unseen_s
+        self._seen: set[int] = set()
+        """All that `alive` has named."""
         self._clock = clock
         self._draw = draw
         self._lanes = Lanes()
@@ -233,9 +235,9 @@ class Outbox:
         """Take over what others have left."""
         alive = self._alive()
         if alive is not None and self._session in alive:
-            oldest_ms = self._now_ms() - int(self._unseen_s * 1000)
+            self._seen.update(alive)
             for session in await self._store.sessions():
-                if not session.fenced and session.number not in alive and session.begun_ms <= oldest_ms:
+                if not session.fenced and session.number not in alive and self._is_gone(session):
                     logger.warning("Session %d of %s is gone: it is fenced.", session.number, session.holder)
                     await self._store.fence(session.number)
         adopted = await self._store.adopt(self._session)
@@ -243,6 +245,10 @@ class Outbox:
             logger.warning("%d messages of sessions that are gone are delivered by session %d.", adopted, self._session)
             self._adopted += adopted
             self._behind = True
+
+    def _is_gone(self, session: Session) -> bool:
+        """Of one that is not alive: whether it was, or has had the time to be."""
+        return session.number in self._seen or session.begun_ms <= self._now_ms() - int(self._unseen_s * 1000)
 
     # Deliveries.
 

@@ -2,7 +2,7 @@
 
     POST /invoke/NAMESPACE/NAME/ID      the body is the message, as the codec of its function writes it
     idempotency-key, traceparent        as everybody knows them
-    penstock-kind                       call, deliver, send or resolve: see `Kind`
+    penstock-kind                       call, deliver, send, resolve or cancel: see `Kind`
     penstock-timeout-ms                 what is left of the deadline when the request is sent
     penstock-attempt                    1 at the first try
     penstock-caller, penstock-chain     the address that asks, and all that wait for it, the outermost first
@@ -67,6 +67,8 @@ class Kind(Enum):
     """Keep it, and deliver it later: the answer says that it can't be lost any more."""
     RESOLVE = "resolve"
     """It is the value of a promise of this address."""
+    CANCEL = "cancel"
+    """End the call that was asked under this key, if it is being carried out."""
 
 
 class Request(NamedTuple):

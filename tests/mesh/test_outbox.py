@@ -77,13 +77,14 @@ async def sending(
     receiver: Receiver,
     *,
     run: bool = True,
+    unseen_s: float = 0.0,
     alive: Callable[[], Collection[int] | None] = lambda: None,
 ) -> AsyncIterator[Sender]:
     store = SqliteStore(directory, clock=lambda: NOW_S)
     session = await store.begin_session("test")
     sender: Sender
     outbox = Outbox(
-        store, session, receiver.deliver, alive=alive, unseen_s=0, clock=lambda: sender.now_s, draw=lambda: 1.0
+        store, session, receiver.deliver, alive=alive, unseen_s=unseen_s, clock=lambda: sender.now_s, draw=lambda: 1.0
     )
     sender = Sender(store, session, outbox)
     running = asyncio.create_task(outbox.run() if run else asyncio.sleep(0))
@@ -251,6 +252,24 @@ def test_what_a_process_left_is_delivered_by_another_when_it_is_gone(directory: 
                 await receiver.wait(lambda it: len(it.taken) == 3)
                 assert receiver.taken == texts(1, 2, 3)
                 assert other.outbox.statistics.adopted == 3
+
+    asyncio.run(main())
+
+
+def test_a_session_that_is_new_is_given_the_time_to_be_seen(directory: Path) -> None:
+    async def main() -> None:
+        async with (
+            sending(directory, Receiver(), run=False) as new,
+            sending(directory, Receiver(), alive=lambda: {new.session + 1}, unseen_s=10.0) as one,
+        ):
+            await asyncio.sleep(0.1)
+            assert not any(session.fenced for session in await one.store.sessions())
+            one.now_s += 10
+
+            async def is_fenced() -> bool:
+                return (await one.store.sessions())[0].fenced
+
+            await until(is_fenced)
 
     asyncio.run(main())
 
