@@ -143,7 +143,7 @@ class Durable(Generic[T_co]):
         self.keeper = keeper
         self.index = index
         self._asyncio_future_blocking = False
-        self._callbacks: list[tuple[Callable[[Any], Any], Variables | None]] | None = None
+        self._callbacks: list[tuple[Callable[[Any], Any], Variables | None, asyncio.AbstractEventLoop]] | None = None
         self._done = self._cancelled = False
         self._error: BaseException | None = None
         self._value: Any = None
@@ -189,12 +189,13 @@ class Durable(Generic[T_co]):
         return asyncio.get_running_loop()
 
     def add_done_callback(self, callback: Callable[[Any], Any], *, context: Variables | None = None) -> None:
+        loop = asyncio.get_running_loop()
         if self._done:
-            asyncio.get_running_loop().call_soon(callback, self, context=context)
+            loop.call_soon(callback, self, context=context)
         elif self._callbacks is None:
-            self._callbacks = [(callback, context)]
+            self._callbacks = [(callback, context, loop)]
         else:
-            self._callbacks.append((callback, context))
+            self._callbacks.append((callback, context, loop))
 
     def remove_done_callback(self, callback: Callable[[Any], Any]) -> int:
         before = self._callbacks or []
@@ -228,10 +229,8 @@ class Durable(Generic[T_co]):
         if self.on_finish is not None:
             self.on_finish()
         callbacks, self._callbacks = self._callbacks, None
-        if callbacks:
-            loop = asyncio.get_running_loop()
-            for callback, context in callbacks:
-                loop.call_soon(callback, self, context=context)
+        for callback, context, loop in callbacks or ():  # Which need not run: `asyncio.run` cancels what is left.
+            loop.call_soon(callback, self, context=context)
 
 
 class Deadline:

@@ -221,7 +221,7 @@ class Participant(Function[Any, Any], Generic[S]):
         return HandlerTypes(
             state=self._state,
             state_codec=codec_for(self._state),
-            message_codec=codec_for(taken),
+            message_codec=self._codec("what its handlers take", taken),
             reply_codec=codec_for(Any),  # A verdict, or what a handler of messages returns.
         )
 

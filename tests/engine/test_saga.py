@@ -552,6 +552,38 @@ def test_what_was_tried_is_confirmed_or_cancelled(free: tuple[int, int], sold: b
             assert (state.free, state.held, state.sold) == ((0, 0, 1) if sold else (seats, 0, 0))
 
 
+def test_a_saga_ends_when_all_is_confirmed(way: dict[str, Any]) -> None:
+    app = App("tcc")
+    flight = app.participant("tcc/flight", Books, attempts=1)
+
+    @flight.message
+    def trouble(ctx: Context[Books], what: str) -> None:
+        ctx.state.trouble = what
+
+    @flight.action
+    def hold(ctx: Context[Books], _: None) -> None:
+        ctx.state.entries.append("hold")
+
+    @hold.confirmation
+    def sell(ctx: Context[Books], _: None) -> None:
+        if ctx.state.trouble:
+            raise ValueError(ctx.state.trouble)
+        ctx.state.entries.append("sell")
+
+    @app.saga("tcc/trip", pivot=hold)
+    async def trip(saga: Saga, _: str) -> None:
+        await saga.step(hold, "x", None)
+
+    with Harness(app, **way) as h:
+        h.send(flight, "x", "raise")
+        h.send(trip, "1", "")
+        h.advance("1m")
+        assert steps_of(h, trip, "1") == {}
+        h.send(flight, "x", "")
+        assert h.call(trip, "1", "") == Completed(None)
+        assert h.state(flight, "x").entries == ["hold", "sell"]
+
+
 # Effects outside.
 
 

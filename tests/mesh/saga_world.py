@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -138,16 +137,17 @@ async def line(saga: Saga, what: str) -> list[str]:
     return [stock, seat, bank, await saga.step(POST, ID, what, name="post")]
 
 
-@SAGAS.saga("sagas/beside", steps=[STOCK, SEAT], pivot=BANK, then=[POST, CAR], deadline=DEADLINE_S)
+@SAGAS.saga("sagas/beside", steps=[ROOM, STOCK, SEAT], pivot=BANK, then=[POST, CAR], deadline=DEADLINE_S)
 async def beside(saga: Saga, what: str) -> list[str]:
     """Several at once, before the pivot and behind it."""
+    room = await saga.step(ROOM, ID, what, name="room", timeout=PATIENCE_S)
     first = await saga.all(
         saga.step(STOCK, ID, what, name="stock", timeout=PATIENCE_S),
         saga.step(SEAT, ID, what, name="seat", timeout=PATIENCE_S),
     )
     bank = await saga.step(BANK, ID, what, name="bank", timeout=PATIENCE_S)
     last = await saga.all(saga.step(POST, ID, what, name="post"), saga.step(CAR, ID, what, name="car"))
-    return [*first, bank, *last]
+    return [room, *first, bank, *last]
 
 
 @SAGAS.saga("sagas/trip", steps=[ROOM, CAR])
@@ -213,6 +213,7 @@ class World:
         self._answers: dict[tuple[Address, str], Answer] = {}
         self._turns: dict[Address, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._crashed = False
         self._host: asyncio.Task[Reply] | None = None
         self._loop = VirtualLoop()
         if declines:
@@ -229,17 +230,26 @@ class World:
             self._loop.close()
 
     async def _play(self) -> Any:
-        while True:
-            request = Request(self.saga, msgspec.msgpack.encode("tea"), Kind.CALL, key="begun")
-            self._host = asyncio.create_task(self.execute(request))
-            with suppress(asyncio.CancelledError):
-                reply = await self._host
-                break
+        reply = await self._live()
+        while reply is None:
             await asyncio.sleep(self._revived_s)
+            reply = await self._live()
         while self._under_way:
             await asyncio.wait(self._under_way)
         assert reply.status == 200, reply
         return decode_answer(reply.body, _FUNCTIONS[self.saga.typename].function.reply_codec)
+
+    async def _live(self) -> Reply | None:
+        """A host carries out the saga, from wherever it is. None when it has crashed."""
+        request = Request(self.saga, msgspec.msgpack.encode("tea"), Kind.CALL, key="begun")
+        self._crashed = False
+        self._host = asyncio.create_task(self.execute(request))
+        try:
+            return await self._host
+        except asyncio.CancelledError:
+            if not self._crashed:
+                raise
+            return None
 
     def steps(self) -> dict[str, str]:
         """How the saga says that its steps have ended, in the order in which they were started."""
@@ -336,6 +346,7 @@ class World:
     def _crash(self) -> NoReturn:
         """The host is gone: nothing of it goes on from here."""
         assert self._host is not None
+        self._crashed = True
         self._host.cancel()
         raise asyncio.CancelledError
 

@@ -1,0 +1,107 @@
+"""Sagas in real hosts over a real store: the same application as in the engine, and another host that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from penstock import App, Branch, Compensated, Completed, Context, Declined, FencedState, Saga
+from penstock.mesh import library, outbox
+from penstock.mesh.library import Mesh
+
+app = App("sagas")
+
+
+class Books(FencedState):
+    entries: list[str] = []  # noqa: RUF012  # A field.
+
+
+class World:
+    """What actions run into, and what they did, whichever host they ran in."""
+
+    hangs = False
+    began = 0
+    done: list[str] = []  # noqa: RUF012  # Made anew by each test.
+
+
+stock = app.participant("shop/stock", Books)
+bank = app.participant("shop/bank", Books)
+
+
+@stock.action
+def reserve(ctx: Context[Books], what: str, branch: Branch) -> int | Declined:
+    if what == "gold":
+        return Declined("sold out")
+    World.done.append(f"reserve {what}")
+    ctx.state.entries.append(branch.key)
+    return len(ctx.state.entries)
+
+
+@reserve.compensation
+def release(ctx: Context[Books], what: str, branch: Branch) -> None:
+    World.done.append(f"release {what}")
+    ctx.state.entries.remove(branch.key)
+
+
+@bank.action
+async def charge(ctx: Context[Books], what: str, branch: Branch) -> str:
+    World.began += 1
+    if World.hangs:
+        await asyncio.Event().wait()
+    World.done.append(f"charge {what}")
+    return branch.key
+
+
+@app.saga("shop/checkout", steps=[reserve], pivot=charge)
+async def checkout(saga: Saga, wanted: list[str]) -> str:
+    await saga.all(*(saga.step(reserve, each, each, name=each) for each in wanted))
+    return await saga.step(charge, "x", wanted[0])
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "hangs", False)
+    monkeypatch.setattr(World, "began", 0)
+    monkeypatch.setattr(World, "done", [])
+
+
+def test_a_saga_is_done_or_undone_and_known_by_its_id(tmp_path: Path) -> None:
+    async def use() -> None:
+        async with Mesh(app, directory=tmp_path) as mesh:
+            done = Completed("shop/checkout/1/charge")
+            assert await mesh.call(checkout, "1", ["tea", "rum"]) == done
+            assert await mesh.call(checkout, "1", ["milk"]) == done
+            assert await mesh.call(checkout, "2", ["tea", "gold"]) == Compensated("sold out", "gold")
+
+    asyncio.run(use())
+    assert sorted(World.done) == sorted(["reserve tea", "reserve rum", "charge tea", "reserve tea", "release tea"])
+
+
+def test_another_host_goes_on_where_one_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "DRAIN_S", 0)
+    monkeypatch.setattr(outbox, "CLOSE_S", 0.1)
+
+    async def begin() -> None:
+        async with Mesh(app, directory=tmp_path) as mesh:
+            await mesh.send(checkout, "1", ["tea", "rum"])
+            async with asyncio.timeout(10):
+                while not World.began:  # noqa: ASYNC110  # Of a handler, which tells nobody.
+                    await asyncio.sleep(0.01)
+
+    async def go_on() -> None:
+        async with Mesh(app, directory=tmp_path) as mesh:
+            async with asyncio.timeout(20):
+                while World.done[-1] != "charge tea":  # noqa: ASYNC110  # The same.
+                    await asyncio.sleep(0.01)
+            assert await mesh.call(checkout, "1", []) == Completed("shop/checkout/1/charge")
+
+    World.hangs = True
+    asyncio.run(begin())
+    assert sorted(World.done) == ["reserve rum", "reserve tea"]
+
+    World.hangs = False
+    asyncio.run(go_on())
+    assert sorted(World.done) == ["charge tea", "reserve rum", "reserve tea"]
+    assert World.began == 2
