@@ -177,6 +177,8 @@ class Awaiting:
                     invocation.watch_if_composing()
                     return
                 invocation.excursion.started = True
+                if not invocation.entry.function.told_of_raw_await:
+                    invocation.watch()
                 outcome = self._core.start(invocation.number, invocation.excursion)
                 if outcome is None:
                     return
@@ -338,6 +340,8 @@ class Awaiting:
         """The handler is back from the event loop, or at rest in it."""
         if isinstance(outcome.value, Signal):
             invocation.back(outcome.value)
+            if invocation.waits_outside:
+                _warn_of_raw_await(invocation)
         else:
             invocation.outcome = outcome
 
@@ -565,6 +569,20 @@ def is_call(row: QueuedRow, call: tuple[str, str, int, int]) -> bool:
     """Whether a message is the call that is meant."""
     caller, meta = row[3], row[4]
     return meta is not None and meta.call is not None and caller is not None and (*caller, *meta.call) == tuple(call)
+
+
+def _warn_of_raw_await(invocation: Invocation) -> None:
+    """Say once what it means to await something that is in no journal."""
+    function = invocation.entry.function
+    if not function.told_of_raw_await:
+        function.told_of_raw_await = True
+        log.warning(
+            "PEN0276 %s (%s) awaits something that is not journaled: it holds its address meanwhile, and awaits it "
+            "again when it is run again after a restart. If that must not be, or has an effect, make it a step: await "
+            "ctx.run(...). This is said once for each function.",
+            invocation.address,
+            function.location,
+        )
 
 
 def timer_token(address: Address, cause: int, index: int) -> str:

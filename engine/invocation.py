@@ -241,6 +241,11 @@ class Invocation:
             collections.take(joined.rows)
         self.opened = self.entry.decode_into(self.context, self.context._clock_ms, joined.state, collections)
 
+    @property
+    def waits_outside(self) -> bool:
+        """Whether it awaits something of the event loop that is not journaled, and has done so for a while."""
+        return self.excursion is not None and not (self._rested or self._listening)
+
     def watch(self) -> None:
         """Have the watcher told once nothing of the handler goes on by itself."""
         self.changes += 1

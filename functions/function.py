@@ -130,6 +130,8 @@ class Function(Generic[M_contra, R_co]):
     options: FunctionOptions
     location: str
     """Where it is written, for people: `app.py:14`."""
+    told_of_raw_await: bool
+    """Whether people were told, in this process, that its handler awaits what is not journaled."""
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class Function(Generic[M_contra, R_co]):
         self.location = location_of(handler)
         self.__doc__ = handler.__doc__
         self.__wrapped__ = handler
+        self.told_of_raw_await = False
         self._names = names
 
     @classmethod

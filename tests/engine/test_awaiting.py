@@ -575,6 +575,39 @@ def test_a_raw_await_alone_is_allowed(way: dict[str, Any]) -> None:
         assert h.dead_letters() == []
 
 
+def test_a_raw_await_is_warned_of_once_for_each_function(caplog: pytest.LogCaptureFixture) -> None:
+    app, cart = shop()
+
+    async def slowly(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @app.function("shop/direct")
+    async def direct(ctx: Context[None], amount: int) -> None:
+        await ctx.call(cart, "alice", amount)
+        await asyncio.sleep(1)
+
+    @app.function("shop/inside")
+    async def inside(ctx: Context[None], amount: int) -> None:
+        await asyncio.gather(slowly(1), slowly(2))
+
+    @app.function("shop/durable")
+    async def durable(ctx: Context[None], amount: int) -> None:
+        asked = ctx.call(cart, "alice", amount)
+        await ctx.sleep(1)
+        await asyncio.gather(asked, ctx.sleep(1))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.wait([asyncio.ensure_future(ctx.sleep(1))]))
+
+    with Harness(app) as h:
+        for function in (direct, inside, durable):
+            for number in range(3):
+                h.send(function, f"{number}", 1)
+        h.advance("1m")
+    warned = [record.getMessage() for record in caplog.records if "PEN0276" in record.getMessage()]
+    assert sorted(text.split()[1] for text in warned) == ["shop/direct/0", "shop/inside/0"]
+    assert "make it a step: await ctx.run(...)" in warned[0]
+
+
 def test_who_ends_by_the_first_of_two_results_of_one_turn_is_not_run_for_the_second(way: dict[str, Any]) -> None:
     app, _ = shop()
 
