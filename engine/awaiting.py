@@ -27,7 +27,7 @@ from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.operations import Answer, CancelInvocation, Operation, encode_operation
 from penstock.engine.pending import Pending, PendingMessage
 from penstock.errors import InvalidInput
-from penstock.functions.context import Output, Replied
+from penstock.functions.context import Output, Replied, unnamed
 from penstock.functions.durable import CALL, PROMISE, STEP, Called, Stepped, Wish
 from penstock.ids import Address, key_group
 from penstock.records import Envelope, Meta, QueuedRow
@@ -372,7 +372,7 @@ class Awaiting:
     def is_busy(self, entry: Entry, id: str) -> bool:
         """Whether a handler has the state of an address in its hands."""
         hold = entry.held.get(id)
-        return hold is not None and (hold.current in self._running or hold.current in self._aside)
+        return hold is not None and (hold.current in self._running or self.has_begun(entry, id))
 
     # What is asked for.
 
@@ -471,7 +471,7 @@ class Awaiting:
                 self._ready.append((entry, number))
             return
         journal.flush(passive=False)
-        if number in self._aside:
+        if number in self._aside or (journal.cancelled and self._pending.hasten(number)):
             self._aside.discard(number)
             self._ready.append((entry, number))
 
@@ -479,6 +479,8 @@ class Awaiting:
         """Keep a promise: for who waits for it, or for who will."""
         if address.typename not in self._core.entries:
             raise self._core.unknown(address.typename)
+        if not name:
+            raise unnamed(f"A promise of {address}")
         found = self.invocation_of(address)
         lines = found[1].lines if found is not None else []
         named = [index for index, line in enumerate(lines) if (line.kind, line.name) == (PROMISE, name)]

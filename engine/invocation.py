@@ -242,6 +242,11 @@ class Invocation:
         self.opened = self.entry.decode_into(self.context, self.context._clock_ms, joined.state, collections)
 
     @property
+    def is_to_end(self) -> bool:
+        """Whether it was cancelled, and has not come to where it would see that."""
+        return CANCELLATION in self.journal.arrivals[self._delivered :]
+
+    @property
     def waits_outside(self) -> bool:
         """Whether it awaits something of the event loop that is not journaled, and has done so for a while."""
         return self.excursion is not None and not (self._rested or self._listening)

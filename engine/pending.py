@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 import msgspec
@@ -162,6 +162,16 @@ class Pending:
 
     def next_retry_ms(self) -> int | None:
         return self._retries[0][0] if self._retries else None
+
+    def hasten(self, number: int) -> bool:
+        """Do not wait any longer until a failed message is tried again. False when none waits that has this number."""
+        left = [each for each in self._retries if each[1] != number]
+        if len(left) == len(self._retries):
+            return False
+        heapify(left)
+        self._retries = left
+        self._overlay.put(keys.encode_pending_key(number), _encode(self.get(number)._replace(due_ms=0)))
+        return True
 
     def pop_retries(self, now_ms: int) -> list[int]:
         """Numbers of the messages whose back-off has passed."""

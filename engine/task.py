@@ -553,7 +553,8 @@ class TaskCore:
         entry, message, context, opened, journal = run.entry, run.message, run.context, run.opened, run.journal
         was_cancelled = journal is not None and journal.cancelled and isinstance(outcome.error, asyncio.CancelledError)
         if outcome.error is not None and not was_cancelled:
-            self._fail(entry, message, outcome.error, attempt, number, journal)
+            is_last = isinstance(run, Invocation) and run.is_to_end
+            self._fail(entry, message, outcome.error, attempt, number, journal, is_last=is_last)
             return
         if isinstance(run, Invocation) and run.replaying:
             run.differ_at_end()
@@ -690,15 +691,18 @@ class TaskCore:
         attempt: int,
         number: int | None,
         journal: InvocationJournal | None = None,
+        *,
+        is_last: bool = False,
     ) -> None:
-        """A message could not be processed: try again later, give it up, or halt, as the function's policy says."""
+        """A message could not be processed: try again later, give it up, or halt, as the function's policy says. One
+        that is to end anyway (`is_last`), or that joins whoever waits for it, is not tried again."""
         self.failures[entry.typename] = self.failures.get(entry.typename, 0) + 1
         options = entry.function.options
         if isinstance(error, CorruptSnapshot | Unavailable) and error.code.startswith("PEN04"):
             raise error  # The store's failure, not the handler's: no retry here can mend it.
         error = self._diagnose(entry, message, error)
         joins = number is None and message[0] in entry.held
-        if attempt < options.attempts and not (joins or isinstance(error, InvalidInput)):
+        if attempt < options.attempts and not (is_last or joins or isinstance(error, InvalidInput)):
             self._retries += 1
             due_ms = self._meta.clock_ms + options.backoff_ms(attempt)
             if journal is not None and journal.segments:

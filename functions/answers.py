@@ -17,8 +17,9 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-def encode_answer(address: Address, value: Any) -> bytes:
-    """The answer that `address` gives. Raises InvalidInput for a value that can't be written."""
+def encode_answer(address: Address, value: Any, *, what: str = "answer") -> bytes:
+    """The answer that `address` gives, or `what` else it tells. Raises InvalidInput for a value that can't be
+    written."""
     try:
         return _encode(value)
     except Exception:  # noqa: BLE001  # Not a type msgspec knows; perhaps one of those with a codec of their own.
@@ -28,8 +29,8 @@ def encode_answer(address: Address, value: Any) -> bytes:
     except Exception as error:
         raise InvalidInput(
             "PEN0208",
-            f"{address} replied with {type(value).__name__}, which can't be encoded: {str(error).rstrip('.')}. "
-            "Reply with a Struct, a dataclass, or builtin types.",
+            f"The {what} of {address} is of type {type(value).__name__}, which can't be encoded: "
+            f"{str(error).rstrip('.')}. Make it a Struct, a dataclass, or builtin types.",
         ) from error
 
 

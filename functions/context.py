@@ -8,6 +8,7 @@ delivery and performs no I/O.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -357,7 +358,8 @@ class Context(Generic[S]):
         if any(isinstance(output, Replied) for output in self.outputs):
             raise InvalidInput(
                 "PEN0113",
-                f"{self.address} replied twice to one message. A call has one answer: keep the last ctx.reply.",
+                f"{self.address} replied twice to one message, before and behind awaits counted together. A call has "
+                "one answer: keep the last ctx.reply.",
             )
         self.outputs.append(Replied(value))
 
@@ -407,8 +409,16 @@ class Context(Generic[S]):
         Raises InvalidInput, when awaited, for a result that can't be written.
         """
         keeper = self._keep("run")
-        self._check_text("name of a step", name)
+        self._check_name("step", name)
         retry.check(name)
+        if not callable(step):
+            if inspect.iscoroutine(step):
+                step.close()
+            raise ConfigurationError(
+                "PEN0265",
+                f"Step {name!r} of {self.address} is {step!r}, which can't be called. Give the function, and its "
+                f"arguments behind it: ctx.run({name!r}, charge, amount).",
+            )
         read = partial(read_answer, result_codec(step), f"step {name}")
         return keeper.wish(Wish(STEP, name, 0, Stepped(step, arguments, retry), read))
 
@@ -422,7 +432,7 @@ class Context(Generic[S]):
 
         One that was resolved before is there at once. The value is read as `type`.
         """
-        self._check_text("name of a promise", name)
+        self._check_name("promise", name)
         read = partial(read_answer, codec_for(type), f"promise {name}")
         return self._keep("promise").wish(Wish(PROMISE, name, 0, None, read))
 
@@ -444,8 +454,8 @@ class Context(Generic[S]):
         to = self._targets.get(target)
         if to is None:
             raise self._unknown_function(target)
-        self._check_text("name of a promise", name)
-        payload = encode_answer(self.address, value)
+        self._check_name("promise", name)
+        payload = encode_answer(self.address, value, what=f"value for promise {name}")
         self._check_sendable(to, id, len(payload))
         self.outputs.append(Resolved(to, id, name, payload))
 
@@ -530,7 +540,7 @@ class Context(Generic[S]):
         name = target if isinstance(target, str) else getattr(target, "typename", repr(target))
         known = ", ".join(sorted(key for key in self._targets if isinstance(key, str)))
         return ConfigurationError(
-            "PEN0105", f"{self.address} sends to {name}, which is no function of this application. Known: {known}."
+            "PEN0105", f"{self.address} names {name}, which is no function of this application. Known: {known}."
         )
 
     def _unknown_egress(self, egress: object) -> ConfigurationError:
@@ -563,6 +573,11 @@ class Context(Generic[S]):
                 f'Message of {_size(size)} from {self.address} to {to.typename} "{id}" exceeds message_bytes_max = '
                 f"{_size(to.bytes_max)}. Keep large values in state and send their key, or raise message_bytes_max.",
             )
+
+    def _check_name(self, what: str, name: object) -> None:
+        self._check_text(f"name of a {what}", name)
+        if not name:
+            raise unnamed(f"A {what} of {self.address}")
 
     def _check_text(self, what: str, text: object) -> None:
         """Raise InvalidInput for what no log and no store could hold as text."""
@@ -636,6 +651,14 @@ class StatelessReadingContext(ReadingContext, StatelessContext):
     """The same for a function without state, which asks others."""
 
     __slots__ = ()
+
+
+def unnamed(what: str) -> InvalidInput:
+    """The error of a step or promise whose name is empty."""
+    return InvalidInput(
+        "PEN0277",
+        f"{what} has an empty name. Journals and people tell them apart by name: give it one that says what it is.",
+    )
 
 
 def only_reads(address: Address, what: str) -> InvalidInput:

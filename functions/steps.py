@@ -38,7 +38,7 @@ async def perform(step: Stepped, *, key: str, address: Address, blocking: Blocki
                 value = await blocking(step.call, key)
                 if inspect.isawaitable(value):  # Of a lambda around an `async def`, say.
                     value = await value
-            return encode_answer(address, value), None
+            return encode_answer(address, value, what=f"result of step {_name(step)}"), None
         except InvalidInput as error:
             return b"", (error.code, error.message)
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # Whatever a step raises is how it failed.

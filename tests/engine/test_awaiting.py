@@ -9,11 +9,11 @@ import random
 import sys
 from collections import defaultdict
 from itertools import count
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from penstock import App, CallTimeout, Context, Function, FunctionError, InvalidInput, Retry, State
+from penstock import App, CallTimeout, Context, Expire, Function, FunctionError, InvalidInput, Retry, State
 from penstock.engine.invocation import Invocation
 from penstock.errors import ConfigurationError
 from penstock.functions.durable import Durable
@@ -930,3 +930,109 @@ def test_a_handler_that_is_over_or_put_aside_leaves_nothing_to_the_collector() -
             assert [found for found in gc.get_objects() if isinstance(found, Invocation)] == []
         finally:
             gc.enable()
+
+
+def test_what_expires_while_a_handler_waits_is_gone_in_every_run(way: dict[str, Any]) -> None:
+    app, cart = shop()
+
+    class Offer(State):
+        code: Annotated[str, Expire(after_write="1h")] = ""
+        seen: list[str] = []  # noqa: RUF012  # A field.
+
+    @app.function("shop/offer")
+    async def offer(ctx: Context[Offer], code: str) -> list[str]:
+        ctx.state.code = code
+        for _ in range(4):
+            await ctx.sleep("25m")
+            ctx.state.seen.append(ctx.state.code)
+            await ctx.call(cart, "c", 1)
+        return ctx.state.seen
+
+    with Harness(app, **way) as h:
+        assert h.call(offer, "o", "half") == ["half", "half", "half", ""]
+        assert h.dead_letters() == []
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_a_call_that_failed_behind_an_await_is_tried_once_more_when_it_is_cancelled(
+    way: dict[str, Any], recovers: bool
+) -> None:
+    app, cart = shop()
+    broken_for: list[str] = []
+
+    @app.function("shop/broken", attempts=100)
+    async def broken(ctx: Context[Count], _: int) -> int:
+        await ctx.call(cart, "goods", 1)
+        if broken_for:
+            raise ValueError("broken")
+        try:
+            await ctx.sleep("1h")
+        except asyncio.CancelledError:
+            await ctx.call(cart, "goods", -1)
+            raise
+        return 1
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> str:
+        call = ctx.call(broken, "b", 1)
+        broken_for.append("9 s")
+        await ctx.sleep("9s")
+        if recovers:
+            broken_for.clear()
+        await ctx.sleep("1s")
+        ctx.cancel_call(call)
+        try:
+            await call
+        except FunctionError as error:
+            return error.code
+        return "answered"
+
+    with Harness(app, **way) as h:
+        began = h.now
+        assert h.call(order, "o", 1) == ("PEN0272" if recovers else "PEN0210")
+        assert (h.now - began).total_seconds() == 10
+        assert h.state(cart, "goods").n == (0 if recovers else 1)
+        assert len(h.dead_letters()) == (0 if recovers else 1)
+
+
+def test_what_can_not_be_meant_is_refused_where_it_is_written() -> None:
+    app, cart = shop()
+
+    async def charge(amount: int) -> object:
+        return object()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], _: int) -> list[str]:
+        told = []
+        for ask in (
+            lambda: ctx.promise(""),
+            lambda: ctx.run("", charge, 1),
+            lambda: ctx.resolve(cart, "c", ""),
+            lambda: ctx.run("charge", 5),  # type: ignore[arg-type]
+            lambda: ctx.run("charge", charge(1)),  # type: ignore[arg-type]
+            lambda: ctx.resolve(cart, "c", "paid", object()),
+        ):
+            try:
+                ask()
+            except (InvalidInput, ConfigurationError) as error:
+                told.append(str(error))
+        try:
+            await ctx.run("charge", charge, 1)
+        except FunctionError as error:
+            told.append(f"{error.code} {error.message}")
+        return told
+
+    with Harness(app) as h:
+        told = h.call(order, "o", 1)
+    assert [text.split()[0] for text in told] == [
+        "PEN0277",
+        "PEN0277",
+        "PEN0277",
+        "PEN0265",
+        "PEN0265",
+        "PEN0208",
+        "PEN0208",
+    ]
+    assert "is 5, which can't be called. Give the function, and its arguments behind it" in told[3]
+    assert told[5].startswith("PEN0208 The value for promise paid of shop/order/o is of type object, which")
+    assert told[6].startswith("PEN0208 The result of step ")

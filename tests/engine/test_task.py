@@ -653,7 +653,7 @@ def test_an_answer_that_cannot_be_encoded_fails_the_message() -> None:
     bench = Bench(app)
     (reply,) = bench.call(odd, "a", Add()).replies
 
-    assert reply.error.startswith("PEN0208 t/odd/a replied with object, which can't be encoded: ")
+    assert reply.error.startswith("PEN0208 The answer of t/odd/a is of type object, which can't be encoded: ")
     assert bench.state(odd, "a") == Plain(0)
     bench.send(odd, "a", Add(), meta=Meta(origin="somewhere"))
     assert bench.state(odd, "a") == Plain(1)  # Nobody waited, so nothing had to be encoded.

@@ -50,6 +50,6 @@ def test_what_cannot_be_written_is_refused() -> None:
     with pytest.raises(InvalidInput) as caught:
         encode_answer(ADDRESS, object())
 
-    assert str(caught.value).startswith("PEN0208 t/f/a replied with object, which can't be encoded: ")
+    assert str(caught.value).startswith("PEN0208 The answer of t/f/a is of type object, which can't be encoded: ")
     assert ".." not in str(caught.value)
-    assert str(caught.value).endswith("Reply with a Struct, a dataclass, or builtin types.")
+    assert str(caught.value).endswith("Make it a Struct, a dataclass, or builtin types.")
