@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from penstock.mesh.edges import Edges
+from penstock.mesh.performing import perform
 from penstock.mesh.policies.host import Host as Somewhere
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.outcomes import Failure, Outcome
-from penstock.mesh.policies.plan import Finish, GiveUp, Plan, Try, Wait
+from penstock.mesh.policies.plan import GiveUp, Plan, Try
 from penstock.mesh.policies.plan import Request as Asked
-from penstock.mesh.registry import Registry
+from penstock.mesh.registry import Endpoint, Registry
 from penstock.mesh.wire import Kind, Reply, Request, failure
 
 
@@ -61,37 +62,30 @@ class Caller:
 
     async def call(self, request: Request) -> Reply:
         """What becomes of `request`, tried as often as its policies say."""
+        reply: Reply | None = None
         began_s = self._clock()
-        woken = asyncio.Event()
-        endpoints = self._registry.view().serving(request.address.typename)
-        plan = self._policies.plan(_asked(request, began_s), endpoints, began_s, woken.set)
-        if request.kind is Kind.CALL and request.deadline_s is None:
-            request = request._replace(deadline_s=plan.deadline_s)
-        try:
-            reply = await self._carry_out(plan, request, woken)
-        finally:
-            plan.close(self._clock())
+
+        def serving() -> Sequence[Endpoint]:
+            return self._registry.view().serving(request.address.typename)
+
+        def planned(now_s: float, wake: Callable[[], None]) -> Plan:
+            nonlocal request
+            plan = self._policies.plan(_asked(request, now_s), serving(), now_s, wake)
+            if request.kind is Kind.CALL and request.deadline_s is None:
+                request = request._replace(deadline_s=plan.deadline_s)
+            return plan
+
+        async def send(attempt: Try) -> Outcome:
+            nonlocal reply
+            reply, outcome = await self._try(attempt, request)
+            return outcome
+
+        end = await perform(planned, send, serving, self._clock)
+        if isinstance(end, GiveUp):
+            reply = failure(end.status, end.code, end.message)
+        assert reply is not None, "a plan that ends with an answer has had one"
         self._edges.called(request, reply, self._clock() - began_s)
         return reply
-
-    async def _carry_out(self, plan: Plan, request: Request, woken: asyncio.Event) -> Reply:
-        reply: Reply | None = None
-        while True:
-            match plan.next(self._clock()):
-                case Try() as attempt:
-                    reply, outcome = await self._try(attempt, request)
-                    plan.result(self._clock(), outcome)
-                case Wait(seconds):
-                    woken.clear()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(seconds):
-                            await woken.wait()
-                    plan.see(self._registry.view().serving(request.address.typename))
-                case Finish():
-                    assert reply is not None, "a plan that ends with an answer has had one"
-                    return reply
-                case GiveUp(status, code, message):
-                    return failure(status, code, message)
 
     async def _try(self, attempt: Try, request: Request) -> tuple[Reply | None, Outcome]:
         """One attempt."""

@@ -130,10 +130,13 @@ class Peers:
     async def _call(self, function: str, id: str, outgoing: Outgoing, here: Here, error_name: str) -> Answer:
         answer = Answer(500)
 
+        def serving() -> list[Endpoint]:
+            return self.serving(function)
+
         def planned(now_s: float, wake: Callable[[], None]) -> Plan:
             headers = {key.lower(): value for key, value in outgoing.headers}
             request = Request(function, id, headers, app_function(self._app), keyed="idempotency-key" in headers)
-            return self._policies.plan(request, self.serving(function), now_s, wake)
+            return self._policies.plan(request, serving(), now_s, wake)
 
         async def send(attempt: Try) -> Outcome:
             nonlocal answer
@@ -155,7 +158,7 @@ class Peers:
                 return Outcome(failure=error.why)
             return Outcome(answer.status, Failure.REFUSED if answer.header(REFUSED) else None)
 
-        end = await perform(planned, send, self._clock)
+        end = await perform(planned, send, serving, self._clock)
         if isinstance(end, GiveUp):
             # Dapr has one status for all that keeps a request from its target; what is more exact stays.
             status = 500 if end.status == 503 else end.status

@@ -1,8 +1,9 @@
 """Dapr's Resiliency, of dapr.io.
 
-An app, or an actor type, is a function. As in Dapr the timeout is that of one attempt, and nothing but the deadline of
-the caller bounds the whole; every failure is tried again, unless `matching` says which. Dapr's breaker of an app is the
-one of its function here. Components are no targets of requests between functions.
+An app is the function app/NAME, and an actor type actor/TYPE, which are the names of those beside sidecars; a name with
+a slash is a function itself. As in Dapr the timeout is that of one attempt, and nothing but the deadline of the caller
+bounds the whole; every failure is tried again, unless `matching` says which. Dapr's breaker of an app is the one of its
+function here. Components are no targets of requests between functions.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class _Named(NamedTuple):
 
 
 def load_resiliency(document: Section, draft: PolicyDraft) -> None:
-    head = Head(document)
-    scopes = [TextMatch(exact=head.function(app)) for app in document.texts("scopes")] or [TextMatch()]
+    Head(document)
+    scopes = [TextMatch(exact=_function("apps", app)) for app in document.texts("scopes")] or [TextMatch()]
     spec = spec_of(document)
     if spec is None:
         return
@@ -46,9 +47,13 @@ def load_resiliency(document: Section, draft: PolicyDraft) -> None:
                 assert section is not None
                 target = section.section(name)
                 if target is not None:
-                    _target(target, head.function(name), scopes, named, draft, is_actor=kind == "actors")
+                    _target(target, _function(kind, name), scopes, named, draft, is_actor=kind == "actors")
         targets.finish()
     spec.finish()
+
+
+def _function(kind: str, name: str) -> str:
+    return name if "/" in name else f"{kind.removesuffix('s')}/{name}"
 
 
 # ---- policies

@@ -13,7 +13,7 @@ from tests.mesh.strangers import STRANGER, with_a_stranger
 RESILIENCY = """
 apiVersion: dapr.io/v1alpha1
 kind: Resiliency
-metadata: {name: r, namespace: shop}
+metadata: {name: r}
 scopes: [till]
 spec:
   policies:
@@ -36,8 +36,8 @@ spec:
 def test_an_app_is_a_function_with_a_route_and_a_breaker() -> None:
     found = read_policies(RESILIENCY)
 
-    route, policy = found.routes[0], found.functions["shop/orders"]
-    assert route.matches == (Match(TextMatch(exact="shop/orders"), caller=TextMatch(exact="shop/till")),)
+    route, policy = found.routes[0], found.functions["app/orders"]
+    assert route.matches == (Match(TextMatch(exact="app/orders"), caller=TextMatch(exact="app/till")),)
     assert route.timeout_s == 0
     assert route.retries.per_try_timeout_s == 5.0
     assert route.retries.attempts == 10
@@ -48,10 +48,16 @@ def test_an_app_is_a_function_with_a_route_and_a_breaker() -> None:
     assert (policy.breaker.scope, policy.breaker.cache_size) == (Scope.FUNCTION, 100)
 
 
+def test_a_name_with_a_slash_is_a_function_itself() -> None:
+    found = read_policies(RESILIENCY.replace("Cart:", "shop/cart:"))
+
+    assert set(found.functions) == {"app/orders", "shop/cart"}
+
+
 def test_an_actor_type_is_a_function_whose_breaker_may_be_for_each_id() -> None:
     found = read_policies(RESILIENCY)
 
-    breaker = found.functions["shop/Cart"].breaker
+    breaker = found.functions["actor/Cart"].breaker
     assert breaker is not None
     assert (breaker.scope, breaker.cache_size) == (Scope.ID, 50)
     assert found.routes[1].retries.backoff == Backoff(2.0, constant=True)
