@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -25,10 +27,12 @@ from penstock.ids import Address, is_utf8
 from penstock.mesh.caller import Caller
 from penstock.mesh.edges import Edges
 from penstock.mesh.host import DEFAULT_OPTIONS, HostOptions, functions_of
-from penstock.mesh.node import Node
+from penstock.mesh.node import LEASE_S, Node
+from penstock.mesh.options import DIRECTORY, REGISTRY
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet
-from penstock.mesh.registry import LocalRegistry, Registry
+from penstock.mesh.registry import Endpoint, LocalRegistry, Registry
+from penstock.mesh.sqlite_registry import SqliteRegistry
 from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Store
 from penstock.mesh.transport import HttpTransport
@@ -37,7 +41,6 @@ from penstock.mesh.wire import Kind, Reply, Request, error_of
 M = TypeVar("M")
 R = TypeVar("R")
 
-DIRECTORY: Final = Path(".penstock") / "mesh"
 DRAIN_S: Final = 30.0
 NO_POLICIES: Final = PolicySet()
 
@@ -66,20 +69,14 @@ class Mesh:
         self._options = options
         self._calls_others = registry is not None
         self._node: Node | None = None
-        self._opened: Store | None = None
+        self._closing = AsyncExitStack()
         self.edges = Edges()
         self._caller = Caller(self._registry, self.policies, self._transport, self.edges)
 
     async def __aenter__(self) -> Mesh:
         await self._registry.open()
         if not self._calls_others:
-            self._opened = self._store or SqliteStore(self._directory)
-            self._node = Node(
-                self._app, self._opened, self._registry, self.policies, transport=self._transport, options=self._options
-            )
-            await self._node.start()
-            await self._node.announce()
-            self._caller, self.edges = self._node.caller, self._node.edges
+            await self._start_node()
         return self
 
     async def __aexit__(
@@ -88,10 +85,42 @@ class Mesh:
         if self._node is not None:
             await self._node.drain(DRAIN_S, notice_s=0)
             await self._node.close()
-        if self._opened is not None and self._store is None:
-            await self._opened.close()
+        await self._closing.aclose()
         await self._transport.close()
         await self._registry.close()
+
+    async def wait_done(self) -> None:
+        """Until every ingress has ended and all that followed from its records is delivered and written.
+
+        Raises what ended an ingress before its end. With a registry, the functions run elsewhere: nothing to wait for.
+        """
+        if self._node is not None:
+            await self._node.background.wait_done()
+
+    async def _start_node(self) -> None:
+        """Run the functions here. Others may do so on the same directory: leases beside the store tell who does."""
+        store, leases = self._store, None
+        if store is None:
+            store = SqliteStore(self._directory)
+            self._closing.push_async_callback(store.close)
+            leases = SqliteRegistry(self._directory / REGISTRY)
+            await leases.open()
+            self._closing.push_async_callback(leases.close)
+        node = self._node = Node(
+            self._app,
+            store,
+            self._registry,
+            self.policies,
+            transport=self._transport,
+            options=self._options,
+            alive=partial(_sessions_of, leases),
+        )
+        await node.start()
+        if leases is not None:
+            lease = await leases.register(Endpoint(node.name, "", session=node.session), LEASE_S)
+            self._closing.push_async_callback(lease.release)
+        await node.announce()
+        self._caller, self.edges = node.caller, node.edges
 
     async def call(
         self,
@@ -177,3 +206,8 @@ class Mesh:
             known = ", ".join(sorted(self._functions)) or "none"
             raise ConfigurationError("PEN0105", f"{name} is no function of this application. Known: {known}.")
         return function
+
+
+def _sessions_of(leases: Registry | None) -> frozenset[int] | None:
+    """Who is at work on a store. None for one that was given: who else uses it is not known."""
+    return None if leases is None else frozenset(endpoint.session for endpoint in leases.view().endpoints)

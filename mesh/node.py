@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from os import getpid
 from typing import Final
@@ -25,7 +25,7 @@ from penstock.mesh.caller import Caller, Transport
 from penstock.mesh.edges import Edges
 from penstock.mesh.host import DEFAULT_OPTIONS, Host, HostOptions
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.registry import POLL_S, Endpoint, Lease, LocalRegistry, Registry
+from penstock.mesh.registry import POLL_S, Endpoint, Lease, Registry
 from penstock.mesh.store import Store
 from penstock.mesh.transport import LocalTransport
 
@@ -55,7 +55,9 @@ class Node:
         version: str = "",
         labels: Mapping[str, str] | None = None,
         zone: str = "",
+        alive: Callable[[], Collection[int] | None] | None = None,
     ) -> None:
+        """`alive` tells the sessions of the store that are at work, where the registry does not."""
         self.name = f"{socket.gethostname()}-{getpid()}-{secrets.token_hex(4)}"
         """Of this incarnation."""
         self.app = app
@@ -68,6 +70,7 @@ class Node:
         self._version = version
         self._labels = labels or {}
         self._zone = zone
+        self._alive = alive
         self._transport = LocalTransport(transport)
         self._lease: Lease | None = None
         self._draining = False
@@ -85,10 +88,9 @@ class Node:
             self.store,
             self.session,
             self.caller.call,
-            alive=self._sessions,
+            alive=self._alive or self._sessions_in_view,
             message_bytes_max=self._options.message_bytes_max,
-            # Where there is no other process, whoever had the store before is gone.
-            unseen_s=0.0 if isinstance(self.registry, LocalRegistry) else UNSEEN_S,
+            unseen_s=UNSEEN_S,
         )
         self.host = Host(
             self.app,
@@ -141,6 +143,11 @@ class Node:
         if self._lease is not None:
             await self._lease.release()
 
+    @property
+    def failed(self) -> asyncio.Future[None]:
+        """Gets the error after which this process must end: it was taken for dead, and others do its work."""
+        return self.background.failed
+
     def health(self) -> Health:
         """Whether it carries out requests."""
         if self._lease is None:
@@ -153,6 +160,7 @@ class Node:
         view = self.registry.view()
         return Health(Status.UP, {"endpoints": len(view.endpoints), "view": view.number})
 
-    def _sessions(self) -> frozenset[int]:
-        """Of all hosts that are known to be there."""
-        return frozenset(endpoint.session for endpoint in self.registry.view().endpoints)
+    def _sessions_in_view(self) -> frozenset[int] | None:
+        """Who is at work, by the registry. None when that says nothing of sessions: then nobody is taken for dead."""
+        sessions = frozenset(endpoint.session for endpoint in self.registry.view().endpoints)
+        return None if 0 in sessions or self.session not in sessions else sessions

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import msgspec
+
+DIRECTORY: Final = ".penstock/mesh"
+REGISTRY: Final = "registry.sqlite"
+"""Beside a store in a directory, so that all who use that know of one another."""
 
 
 class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,9 +19,10 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`module:app`, or a file."""
     folder: str
     """Where the application was named, and what relative paths begin from."""
-    store: str = ".penstock/mesh"
+    store: str = DIRECTORY
     """A directory, or `postgresql://...`."""
-    registry: str = ".penstock/mesh/registry.sqlite"
+    registry: str = ""
+    """A file, `dns://...` or `kubernetes://...`; empty for a file beside the store."""
     policies: str = ""
     """A file; empty for the defaults."""
     only: tuple[str, ...] = ()
@@ -45,6 +51,12 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     log_json: bool = False
     access_log: bool = False
+
+    @property
+    def registry_place(self) -> str:
+        """Where hosts and callers find one another."""
+        directory = DIRECTORY if "://" in self.store else self.store
+        return self.registry or f"{directory}/{REGISTRY}"
 
     @property
     def path(self) -> Path:

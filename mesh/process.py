@@ -169,7 +169,7 @@ def tls_mode(policies: Policies) -> TlsMode:
 @asynccontextmanager
 async def opened_registry(options: MeshOptions) -> AsyncIterator[Registry]:
     """The registry, looked at while the block runs. Raises ConfigurationError."""
-    place = options.registry
+    place = options.registry_place
     if ":" not in place:
         path = options.path / place
         path.parent.mkdir(parents=True, exist_ok=True)
