@@ -148,6 +148,7 @@ def test_an_empty_file_says_nothing(text: str) -> None:
         ("a: !!python/name:os.system\n", "line 1: the tag tag:yaml.org,2002:python/name:os.system is not understood"),
         ("a: &a [*a]\n", "line 1: it has too many values"),
         ("? [a]\n: b\n", "line 1: a name must be a text"),
+        ("apiVersion: v1\n", "line 1, kind: '' of 'v1' is none of"),
         ("kind: Gateway\napiVersion: networking.istio.io/v1\n", "line 1, kind: 'Gateway' of 'networking.istio.io'"),
     ],
 )

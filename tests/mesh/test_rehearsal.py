@@ -39,6 +39,18 @@ def test_the_same_rehearsal_gives_the_same_results() -> None:
     assert play() == play()
 
 
+def test_time_passes_when_nothing_happens() -> None:
+    mesh = Rehearsal("functions: {shop/payment: {breaker: {trip: consecutiveFailures > 0, timeout: 10s}}}", hosts=1)
+    assert mesh.call(FUNCTION, "7", [500]).status == 500
+    mesh.pass_time(9.9)
+    assert mesh.call(FUNCTION, "7").status == 503
+
+    mesh.pass_time(0.1)
+
+    assert mesh.call(FUNCTION, "7").status == 200
+    assert mesh.policies.statistics(mesh.now_s)[FUNCTION].calls_under_way == 0
+
+
 def test_what_is_told_of_a_call_is_its_end_and_what_was_tried() -> None:
     mesh = Rehearsal("routes: [{fault: {abort: {percentage: 100}, side: client}}]", hosts={"a": "v1"})
 
