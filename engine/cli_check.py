@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -13,13 +14,17 @@ from penstock.checkpoint.control import Manifest
 from penstock.engine.build import missing_client
 from penstock.engine.cli_common import DIFFERENCES, Where, where_options
 from penstock.engine.cli_savepoint import saved
+from penstock.engine.invocation_journal import InvocationJournal
 from penstock.engine.migrate import beyond_migration, check_shapes
+from penstock.engine.offline import open_stopped
 from penstock.engine.regroup import ingresses_of
+from penstock.engine.schedules import ScheduleRow, rows_of
 from penstock.errors import InvalidInput
 from penstock.functions.app import App, Ingress
 from penstock.functions.function import Function
 from penstock.functions.kafka import KafkaIngress
 from penstock.functions.outlets import resolve_function
+from penstock.ids import KEY_GROUPS_MAX
 from penstock.loading import load_app
 from penstock.output import output_options, print_json, print_table
 from penstock.router.routing import compile_router
@@ -41,6 +46,9 @@ NEVER_RAN = frozenset({"PEN0622", "PEN0753"})
 def check(ctx: click.Context, where: Where, target: str | None, against: str | None, as_json: bool) -> None:
     """Say whether an application loads and fits its last checkpoint.
 
+    With --against a checkpoint, its rows are looked at, too: for handlers that wait in code which was changed, and for
+    schedules.
+
     Nothing is started or changed. Exit code 2 when it can't run, or when there is nothing to compare with --against;
     4 when its state would be refused.
     """
@@ -49,9 +57,14 @@ def check(ctx: click.Context, where: Where, target: str | None, against: str | N
     check_edges(app)
     manifest = _manifest(where, against)
     rows, ingresses = compare(app, manifest), compare_ingresses(app, manifest)
+    inside = _look_inside(app, where, against, manifest)
+    schedules = compare_schedules(app, inside.schedules)
+    for row in rows:
+        row["waiting"] = inside.waiting[row["function"]]
     differs = manifest is not None and (
         any((row["code"], row["state"]) != ("same", "same") for row in rows)
         or any(row["position"] == "gone" for row in ingresses)
+        or any(row["kept"] in ("changed", "gone") for row in schedules)
     )
     if as_json:
         print_json(
@@ -62,6 +75,7 @@ def check(ctx: click.Context, where: Where, target: str | None, against: str | N
                 "refused": any(row["state"] == "refused" for row in rows),
                 "functions": rows,
                 "ingresses": ingresses,
+                "schedules": schedules,
             }
         )
     else:
@@ -69,6 +83,11 @@ def check(ctx: click.Context, where: Where, target: str | None, against: str | N
         print_table(shown, ("function", "code", "state", "fields", "problems"), empty="There are no functions.")
         if manifest is not None and any(row["position"] == "gone" for row in ingresses):
             print_table(ingresses, ("ingress", "position"), empty="")
+        if any(row["kept"] in ("changed", "gone") for row in schedules):
+            print_table(schedules, ("schedule", "kept"), empty="")
+        for row in rows:
+            if row["waiting"] and row["code"] != "same":
+                click.echo(_interrupted(row))
     if manifest is None:
         click.echo("There is no checkpoint to compare with.", err=True)
         return
@@ -155,10 +174,71 @@ def compare_ingresses(app: App, manifest: Manifest | None) -> list[dict[str, str
     return rows + [{"ingress": name, "position": "gone"} for name in sorted(known - app.ingresses.keys())]
 
 
+class Inside(NamedTuple):
+    """What is in the rows of a checkpoint."""
+
+    waiting: Counter[str]
+    """How many addresses of each function wait in the middle of a handler."""
+    schedules: dict[str, ScheduleRow]
+
+
+def _look_inside(app: App, where: Where, against: str | None, manifest: Manifest | None) -> Inside:
+    """Restore a checkpoint that is named, to look at it. Savepoints are compared by what they say of themselves."""
+    if manifest is None or against is None or _is_place(against):
+        return Inside(Counter(), {})
+    with (
+        where.reading(manifest.checkpoint) as checkpoints,
+        open_stopped(app, checkpoints, checkpoint=manifest.checkpoint, note=_note) as stopped,
+    ):
+        tasks = stopped.view.tasks
+        kept = dict(row for task in tasks for row in rows_of(task.overlay, range(KEY_GROUPS_MAX)))
+        waiting = Counter(
+            typename
+            for task in tasks
+            for typename, held in task.held().items()
+            for id in held
+            if InvocationJournal.exists(task.overlay, (typename, id))
+        )
+        return Inside(waiting, kept)
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _interrupted(row: dict[str, Any]) -> str:
+    """What it means to change code, or take it away, while handlers wait in it."""
+    begun = (
+        f"{row['waiting']:,} addresses of {row['function']} wait in the middle of its handler, which is {row['code']}."
+    )
+    if row["code"] == "gone":
+        return f"{begun} What they wait for will find nobody: let them end first, or declare the function again."
+    return (
+        f"{begun} They are run again from their start: what does not ask for the same again is parked (PEN0261). Let "
+        "them end first, or give the new handler another name."
+    )
+
+
+def compare_schedules(app: App, kept: Mapping[str, ScheduleRow]) -> list[dict[str, str]]:
+    """Each schedule of the application or the checkpoint: kept the `same`, `changed`, `gone`, or not kept so far."""
+    rows = [
+        {
+            "schedule": name,
+            "kept": "none" if name not in kept else "same" if kept[name].fits(declared) else "changed",
+        }
+        for name, declared in sorted(app.schedules.items())
+    ]
+    return rows + [{"schedule": name, "kept": "gone"} for name in sorted(kept.keys() - app.schedules.keys())]
+
+
+def _is_place(against: str) -> bool:
+    return against != "last" and not against.isdecimal()
+
+
 def _manifest(where: Where, against: str | None) -> Manifest | None:
     """The checkpoint to compare with. Without `against`, there need not be one."""
-    if against not in (None, "last") and not str(against).isdecimal():
-        return saved(where, str(against)).savepoint.manifest
+    if against is not None and _is_place(against):
+        return saved(where, against).savepoint.manifest
     number = int(against) if against not in (None, "last") else None
     try:
         with where.reading(*(() if number is None else (number,))) as checkpoints:

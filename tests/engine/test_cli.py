@@ -524,6 +524,7 @@ def test_changed_code_fits_and_differs(run: Run, shop: Path) -> None:
             "fields": [],
             "migration": False,
             "problems": "",
+            "waiting": 0,
         }
     ]
 
@@ -707,6 +708,51 @@ def test_a_handler_that_does_not_end_does_not_keep_the_process(run: Run, folder:
 
     assert code == 1
     assert "PEN0628 A handler did not end within stop_timeout = 0.3 s" in said
+
+
+CLERKS = """
+from penstock import App, Context
+from penstock.functions.schedule import Scheduled
+
+app = App("clerks")
+
+
+@app.function("clerks/clerk")
+async def clerk(ctx: Context[None], amount: int) -> str:
+    return await ctx.promise("approved", str)
+
+
+@app.schedule("0 2 * * *", name="nightly")
+@app.schedule("0 3 * * *", name="later")
+@app.function("clerks/report")
+def report(ctx: Context[None], run: Scheduled) -> None: ...
+"""
+
+
+def test_a_check_speaks_of_handlers_that_wait_in_changed_code_and_of_schedules(run: Run, folder: Path) -> None:
+    (folder / "app.py").write_text(CLERKS)
+    process = Process(folder)
+    for number in range(3):
+        run("send", "clerks/clerk", f"c{number}", "1")
+    process.end(signal.SIGTERM)
+    assert process.process.stderr is not None
+    process.process.stderr.close()
+    assert json.loads(run("check", "--against", "last", "--json").stdout)["schedules"] == [
+        {"schedule": "later", "kept": "same"},
+        {"schedule": "nightly", "kept": "same"},
+    ]
+    changed = CLERKS.replace("return await", 'await ctx.sleep("1s")\n    return await').replace('"0 2 *', '"0 4 *')
+    (folder / "app.py").write_text(changed.replace('@app.schedule("0 3 * * *", name="later")\n', ""))
+
+    said = run("check", "--against", "last", exit_code=5).stdout
+    found = json.loads(run("check", "--against", "last", "--json", exit_code=5).stdout)
+
+    assert "3 addresses of clerks/clerk wait in the middle of its handler, which is changed." in said
+    assert [(row["function"], row["waiting"]) for row in found["functions"]] == [
+        ("clerks/clerk", 3),
+        ("clerks/report", 0),
+    ]
+    assert found["schedules"] == [{"schedule": "nightly", "kept": "changed"}, {"schedule": "later", "kept": "gone"}]
 
 
 @pytest.fixture
