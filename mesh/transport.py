@@ -7,7 +7,6 @@ waiting does not stop the host, here as little as over a connection. Retries not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -18,7 +17,7 @@ from penstock.logs import logger
 from penstock.mesh.caller import NoAnswer, Transport
 from penstock.mesh.identity import Identity
 from penstock.mesh.policies.host import Host as Somewhere
-from penstock.mesh.policies.outcomes import Failure
+from penstock.mesh.policies.outcomes import Failure, retry_after_s
 from penstock.mesh.wire import REFUSED, RETRY_AFTER, Reply, Request, write
 
 CONNECT_S: Final = 2.0
@@ -57,7 +56,9 @@ class HttpTransport:
             raise NoAnswer(Failure.TIMEOUT) from None
         except (aiohttp.ClientError, OSError):
             raise NoAnswer(Failure.RESET) from None
-        return Reply(response.status, body, REFUSED in response.headers, _seconds(response.headers))
+        return Reply(
+            response.status, body, REFUSED in response.headers, retry_after_s(response.headers.get(RETRY_AFTER, ""))
+        )
 
     async def close(self) -> None:
         if self._session is not None:
@@ -101,9 +102,3 @@ class LocalTransport:
                 return await asyncio.shield(carried_out)
         except TimeoutError:
             raise NoAnswer(Failure.TIMEOUT) from None
-
-
-def _seconds(headers: Mapping[str, str]) -> float | None:
-    """What a host asks to wait. A date, as HTTP allows as well, is none of ours."""
-    told = headers.get(RETRY_AFTER, "")
-    return float(told) if told.isdecimal() else None

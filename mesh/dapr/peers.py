@@ -18,7 +18,7 @@ from penstock.mesh.dapr.http_client import HOP, Answer, HttpClient, NoAnswer
 from penstock.mesh.identity import Identity
 from penstock.mesh.performing import perform
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.policies.outcomes import Failure, Outcome
+from penstock.mesh.policies.outcomes import Failure, Outcome, retry_after_s
 from penstock.mesh.policies.plan import GiveUp, Plan, Request, Try
 from penstock.mesh.policies.ring import Ring
 from penstock.mesh.policies.settings import Balance, LoadBalancing
@@ -156,7 +156,8 @@ class Peers:
             except NoAnswer as error:
                 self._explain(error, attempt.endpoint.url)
                 return Outcome(failure=error.why)
-            return Outcome(answer.status, Failure.REFUSED if answer.header(REFUSED) else None)
+            refused = Failure.REFUSED if answer.header(REFUSED) else None
+            return Outcome(answer.status, refused, retry_after_s(answer.header("retry-after")))
 
         end = await perform(planned, send, serving, self._clock)
         if isinstance(end, GiveUp):

@@ -10,6 +10,7 @@ class Host(Protocol):
     @property
     def name(self) -> str:
         """Of one incarnation: a host that is started again has another."""
+        ...
 
     @property
     def url(self) -> str: ...

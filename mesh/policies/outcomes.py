@@ -46,6 +46,11 @@ class Outcome(NamedTuple):
         return self.failure is None and self.status < 500
 
 
+def retry_after_s(told: str) -> float | None:
+    """What the header Retry-After asks to wait. A date, as HTTP allows as well, would need a clock of both sides."""
+    return float(told) if told.isdecimal() else None
+
+
 _Condition = Callable[[Outcome], bool]
 
 _CONDITIONS: Final[dict[str, _Condition]] = {

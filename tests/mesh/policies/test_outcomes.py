@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.mesh.policies.outcomes import CONDITIONS, Failure, Outcome, is_condition, is_retriable
+from penstock.mesh.policies.outcomes import CONDITIONS, Failure, Outcome, is_condition, is_retriable, retry_after_s
 
 OUTCOMES = {
     "200": Outcome(200),
@@ -46,3 +46,10 @@ def test_a_success_is_never_tried_again() -> None:
 @pytest.mark.parametrize("name", ["", "5XX", "399", "600", "unavailable"])
 def test_what_is_no_condition(name: str) -> None:
     assert not is_condition(name)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"), [("", None), ("0", 0.0), ("120", 120.0), ("-1", None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)]
+)
+def test_a_wait_that_is_told_is_a_number_of_seconds(told: str, seconds: float | None) -> None:
+    assert retry_after_s(told) == seconds
