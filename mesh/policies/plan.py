@@ -197,9 +197,14 @@ class Plan:
         self._attempt = None
         self._leave_limit()
         self._last = outcome
-        if not self._try_again(outcome, now_s):
-            is_late = self._deadline_s is not None and now_s >= self._deadline_s
-            self._stop(_too_late(self._request) if is_late else self._unanswered(outcome))
+        if self._try_again(outcome, now_s):
+            return
+        if outcome.status:
+            self._end_with(Finish(outcome))
+        elif self._deadline_s is not None and now_s >= self._deadline_s:
+            self._end_with(_too_late(self._request))
+        else:
+            self._end_with(self._unanswered(outcome))
 
     def close(self, now_s: float) -> None:
         """The call is over, or its caller has gone. Gives everything back; more than once is as good as once."""
@@ -286,7 +291,10 @@ class Plan:
     def _stop(self, reason: GiveUp) -> Finish | GiveUp:
         """Nothing more is tried. An answer that an attempt has brought says more than the reason for that."""
         last = self._last
-        end = Finish(last) if last is not None and last.status else reason
+        return self._end_with(Finish(last) if last is not None and last.status else reason)
+
+    def _end_with(self, end: Finish | GiveUp) -> Finish | GiveUp:
+        """Give back what is held, and count how it ended."""
         if isinstance(end, Finish):
             self._target.calls_succeeded += end.outcome.succeeded
             self._target.retries_succeeded += end.outcome.succeeded and self._attempts > 1
