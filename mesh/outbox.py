@@ -84,7 +84,7 @@ class Outbox:
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """A session that `alive` has never named is fenced when it is `unseen_s` old: a new one takes time to be seen."""
+        """A session that `alive` has never named is fenced when it is `unseen_s` old: a new one is not seen at once."""
         self._store = store
         self._session = session
         self._deliver = deliver

@@ -146,6 +146,32 @@ async def test_a_promise_is_kept_through_it(one: Shop) -> None:
 
 
 @shop
+async def test_dead_letters_are_shown_and_sent_again(one: Shop) -> None:
+    await one.ask(one.client.send, "shop/cart", "alice", b'""', idempotency_key="s")
+    letters: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while not letters:
+            letters = await one.ask(one.client.letters, typename="shop/cart", code="PEN0210", limit=10)
+    (letter,) = letters
+    assert (letter["function"], letter["id"], letter["code"]) == ("shop/cart", "alice", "PEN0210")
+    assert letter["reason"] == "Handler raised ValueError: no name"
+    assert await one.ask(one.client.letters, typename="shop/approval", code=None, limit=10) == []
+    assert await one.ask(one.client.letter_counts) == [{"function": "shop/cart", "code": "PEN0210", "letters": 1}]
+    shown = await one.ask(one.client.letter, letter["number"])
+    assert (shown["message"], shown["caller"]) == ("", None)
+
+    assert await one.ask(one.client.redrive, [letter["number"]]) == 1
+    again: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while not again:
+            again = await one.ask(one.client.letters, typename=None, code=None, limit=10)
+    assert again[0]["number"] > letter["number"]
+    assert await one.ask(one.client.drop, [again[0]["number"]]) == 1
+    with pytest.raises(InvalidInput, match="PEN0308"):
+        await one.ask(one.client.letter, again[0]["number"])
+
+
+@shop
 async def test_errors_reach_the_client_as_what_says_what_to_do(one: Shop) -> None:
     for kind, id, body, code in (
         (FunctionError, "alice", b'""', "PEN0210"),
