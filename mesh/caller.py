@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from penstock.mesh.edges import Edges
+from penstock.mesh.edges import OUTSIDE, EdgeName, Edges
 from penstock.mesh.performing import perform
 from penstock.mesh.policies.host import Host as Somewhere
 from penstock.mesh.policies.live import Policies
@@ -84,7 +84,7 @@ class Caller:
         if isinstance(end, GiveUp):
             reply = failure(end.status, end.code, end.message)
         assert reply is not None, "a plan that ends with an answer has had one"
-        self._edges.called(request, reply, self._clock() - began_s)
+        self._edges.called(_edge_of(request), reply.status, self._clock() - began_s)
         return reply
 
     async def _try(self, attempt: Try, request: Request) -> tuple[Reply | None, Outcome]:
@@ -99,7 +99,7 @@ class Caller:
             outcome = Outcome(reply.status, refused, reply.retry_after_s)
         except NoAnswer as error:
             outcome = Outcome(failure=error.why)
-        self._edges.tried(request, outcome)
+        self._edges.tried(_edge_of(request), outcome)
         return reply, outcome
 
     def _copy(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> None:
@@ -112,6 +112,10 @@ class Caller:
         task = asyncio.create_task(send())
         self._mirrored.add(task)
         task.add_done_callback(self._mirrored.discard)
+
+
+def _edge_of(request: Request) -> EdgeName:
+    return EdgeName(request.caller.typename if request.caller is not None else OUTSIDE, request.address.typename)
 
 
 def _asked(request: Request, now_s: float) -> Asked:

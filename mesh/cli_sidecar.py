@@ -73,7 +73,10 @@ def sidecar(log_level: str, log_json: bool, **options: Any) -> None:
     and locks. With DAPR_API_TOKEN in the environment, requests need it; APP_API_TOKEN is shown to the application.
     """
     configure_logging(as_json=log_json, level=log_level)
-    asyncio.run(_run(**options))
+    from penstock.loops import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_run(**options))
 
 
 async def _run(

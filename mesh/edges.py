@@ -11,7 +11,6 @@ from collections import Counter
 from typing import Final, NamedTuple
 
 from penstock.mesh.policies.outcomes import Outcome
-from penstock.mesh.wire import Reply, Request
 
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 OUTSIDE: Final = "outside"
@@ -53,22 +52,20 @@ class Edges:
     def __init__(self) -> None:
         self.known: dict[EdgeName, Edge] = {}
 
-    def called(self, request: Request, reply: Reply, seconds: float) -> None:
+    def called(self, name: EdgeName, status: int, seconds: float) -> None:
         """A call has ended."""
-        edge = self._edge(request)
-        edge.calls[reply.status] += 1
+        edge = self._edge(name)
+        edge.calls[status] += 1
         edge.seconds += seconds
         edge.buckets[bisect_left(BUCKETS_S, seconds)] += 1
 
-    def tried(self, request: Request, outcome: Outcome) -> None:
+    def tried(self, name: EdgeName, outcome: Outcome) -> None:
         """An attempt has ended."""
-        edge = self._edge(request)
+        edge = self._edge(name)
         edge.attempts[outcome.failure.value if outcome.failure is not None else str(outcome.status)] += 1
         edge.attempts_succeeded += outcome.succeeded
 
-    def _edge(self, request: Request) -> Edge:
-        source = request.caller.typename if request.caller is not None else OUTSIDE
-        name = EdgeName(source, request.address.typename)
+    def _edge(self, name: EdgeName) -> Edge:
         edge = self.known.get(name)
         if edge is None:
             edge = self.known[name] = Edge()

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from penstock.errors import ConfigurationError, PenstockError, Unavailable
+from penstock.mesh.policies.host import Host
+from penstock.mesh.policies.settings import TlsMode
 
 log = logging.getLogger("penstock")
 
@@ -31,6 +33,9 @@ KEY: Final = "tls.key"
 AUTHORITIES: Final = "ca.crt"
 
 POLL_S: Final = 1.0
+SAY_AGAIN_S: Final = 60.0
+TLS_LABEL: Final = "tls"
+"""Of an endpoint: the mode of its host, when that takes plain requests as well."""
 WARN_LEFT: Final = 0.2
 """Of its life. A certificate that has so little left should have been replaced: most are at a half or a third."""
 _FLIGHTS_MAX: Final = 8
@@ -66,6 +71,13 @@ def peer_of(transport: asyncio.BaseTransport | None) -> str:
     """The SPIFFE id of who is at the other end of a connection; empty without TLS."""
     certificate = None if transport is None else transport.get_extra_info("peercert")
     return _identity_in(certificate) if certificate else ""
+
+
+def url_of(endpoint: Host, identity: Identity | None) -> str:
+    """Where to ask: who has no certificate asks a host that takes plain requests as well by one of those."""
+    if identity is None and endpoint.labels.get(TLS_LABEL) == TlsMode.PERMISSIVE.value:
+        return endpoint.url.replace("https://", "http://", 1)
+    return endpoint.url
 
 
 class Credentials(NamedTuple):
@@ -126,6 +138,7 @@ class Identity:
         self._trust_domain = trust_domain_of(self._credentials.identity)
         self._said: set[str] = set()
         """Of the credentials and files in force: each is worth one line."""
+        self._warned_s: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -175,6 +188,15 @@ class Identity:
             f"No TLS connection to {place}: {reason(failure)}. Compare its certificate with the authority and trust "
             f"domain of {self._folder}.",
         )
+
+    def warn(self, error: BaseException, place: str) -> None:
+        """Say what keeps us from `place`, if it is a certificate; not at every attempt."""
+        reason = self.explain(error, place)
+        now_s = self._wall()
+        if reason is not None and now_s - self._warned_s.get(place, 0.0) >= SAY_AGAIN_S:
+            self._warned_s = {one: said_s for one, said_s in self._warned_s.items() if now_s - said_s < SAY_AGAIN_S}
+            self._warned_s[place] = now_s
+            log.warning("%s", reason)
 
     async def _run(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,8 +20,10 @@ from prometheus_client.registry import Collector
 
 import penstock
 from penstock.mesh.edges import BUCKETS_S, Edge, Edges
-from penstock.mesh.host import Host
 from penstock.mesh.policies.live import Policies
+
+if TYPE_CHECKING:
+    from penstock.mesh.host import Host  # A sidecar has none, and should not hold what comes with one.
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _EDGE: Final = ["source", "destination"]

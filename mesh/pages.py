@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
@@ -11,9 +11,11 @@ from aiohttp import web
 import penstock
 from penstock.mesh.actuator import Actuator, Health, Status
 from penstock.mesh.metrics import CONTENT_TYPE, MeshMetrics
-from penstock.mesh.node import Node
 from penstock.mesh.policy_watch import PolicyWatch
 from penstock.mesh.server import Page
+
+if TYPE_CHECKING:
+    from penstock.mesh.node import Node  # A sidecar has none, and should not hold what comes with one.
 
 
 def pages_of(node: Node, watch: PolicyWatch | None) -> dict[str, Page]:

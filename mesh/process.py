@@ -24,7 +24,7 @@ from penstock.mesh.access import AccessLog
 from penstock.mesh.background import Background, IngressEnded
 from penstock.mesh.discovery import registry_of
 from penstock.mesh.host import HostOptions
-from penstock.mesh.identity import Identity
+from penstock.mesh.identity import TLS_LABEL, Identity
 from penstock.mesh.node import Node
 from penstock.mesh.options import MeshOptions, decode_options
 from penstock.mesh.pages import pages_of
@@ -83,7 +83,7 @@ async def run_host(options: MeshOptions) -> None:
                 ),
                 only=frozenset(options.only),
                 version=options.version,
-                labels=options.labels,
+                labels=options.labels | tls_labels(identity, policies),
                 zone=options.zone,
             )
             await node.start()
@@ -158,6 +158,12 @@ async def identity_of(options: MeshOptions, policies: Policies) -> AsyncIterator
         yield identity
     finally:
         await identity.close()
+
+
+def tls_labels(identity: Identity | None, policies: Policies) -> dict[str, str]:
+    """What callers without certificates need to know."""
+    permissive = identity is not None and tls_mode(policies) is TlsMode.PERMISSIVE
+    return {TLS_LABEL: TlsMode.PERMISSIVE.value} if permissive else {}
 
 
 def tls_mode(policies: Policies) -> TlsMode:

@@ -28,6 +28,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from penstock.errors import ConfigurationError
+from penstock.mesh.actuator import Actuator, Health, Status
 from penstock.mesh.dapr.actors import Actors
 from penstock.mesh.dapr.api import BODY_BYTES_MAX, Api, error_response, response_of
 from penstock.mesh.dapr.application import Application, Wants
@@ -36,7 +37,6 @@ from penstock.mesh.dapr.http_client import Answer
 from penstock.mesh.dapr.peers import (
     APP_ID,
     CALLER,
-    REFUSED,
     ActorTypes,
     Outgoing,
     Peers,
@@ -45,13 +45,18 @@ from penstock.mesh.dapr.peers import (
 )
 from penstock.mesh.dapr.storage import Storage
 from penstock.mesh.dapr.topics import Topics
-from penstock.mesh.identity import Identity, peer_of
+from penstock.mesh.edges import Edges
+from penstock.mesh.identity import TLS_LABEL, Identity, peer_of
 from penstock.mesh.listening import Listening
+from penstock.mesh.metrics import MeshMetrics
+from penstock.mesh.pages import actuator_pages, info_of, metrics_page
 from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet, TlsMode
 from penstock.mesh.registry import POLL_S, Endpoint, Lease, Registry
+from penstock.mesh.server import Page
+from penstock.mesh.wire import REFUSED
 
 log = logging.getLogger("penstock")
 
@@ -112,7 +117,8 @@ class Sidecar:
         self._policies = policies
         self._identity = identity
         self._application = Application(options.app_port, token=options.app_token)
-        self._peers = Peers(self.name, options.app, registry, policies, identity)
+        self._edges = Edges()
+        self._peers = Peers(self.name, options.app, registry, policies, identity, self._edges)
         self.actors = Actors(self._application, storage, self._peers.owns)
         self.topics = Topics(options.app, self._application, storage, options.pubsubs, lambda: self.ready)
         self._extended: dict[str, str] = {}
@@ -256,13 +262,13 @@ class Sidecar:
         headers = {name.lower(): value for name, value in request.headers.items()}
         admission = self._policies.admit(function, operation, peer, time.monotonic(), headers)
         if isinstance(admission, Refusal):
-            raise DaprError(admission.status, "ERR_DENIED", f"{admission.code} {admission.message}")
+            raise _denied(admission)
         succeeded = False
         try:
             if admission.delay_s:
                 await asyncio.sleep(admission.delay_s)
             if admission.abort is not None:
-                raise DaprError(admission.abort.status, "ERR_DENIED", admission.abort.message)
+                raise _denied(admission.abort)
             outgoing = Outgoing(
                 request.method, request.rel_url.raw_path_qs, [*request.headers.items()], await request.read()
             )
@@ -282,7 +288,8 @@ class Sidecar:
     # Listening.
 
     async def _serve_application(self) -> int:
-        runner = web.AppRunner(Api(self, token=self._options.api_token).application(), access_log=None)
+        api = Api(self, self._pages(), token=self._options.api_token)
+        runner = web.AppRunner(api.application(), access_log=None)
         await runner.setup()
         self._runners.append(runner)
         listener = _bound("127.0.0.1", self._options.port)
@@ -301,6 +308,15 @@ class Sidecar:
             self._listening = Listening(listener, server, self._identity, self._options.tls_mode)
             await self._listening.start()
         return int(listener.getsockname()[1])
+
+    def _pages(self) -> dict[str, Page]:
+        """How it is, and its figures."""
+        actuator = Actuator(
+            liveness={"sidecar": lambda: Health(Status.UP)},
+            readiness={"application": lambda: Health(Status.UP if self.ready else Status.DOWN)},
+            info=lambda: info_of(self.app) | {"sidecar": {"name": self.name}},
+        )
+        return actuator_pages(actuator) | metrics_page(MeshMetrics(self.app, self._edges, self._policies))
 
     # Beside the requests.
 
@@ -342,7 +358,9 @@ class Sidecar:
         scheme = "http" if self._listening is None else "https"
         functions = {app_function(self.app), *map(actor_function, wants.actors)}
         url = f"{scheme}://{self._options.mesh_address}:{self.mesh_port}"
-        endpoint = Endpoint(self.name, url, functions=frozenset(functions), ready=True)
+        permissive = self._listening is not None and self._options.tls_mode is TlsMode.PERMISSIVE
+        labels = {TLS_LABEL: TlsMode.PERMISSIVE.value} if permissive else {}
+        endpoint = Endpoint(self.name, url, labels=labels, functions=frozenset(functions), ready=True)
         self._lease = await self._registry.register(endpoint, LEASE_S)
 
     async def _follow_registry(self) -> None:
@@ -356,6 +374,12 @@ class Sidecar:
         while True:
             await asyncio.sleep(PURGE_S)
             await self.storage.purge()
+
+
+def _denied(refusal: Refusal) -> DaprError:
+    return DaprError(
+        refusal.status, "ERR_DENIED", f"{refusal.code} {refusal.message}", retry_after_s=refusal.retry_after_s
+    )
 
 
 _STATE: Final = ("ETAG", "TRANSACTIONAL", "TTL", "ACTOR")

@@ -13,9 +13,8 @@ from typing import Any, Final, Protocol
 import aiohttp
 from yarl import URL
 
-from penstock.logs import logger
 from penstock.mesh.caller import NoAnswer, Transport
-from penstock.mesh.identity import Identity
+from penstock.mesh.identity import Identity, url_of
 from penstock.mesh.policies.host import Host as Somewhere
 from penstock.mesh.policies.outcomes import Failure, retry_after_s
 from penstock.mesh.wire import REFUSED, RETRY_AFTER, Reply, Request, write
@@ -41,7 +40,8 @@ class HttpTransport:
 
     async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
         path, headers = write(request, monotonic())
-        url = URL(endpoint.url + path, encoded=True)
+        where = url_of(endpoint, self._identity)
+        url = URL(where + path, encoded=True)
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         options: dict[str, Any] = {} if self._identity is None else {"ssl": self._identity.client}
         try:
@@ -50,11 +50,12 @@ class HttpTransport:
             ) as response:
                 body = await response.read()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self._explain(error, endpoint.url)
+            self._warn(error, where)
             raise NoAnswer(Failure.CONNECT) from None
         except TimeoutError:
             raise NoAnswer(Failure.TIMEOUT) from None
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError) as error:
+            self._warn(error, where)
             raise NoAnswer(Failure.RESET) from None
         return Reply(
             response.status, body, REFUSED in response.headers, retry_after_s(response.headers.get(RETRY_AFTER, ""))
@@ -64,11 +65,10 @@ class HttpTransport:
         if self._session is not None:
             await self._session.close()
 
-    def _explain(self, error: BaseException, url: str) -> None:
-        """Say when it is a certificate that keeps us from a host: trying again won't help."""
-        reason = self._identity.explain(error, url) if self._identity is not None else None
-        if reason is not None:
-            logger.warning("%s", reason)
+    def _warn(self, error: BaseException, url: str) -> None:
+        """When it is a certificate that keeps us from a host, trying again won't help."""
+        if self._identity is not None:
+            self._identity.warn(error, url)
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -25,6 +25,7 @@ from penstock.mesh.dapr.http_client import Answer
 from penstock.mesh.dapr.peers import APP_ID, Outgoing
 from penstock.mesh.dapr.storage import Change, Item, Storage
 from penstock.mesh.dapr.topics import Publication, Topics
+from penstock.mesh.server import Page
 
 log = logging.getLogger("penstock")
 
@@ -101,10 +102,11 @@ class _Lock(msgspec.Struct, rename="camel"):
 
 
 class Api:
-    """See the module. With `token`, every request must carry it."""
+    """See the module. With `token`, every request must carry it. `pages` are what else is served, by path."""
 
-    def __init__(self, sidecar: Sidecar, *, token: str = "") -> None:
+    def __init__(self, sidecar: Sidecar, pages: Mapping[str, Page], *, token: str = "") -> None:
         self._sidecar = sidecar
+        self._pages = pages
         self._token = token
 
     def application(self) -> web.Application:
@@ -140,6 +142,8 @@ class Api:
         for methods, path, handler in routes:
             for method in methods:
                 application.router.add_route(method, path, handler)
+        for path, page in self._pages.items():
+            application.router.add_get(path, page)
         return application
 
     @web.middleware
@@ -362,7 +366,10 @@ class Api:
 
 
 def error_response(error: DaprError) -> web.Response:
-    return _json({"errorCode": error.name, "message": error.message}, status=error.status)
+    response = web.Response(status=error.status, body=error.body, content_type="application/json")
+    if error.retry_after_s:
+        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
+    return response
 
 
 def response_of(answer: Answer) -> web.Response:

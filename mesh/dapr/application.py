@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from penstock.mesh.caller import NoAnswer
 from penstock.mesh.dapr.errors import DaprError
-from penstock.mesh.dapr.http_client import Answer, HttpClient, NoAnswer
+from penstock.mesh.dapr.http_client import Answer, HttpClient
 from penstock.mesh.dapr.schedule import moment_of
 
 IDLE: Final = "1h"

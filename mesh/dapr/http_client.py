@@ -15,7 +15,9 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from penstock.mesh.caller import NoAnswer
 from penstock.mesh.policies.outcomes import Failure
+from penstock.mesh.transport import CONNECT_S
 
 HOP: Final = frozenset(
     {
@@ -32,8 +34,6 @@ HOP: Final = frozenset(
     }
 )
 """Headers that are about one connection."""
-CONNECT_S: Final = 2.0
-"""Who does not accept a connection within this time is not asked. On one network it takes a millisecond."""
 _LARGE_BYTES: Final = 1 << 20
 """A body above is sent in pieces, so that others get their turn of the event loop."""
 
@@ -48,14 +48,6 @@ class Answer(NamedTuple):
     def header(self, name: str) -> str:
         """By its name in lower case; empty when there is none."""
         return next((value for key, value in self.headers if key.lower() == name), "")
-
-
-class NoAnswer(Exception):
-    """There was none. The cause is the error of the connection."""
-
-    def __init__(self, why: Failure) -> None:
-        super().__init__(why.value)
-        self.why = why
 
 
 class HttpClient:
@@ -74,7 +66,7 @@ class HttpClient:
         timeout_s: float | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> Answer:
-        """`url` is percent-encoded. Raises NoAnswer."""
+        """`url` is percent-encoded. Raises NoAnswer, from the error of the connection."""
         try:
             async with self._opened().request(
                 method,

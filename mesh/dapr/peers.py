@@ -8,29 +8,31 @@ and with the name of who asks.
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
 
+from penstock.mesh.caller import NoAnswer
 from penstock.mesh.dapr.errors import DaprError
-from penstock.mesh.dapr.http_client import HOP, Answer, HttpClient, NoAnswer
-from penstock.mesh.identity import Identity
+from penstock.mesh.dapr.http_client import HOP, Answer, HttpClient
+from penstock.mesh.edges import EdgeName, Edges
+from penstock.mesh.identity import Identity, url_of
 from penstock.mesh.performing import perform
+from penstock.mesh.policies.host import Host
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.outcomes import Failure, Outcome, retry_after_s
 from penstock.mesh.policies.plan import GiveUp, Plan, Request, Try
 from penstock.mesh.policies.ring import Ring
 from penstock.mesh.policies.settings import Balance, LoadBalancing
 from penstock.mesh.registry import Endpoint, Registry
-
-log = logging.getLogger("penstock")
+from penstock.mesh.wire import REFUSED, RETRY_AFTER, SHADOW
 
 APP_ID: Final = "dapr-app-id"
 CALLER: Final = "dapr-caller-app-id"
 CALLEE: Final = "dapr-callee-app-id"
-REFUSED: Final = "penstock-refused"
-"""Of an answer that nothing was begun, so that any request may be tried elsewhere."""
+MIRROR_S: Final = 15.0
 _STAMPED: Final = frozenset({APP_ID, CALLER, CALLEE, "dapr-api-token"})
 
 
@@ -75,6 +77,7 @@ class Peers:
         registry: Registry,
         policies: Policies,
         identity: Identity | None,
+        edges: Edges,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,7 +88,10 @@ class Peers:
         self._identity = identity
         self._clock = clock
         self._rings: dict[tuple[str, ...], Ring] = {}
+        self._edges = edges
         self._client = HttpClient()
+        self._unwaited: set[asyncio.Task[Any]] = set()
+        """Requests that are carried out also when nobody waits for them any more."""
 
     def serving(self, function: str) -> list[Endpoint]:
         """Those that have said so: a host of functions that names none serves all there are, but no application."""
@@ -113,55 +119,97 @@ class Peers:
         return await self._call(actor_function(type), id, stamped, here, "ERR_ACTOR_INVOKE_METHOD")
 
     async def close(self) -> None:
+        for task in self._unwaited:
+            task.cancel()
+        if self._unwaited:
+            await asyncio.wait(self._unwaited)
         await self._client.close()
 
     def _own(self, outgoing: Outgoing) -> list[tuple[str, str]]:
         kept = [(key, value) for key, value in outgoing.headers if key.lower() not in _STAMPED | HOP]
         return [*kept, (CALLER, self._app)]
 
-    def _explain(self, error: NoAnswer, url: str) -> None:
-        """Certificates that keep two apart are for people to mend."""
-        cause = error.__cause__
-        if self._identity is not None and cause is not None:
-            explained = self._identity.explain(cause, url)
-            if explained is not None:
-                log.warning("%s", explained)
-
     async def _call(self, function: str, id: str, outgoing: Outgoing, here: Here, error_name: str) -> Answer:
+        began_s = self._clock()
+        edge = EdgeName(app_function(self._app), function)
+        headers = {key.lower(): value for key, value in outgoing.headers}
+        request = Request(function, id, headers, app_function(self._app), keyed="idempotency-key" in headers)
         answer = Answer(500)
 
         def serving() -> list[Endpoint]:
             return self.serving(function)
 
         def planned(now_s: float, wake: Callable[[], None]) -> Plan:
-            headers = {key.lower(): value for key, value in outgoing.headers}
-            request = Request(function, id, headers, app_function(self._app), keyed="idempotency-key" in headers)
             return self._policies.plan(request, serving(), now_s, wake)
 
         async def send(attempt: Try) -> Outcome:
             nonlocal answer
-            if attempt.endpoint.name == self._name:
-                answer = await here(outgoing)
-                return Outcome(answer.status)
-            url = attempt.endpoint.url + outgoing.path
+            if attempt.mirror is not None:
+                self._copy(attempt.mirror, outgoing, here)
             try:
-                answer = await self._client.ask(
-                    outgoing.method,
-                    url,
-                    headers=outgoing.headers,
-                    body=outgoing.body,
-                    timeout_s=attempt.timeout_s,
-                    tls=self._identity.client if self._identity is not None else None,
-                )
+                answer = await self._send(attempt.endpoint, outgoing, attempt.timeout_s, here)
+                refused = Failure.REFUSED if answer.header(REFUSED) else None
+                outcome = Outcome(answer.status, refused, retry_after_s(answer.header(RETRY_AFTER)))
             except NoAnswer as error:
-                self._explain(error, attempt.endpoint.url)
-                return Outcome(failure=error.why)
-            refused = Failure.REFUSED if answer.header(REFUSED) else None
-            return Outcome(answer.status, refused, retry_after_s(answer.header("retry-after")))
+                outcome = Outcome(failure=error.why)
+            self._edges.tried(edge, outcome)
+            return outcome
 
         end = await perform(planned, send, serving, self._clock)
+        status = end.status if isinstance(end, GiveUp) else answer.status
+        self._edges.called(edge, status, self._clock() - began_s)
         if isinstance(end, GiveUp):
             # Dapr has one status for all that keeps a request from its target; what is more exact stays.
-            status = 500 if end.status == 503 else end.status
+            status = 500 if status == 503 else status
             raise DaprError(status, error_name, f"failed to invoke {function}: {end.code} {end.message}")
         return answer
+
+    async def _send(self, endpoint: Host, outgoing: Outgoing, timeout_s: float | None, here: Here) -> Answer:
+        """Raises NoAnswer."""
+        if endpoint.name == self._name:
+            return await self._send_here(outgoing, timeout_s, here)
+        where = url_of(endpoint, self._identity)
+        try:
+            return await self._client.ask(
+                outgoing.method,
+                where + outgoing.path,
+                headers=outgoing.headers,
+                body=outgoing.body,
+                timeout_s=timeout_s,
+                tls=self._identity.client if self._identity is not None else None,
+            )
+        except NoAnswer as error:
+            if self._identity is not None and error.__cause__ is not None:
+                self._identity.warn(error.__cause__, where)
+            raise
+
+    async def _send_here(self, outgoing: Outgoing, timeout_s: float | None, here: Here) -> Answer:
+        """As over a connection: an error is an answer, and who stops waiting stops nothing."""
+
+        async def carry_out() -> Answer:
+            try:
+                return await here(outgoing)
+            except DaprError as error:
+                return Answer(error.status, [("content-type", "application/json")], error.body)
+
+        task = asyncio.create_task(carry_out())
+        self._keep(task)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise NoAnswer(Failure.TIMEOUT) from None
+
+    def _copy(self, endpoint: Host, outgoing: Outgoing, here: Here) -> None:
+        """Let another one see the request. Nobody waits for what it answers."""
+
+        async def send() -> None:
+            with suppress(NoAnswer):
+                await self._send(endpoint, shadow, MIRROR_S, here)
+
+        shadow = outgoing._replace(headers=[*outgoing.headers, (SHADOW, "1")])
+        self._keep(asyncio.create_task(send()))
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._unwaited.add(task)
+        task.add_done_callback(self._unwaited.discard)

@@ -11,6 +11,8 @@ import pytest
 from aiohttp import web
 
 from penstock.mesh.dapr.storage import Storage
+from penstock.mesh.policies.settings import Match, PolicySet, Route, TextMatch
+from penstock.mesh.sidecar import policies_of_a_sidecar
 from tests.mesh.dapr.world import Asked, FakeApplication, World, until, world
 
 PATH = "/v1.0/actors/Cart/1"
@@ -120,6 +122,26 @@ def test_turns_are_taken_one_at_a_time_in_order(tmp_path: Path) -> None:
             slow.go_on.set()
             await asyncio.gather(*calls)
             assert (slow.most, slow.order) == (1, [b"0", b"1", b"2", b"3", b"4"])
+
+    asyncio.run(check())
+
+
+def test_a_turn_goes_on_when_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    """What the application is still at must not meet the next turn."""
+    route = Route((Match(TextMatch(exact="actor/Cart")),), timeout_s=0.1)
+
+    async def check() -> None:
+        async with world(tmp_path) as here:
+            application, slow = cart(), Slow()
+            application.answers[CALLED] = slow
+            sidecar = await here.sidecar(application, policies=policies_of_a_sidecar(PolicySet(routes=(route,))))
+            for _ in range(2):
+                told = await here.ask(sidecar, "POST", f"{PATH}/method/add")
+                assert told.status == 504
+            assert slow.most == 1
+            slow.go_on.set()
+            await application.is_asked_for(CALLED, 2)
+            assert slow.most == 1
 
     asyncio.run(check())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from penstock.mesh.policies.settings import AccessRule, PolicySet, TextMatch
+from penstock.mesh.policies.settings import AccessRule, Match, Mirror, PolicySet, Route, TextMatch
 from penstock.mesh.sidecar import policies_of_a_sidecar
 from tests.mesh.dapr.world import Asked, FakeApplication, until, world
 
@@ -45,6 +45,22 @@ def test_metadata_says_what_there_is_and_takes_notes(tmp_path: Path) -> None:
             assert said["extended"] == {"team": "blue"}
             assert said["actorRuntime"]["hostReady"]
             assert [one["name"] for one in said["components"]] == ["statestore", "pubsub", "lockstore"]
+
+    asyncio.run(check())
+
+
+def test_health_and_figures_are_where_those_of_hosts_are(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with world(tmp_path) as here:
+            application = FakeApplication()
+            application.says("/hello", "there")
+            sidecar = await here.sidecar(application)
+            await here.ask(sidecar, "GET", "/v1.0/invoke/shop/method/hello")
+            assert (await here.ask(sidecar, "GET", "/actuator/health/readiness")).json["status"] == "UP"
+            assert (await here.ask(sidecar, "GET", "/actuator/info")).json["app"]["name"] == "shop"
+            figures = (await here.ask(sidecar, "GET", "/metrics")).body.decode()
+            edge = 'destination="app/shop",response_code="200",source="app/shop"'
+            assert f"penstock_mesh_requests_total{{{edge}}} 1.0" in figures
 
     asyncio.run(check())
 
@@ -174,6 +190,22 @@ class TestInvocation:
                 assert told.error == (403, "ERR_DENIED")
                 assert len(stock.asked_for("/items")) == 1
                 assert stock.asked_for("/secrets") == []
+
+        asyncio.run(check())
+
+    def test_a_copy_goes_where_the_policies_say_and_changes_nothing(self, tmp_path: Path) -> None:
+        route = Route((Match(TextMatch(exact="app/stock")),), mirror=Mirror("", 100.0))
+
+        async def check() -> None:
+            async with world(tmp_path) as here:
+                stock = FakeApplication()
+                stock.says("/items", [])
+                await here.sidecar(stock, "stock")
+                policies = policies_of_a_sidecar(PolicySet(routes=(route,)))
+                sidecar = await here.sidecar(FakeApplication(), policies=policies)
+                assert (await here.ask(sidecar, "GET", "/v1.0/invoke/stock/method/items")).json == []
+                asked = await stock.is_asked_for("/items", 2)
+                assert sorted("penstock-shadow" in one.headers for one in asked) == [False, True]
 
         asyncio.run(check())
 
