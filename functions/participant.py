@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from enum import StrEnum
+from datetime import timedelta
 from functools import cached_property, partial, reduce
 from hashlib import sha256
 from operator import or_
@@ -24,11 +24,15 @@ import msgspec
 
 from penstock.durations import format_duration
 from penstock.errors import ConfigurationError, InvalidInput
+from penstock.functions import relay
 from penstock.functions.answers import encode_answer
+from penstock.functions.commands import Command, Hop, Ruled, Sweep, Verdict, Watch
 from penstock.functions.context import Context
 from penstock.functions.fence import Asked, Fence, FencedState, FenceRow, Phase, Ruling, rule
 from penstock.functions.function import Function, FunctionOptions, HandlerTypes
-from penstock.functions.state import Message, check_state_class
+from penstock.functions.relay import Branch
+from penstock.functions.saga_record import SagaAlert
+from penstock.functions.state import check_state_class
 from penstock.functions.types import Codec, codec_for, type_text
 
 S = TypeVar("S", bound=FencedState)
@@ -47,56 +51,6 @@ class Declined(msgspec.Struct, frozen=True):
     """What an action returns when it can't be done, having changed nothing: `return Declined("sold out")`."""
 
     reason: str
-
-
-class Branch(NamedTuple):
-    """One step of one saga, as an action is told that has a parameter `branch`."""
-
-    saga: str
-    """The address of the saga: `shop/checkout/42`."""
-    step: str
-
-    @property
-    def key(self) -> str:
-        """The same at every try of this step, and of no other: what to give a service as idempotency key."""
-        return f"{self.saga}/{self.step}"
-
-
-class Command(Message):
-    """What a saga sends to a participant."""
-
-    asked: Asked
-    action: str
-    saga: str
-    step: str
-    message: bytes
-    """As the action's codec has it."""
-
-
-class Sweep(Message):
-    """What a participant sends to itself: forget old rows."""
-
-
-class Ruled(StrEnum):
-    """How a command ended."""
-
-    DONE = "done"
-    DECLINED = "declined"
-    LATE = "late"
-    STANDS = "stands"
-    """It was to be cancelled and can't be: it is done, and nothing undoes it."""
-    UNFINISHED = "unfinished"
-    """The same, but it failed half-way: it has to be tried again."""
-    WRONG = "wrong"
-
-
-class Verdict(msgspec.Struct, omit_defaults=True):
-    """What a command is answered."""
-
-    ruled: Ruled
-    answer: bytes = b""
-    """What the action returned."""
-    reason: str = ""
 
 
 class Action(Generic[M_contra, R_co]):
@@ -125,6 +79,27 @@ class Action(Generic[M_contra, R_co]):
         TCC then, and its compensation the cancel."""
         self.confirm = self._added(self.confirm, "confirmation", handler, sys._getframe(1).f_locals)
         return handler
+
+    def begin(
+        self,
+        ctx: Context[Any],
+        id: str,
+        message: M_contra,
+        *,
+        saga: str,
+        watch: str | float | timedelta = "1h",
+        alert: Function[SagaAlert, Any] | None = None,
+    ) -> None:
+        """Begin a saga that its participants hand on, each to the next, by `branch.hand_on(...)`.
+
+        It is named `saga`, which must name no other. The one that does not hand it on is the last, and everything is
+        confirmed; when one declines, those before it are compensated, the last one first. Nobody is told how it ended,
+        unless an action, a confirmation or a compensation tells. Each `watch` after which it has not ended, that is
+        logged, and `alert` is sent a SagaAlert, under the saga's name.
+
+        Raises as `ctx.send` does.
+        """
+        relay.begin(ctx, self, id, message, saga=saga, watch=watch, alert=alert)
 
     @property
     def typename(self) -> str:
@@ -217,7 +192,7 @@ class Participant(Function[Any, Any], Generic[S]):
         for handler in self._handlers:
             handler.resolve()
             self.checked(handler)
-        taken = _union((Command, Sweep, *(each.message_annotation for each in self._messages)))
+        taken = _union((Command, Sweep, Watch, *(each.message_annotation for each in self._messages)))
         return HandlerTypes(
             state=self._state,
             state_codec=codec_for(self._state),
@@ -284,16 +259,29 @@ class Participant(Function[Any, Any], Generic[S]):
                 action = self._actions.get(message.action)
                 if action is None:
                     raise self._unknown(ctx, message)
-                branch = Branch(message.saga, message.step)
+                branch = self._branch(ctx, message, action)
                 row = Fence(ctx.state).find(branch.key)
                 ruling = rule(asked, None if row is None else row.phase).ruling
                 steps = {Asked.TRY: _try, Asked.CONFIRM: _confirm, Asked.CANCEL: _cancel}
-                return (yield from steps[asked](ctx, _Case(self, action, branch, message.message, row, ruling)))
+                verdict = yield from steps[asked](ctx, _Case(self, action, branch, message.message, row, ruling))
+                if message.trail is not None:
+                    relay.pass_on(ctx, message, branch, verdict, ran=row is None or row.answer is None)
+                return verdict
             case Sweep():
                 self._sweep(ctx)
                 return None
+            case Watch():
+                relay.look(ctx, message, Fence(ctx.state).find(Branch(message.saga, message.step).key))
+                return None
             case _:
                 return (yield self._by_type[type(message)].plain(ctx, message))
+
+    def _branch(self, ctx: Context[S], command: Command, action: Action[Any, Any]) -> Branch:
+        if command.trail is None:
+            return Branch(command.saga, command.step)
+        own = Hop(self.typename, ctx.id, action.name, command.step, command.message)
+        trail = relay.Trail(command.trail, own, can_go_back=action.cancel is not None)
+        return Branch(command.saga, command.step, trail)
 
     def decide(self, ctx: Context[S], branch: Branch, phase: Phase) -> None:
         """A branch has come to its end: note it, and that it is to be forgotten."""

@@ -26,9 +26,9 @@ import msgspec
 from penstock.durations import format_duration, parse_duration
 from penstock.errors import InvalidInput, PenstockError, StepFailed
 from penstock.functions.answers import read_answer
+from penstock.functions.commands import Command, Ruled, Verdict
 from penstock.functions.durable import Deadline, Durable, Retry
 from penstock.functions.fence import Asked
-from penstock.functions.participant import Command, Ruled, Verdict
 from penstock.functions.saga_record import (
     MOVES,
     Compensated,

@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     )
     from penstock.functions.kafka import KafkaIngress
     from penstock.functions.kafka_egress import KafkaEgress
-    from penstock.functions.participant import Action, Branch, Declined, Participant
+    from penstock.functions.participant import Action, Declined, Participant
+    from penstock.functions.relay import Branch
     from penstock.functions.saga_course import Saga, Step
     from penstock.functions.saga_record import Compensated, Completed, SagaAlert
     from penstock.functions.schedule import Schedule, Scheduled
@@ -179,7 +180,8 @@ if not TYPE_CHECKING:  # Type checkers must go on refusing names that don't exis
         ),
         "penstock.functions.kafka": ("KafkaIngress",),
         "penstock.functions.kafka_egress": ("KafkaEgress",),
-        "penstock.functions.participant": ("Action", "Branch", "Declined", "Participant"),
+        "penstock.functions.participant": ("Action", "Declined", "Participant"),
+        "penstock.functions.relay": ("Branch",),
         "penstock.functions.saga_course": ("Saga", "Step"),
         "penstock.functions.saga_record": ("Compensated", "Completed", "SagaAlert"),
         "penstock.functions.schedule": ("Schedule", "Scheduled"),

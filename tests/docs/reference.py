@@ -126,6 +126,7 @@ INTERNAL: Final = {
         "state_shape",
         "state_incompatibilities",
     ),
+    "Branch": ("trail",),
     "FencedState": ("fence_rows", "fence_decided"),
     "Participant": ("types", "is_async", "fingerprint", "checked", "resolve", "decide"),
     "Action": ("typename", "message_codec", "answer_codec", "handlers"),

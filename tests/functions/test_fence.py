@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from penstock import App, Branch, Context, Declined, FencedState
 from penstock.functions import participant
+from penstock.functions.commands import Command, Ruled, Sweep, Verdict
 from penstock.functions.fence import SWEPT_MAX, Asked, Fence, Move, Phase, Ruling
-from penstock.functions.participant import Command, Participant, Ruled, Sweep, Verdict
+from penstock.functions.participant import Participant
 from penstock.functions.trial import START
 
 TRY, CONFIRM, CANCEL = Asked

@@ -23,8 +23,8 @@ from penstock import (
     SagaAlert,
     State,
 )
+from penstock.functions.commands import Command, Ruled, Verdict
 from penstock.functions.fence import Asked
-from penstock.functions.participant import Command, Ruled, Verdict
 from penstock.testing import Harness
 
 

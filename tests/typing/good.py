@@ -8,7 +8,8 @@ from penstock.functions.app import App
 from penstock.functions.context import Context
 from penstock.functions.fence import FencedState
 from penstock.functions.function import Function
-from penstock.functions.participant import Action, Branch, Declined, Participant
+from penstock.functions.participant import Action, Declined, Participant
+from penstock.functions.relay import Branch
 from penstock.functions.saga_course import Saga
 from penstock.functions.saga_record import Compensated, Completed
 from penstock.functions.schedule import Schedule, Scheduled
