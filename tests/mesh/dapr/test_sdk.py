@@ -90,6 +90,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Beside, Bes
     ):
         for one in (cart, stock):
             wait_until(lambda one=one: one.ask("GET", "/v1.0/metadata")["actorRuntime"]["hostReady"])
+        for one in (cart, stock):
+            for app in ("cart", "stock"):
+                # Ready is what a sidecar says of itself; the others see it at their next look at the registry.
+                wait_until(lambda one=one, app=app: one.ask("GET", f"/v1.0/invoke/{app}/method/events") == [])
         yield cart, stock
 
 
