@@ -14,7 +14,7 @@ from tests.docs.reference import MODULES, REFERENCE, pages
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-CODE_NAME = re.compile(r"`((?:checkpoint|engine|functions|router|state|src/penstock)/[\w/]+\.py)(?:::([\w.]+))?`")
+CODE_NAME = re.compile(r"`((?:checkpoint|engine|functions|mesh|router|state|src/penstock)/[\w/]+\.py)(?:::([\w.]+))?`")
 
 
 @pytest.mark.parametrize("page", ["api.md", "cli.md", "configuration.md", "faults.md", "metrics.md"])
