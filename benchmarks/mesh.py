@@ -4,6 +4,7 @@
     stateless   requests a host carries out in a second of its processor time, without state
     stateful    the same with state in SQLite, synchronous=FULL: every answer is on disk before it is given
     failover    kill -9 of one of three hosts under keyed calls: errors, and how long calls take around that
+    gray        the same with SIGSTOP: a host that takes connections and answers nothing, with outlier detection
     policy      from the change of a policy file until requests meet it
 
 Each scenario prints one JSON object, with a bare aiohttp server in the same run where there is something to compare.
@@ -230,6 +231,8 @@ class Supervised:
 
     def write_policies(self, more: str) -> None:
         text = (
+            "functions:\n  bench/count:\n"
+            "    outlier_detection: {consecutive_5xx: 3, base_ejection_time: 30s, max_ejection_percent: 50}\n"
             f"routes:\n  - match: {{function: bench/count}}\n    retries: {{per_try_timeout: {PER_TRY_MS}ms}}\n{more}"
         )
         self.policies.write_text(text)
@@ -255,6 +258,15 @@ class Supervised:
 
 
 def failover(seconds: float, folder: Path) -> dict[str, Any]:
+    return disturbed(seconds, folder, signal.SIGKILL)
+
+
+def gray(seconds: float, folder: Path) -> dict[str, Any]:
+    return disturbed(seconds, folder, signal.SIGSTOP)
+
+
+def disturbed(seconds: float, folder: Path, how: signal.Signals) -> dict[str, Any]:
+    """Keyed calls through the gateway, while something is done to one of three hosts."""
     mesh = Supervised(folder)
     calls: list[tuple[float, float, bool]] = []
     killed_s = 0.0
@@ -280,13 +292,15 @@ def failover(seconds: float, folder: Path) -> dict[str, Any]:
                 nonlocal killed_s
                 await asyncio.sleep(seconds / 3)
                 killed_s = time.monotonic()
-                os.kill(mesh.hosts()[0], signal.SIGKILL)
+                os.kill(mesh.hosts()[0], how)
 
             await asyncio.gather(kill(), *map(call, range(FAILOVER_CALLERS)))
 
     try:
         asyncio.run(run())
     finally:
+        if how is signal.SIGSTOP:
+            os.kill(mesh.hosts()[0], signal.SIGKILL)
         mesh.end()
     before = [took_s for began_s, took_s, _ in calls if began_s < killed_s - PER_TRY_MS / 1000]
     around = [took_s for began_s, took_s, _ in calls if -1.0 < began_s - killed_s < 2.0]
@@ -296,8 +310,8 @@ def failover(seconds: float, folder: Path) -> dict[str, Any]:
         "per_try_timeout_ms": PER_TRY_MS,
         "before_p50_ms": quantile_ms(before, 0.5),
         "before_p99_ms": quantile_ms(before, 0.99),
-        "failover_p99_ms": quantile_ms(around, 0.99),
-        "failover_max_ms": quantile_ms(around, 1.0),
+        "around_p99_ms": quantile_ms(around, 0.99),
+        "around_max_ms": quantile_ms(around, 1.0),
     }
 
 
@@ -326,7 +340,7 @@ def quantile_ms(seconds: list[float], share: float) -> float:
     return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 3) if ordered else 0.0
 
 
-SCENARIOS = {each.__name__: each for each in (overhead, stateless, stateful, failover, policy)}
+SCENARIOS = {each.__name__: each for each in (overhead, stateless, stateful, failover, gray, policy)}
 
 
 def main() -> None:

@@ -13,9 +13,10 @@ from heapq import nsmallest
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+from penstock.durations import timestamp
 from penstock.engine.invocation_journal import CANCELLATION, InvocationJournal, Line
 from penstock.engine.pending import Hold, PendingMessage, read_pending
-from penstock.engine.views import View, timestamp
+from penstock.engine.views import View
 from penstock.errors import InvalidInput
 from penstock.functions.durable import DEADLINE
 from penstock.ids import Address, key_group

@@ -12,8 +12,8 @@ import click
 import msgspec
 
 from penstock.addresses import find_address
+from penstock.durations import timestamp
 from penstock.engine.cli_common import silence_kafka_client
-from penstock.engine.views import timestamp
 from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.ids import Address

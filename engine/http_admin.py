@@ -30,6 +30,7 @@ import msgspec
 from aiohttp import web
 
 import penstock
+from penstock.durations import timestamp
 from penstock.engine.looks import Ask, Looks, Question, id_of_task
 from penstock.engine.operations import (
     BackfillSchedule,
@@ -49,7 +50,7 @@ from penstock.engine.serving import Served, SharedStatistics
 from penstock.engine.settings import Setting
 from penstock.engine.sinks import SinkDriver
 from penstock.engine.totals import Totals
-from penstock.engine.views import not_retained, show_checkpoint, summarize_checkpoint, timestamp, view_of_nothing
+from penstock.engine.views import not_retained, show_checkpoint, summarize_checkpoint, view_of_nothing
 from penstock.errors import InvalidInput, Unavailable
 from penstock.functions.describing import describe_functions
 from penstock.functions.schedule import Schedule

@@ -26,13 +26,13 @@ from penstock.checkpoint.retention import Retained
 from penstock.checkpoint.savepoint import Savepoint, SavepointReader, SavepointWriter, not_admitted
 from penstock.checkpoint.store import BaseStore
 from penstock.checkpoint.stores import open_place
+from penstock.durations import timestamp
 from penstock.engine.config import Config
 from penstock.engine.data import DataDirectory
 from penstock.engine.migrate import check_shapes
 from penstock.engine.offline import Checkpoints, Markers, scratch_directory, waiting_rows
 from penstock.engine.regroup import NewTask, OldTask, fill, fold_all
 from penstock.engine.restore import restore_task, rows_of, undecided
-from penstock.engine.views import timestamp
 from penstock.errors import Refused, Unavailable
 from penstock.functions.app import App
 from penstock.ids import KEY_GROUPS_MAX

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cache, partial
 from heapq import nsmallest
 from itertools import islice
@@ -20,6 +19,7 @@ import msgspec
 
 from penstock.checkpoint.control import Manifest
 from penstock.checkpoint.retention import Retained
+from penstock.durations import timestamp
 from penstock.engine.effects import DeadLetter
 from penstock.engine.entry import Entry, collection_ids
 from penstock.engine.letters import DeadLetters
@@ -298,11 +298,6 @@ def not_retained(number: int, known: Sequence[int]) -> InvalidInput:
     return InvalidInput(
         "PEN0309", f"There is no checkpoint {number}. Retained: {kept}. List them: penstock checkpoint list."
     )
-
-
-def timestamp(at_ms: float) -> str:
-    """A moment in UTC: `2026-01-01T12:00:00.000Z`."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _number(letter: DeadLetter) -> int:

@@ -3,14 +3,11 @@
     POST /send/NAMESPACE/NAME/ID    202 once the message can't be lost any more
     POST /call/NAMESPACE/NAME/ID    200 with the answer
     POST /promise/NAMESPACE/NAME/ID/PROMISE 200 once the promise is kept
-    GET  /admin/functions           what there is
-    GET  /admin/state?function=&prefix=&limit=        /admin/state/value?function=&id=
-    GET  /admin/dead?function=&code=&limit=           /admin/dead/counts      /admin/dead/NUMBER
-    POST /admin/dead/redrive, /admin/dead/drop        {"numbers": [...]}
     GET  /livez  /readyz  /actuator/...  /metrics
+    /admin/...                      for the command line (`penstock.mesh.gateway_admin`)
 
-What always holds: a request without a key is given one, so that it may be tried again and is done once; reading state
-waits for no turn, and shows what is committed. How requests are read and errors told is in `penstock.web`.
+What always holds: a request without a key is given one, so that it may be tried again and is done once. How requests
+are read and errors told is in `penstock.web`.
 """
 
 from __future__ import annotations
@@ -20,21 +17,16 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from uuid import uuid4
 
-import msgspec
 from aiohttp import web
 
-from penstock.errors import InvalidInput
 from penstock.functions.app import App
-from penstock.functions.describing import describe_functions
 from penstock.ids import Address
 from penstock.mesh.access import AccessLog
 from penstock.mesh.caller import Caller
-from penstock.mesh.invocation import LoadedRows
-from penstock.mesh.letters import Letters
+from penstock.mesh.gateway_admin import GatewayAdmin
 from penstock.mesh.server import Page
 from penstock.mesh.store import Store
 from penstock.mesh.wire import Kind, Reply, Request, error_of
-from penstock.state.showing import show_state
 from penstock.state.stateful import Stateful
 from penstock.web import (
     CLOSE_S,
@@ -54,8 +46,6 @@ from penstock.web import (
 
 _OPEN: Final = frozenset({"/livez", "/readyz", "/actuator/health/liveness", "/actuator/health/readiness"})
 _SERVED: Final = "POST /send, POST /call, POST /promise, /admin/state, /admin/dead, /readyz, /metrics"
-LIMIT: Final = 100
-LIMIT_MAX: Final = 100_000
 
 
 class Gateway:
@@ -78,8 +68,6 @@ class Gateway:
         self._app = app
         self._functions = functions
         self._caller = caller
-        self._store = store
-        self._letters = Letters(store, functions)
         self._host = host
         self._message_bytes_max = message_bytes_max
         self._ready = ready
@@ -93,16 +81,9 @@ class Gateway:
                 web.post("/send/{address:.*}", self._send),
                 web.post("/call/{address:.*}", self._call),
                 web.post("/promise/{promise:.*}", self._resolve),
-                web.get("/admin/functions", self._list_functions),
-                web.get("/admin/state", self._list_state),
-                web.get("/admin/state/value", self._show_state),
-                web.get("/admin/dead", self._list_dead),
-                web.get("/admin/dead/counts", self._count_dead),
-                web.get(r"/admin/dead/{number:\d+}", self._show_dead),
-                web.post("/admin/dead/redrive", self._redrive),
-                web.post("/admin/dead/drop", self._drop),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
+                *GatewayAdmin(app, functions, store).routes(),
                 *(web.get(path, page) for path, page in pages.items()),
             ]
         )
@@ -157,52 +138,6 @@ class Gateway:
             self._access_log.note(asked, reply, time.monotonic() - began_s)
         return reply
 
-    # State.
-
-    async def _list_functions(self, request: web.Request) -> web.Response:
-        return json_response(describe_functions(self._app))
-
-    async def _list_state(self, request: web.Request) -> web.Response:
-        function = self._function(request)
-        prefix = request.query.get("prefix", "")
-        ids = await self._store.ids(function.function.state_typename, prefix=prefix, limit=_limit(request))
-        return json_response({"function": function.typename, "ids": ids})
-
-    async def _show_state(self, request: web.Request) -> web.Response:
-        function = self._function(request)
-        address = Address(function.typename, request.query.get("id", ""))
-        if not address.id:
-            raise InvalidInput("PEN0203", f"An empty id names no instance of {function.typename}. Give it some text.")
-        loaded = await self._store.load(function.function.state_typename, address.id, rows=True)
-        now_ms = time.time_ns() // 1_000_000
-        return json_response(show_state(function, address, loaded.value, LoadedRows(loaded.rows), now_ms))
-
-    def _function(self, request: web.Request) -> Stateful:
-        typename = request.query.get("function", "")
-        function = self._functions.get(typename)
-        if function is None:
-            known = ", ".join(sorted(self._functions)) or "none"
-            raise InvalidInput("PEN0105", f"{typename!r} is no function of this application. Known: {known}.")
-        return function
-
-    # Dead letters.
-
-    async def _list_dead(self, request: web.Request) -> web.Response:
-        chosen = {"typename": request.query.get("function"), "code": request.query.get("code")}
-        return json_response(await self._letters.choose(**chosen, limit=_limit(request)))
-
-    async def _count_dead(self, _: web.Request) -> web.Response:
-        return json_response(await self._letters.counts())
-
-    async def _show_dead(self, request: web.Request) -> web.Response:
-        return json_response(await self._letters.show(int(request.match_info["number"])))
-
-    async def _redrive(self, request: web.Request) -> web.Response:
-        return json_response({"redriven": await self._letters.redrive(await _numbers(request))})
-
-    async def _drop(self, request: web.Request) -> web.Response:
-        return json_response({"dropped": await self._letters.drop(await _numbers(request))})
-
     # Probes.
 
     async def _livez(self, request: web.Request) -> web.Response:
@@ -211,24 +146,6 @@ class Gateway:
     async def _readyz(self, request: web.Request) -> web.Response:
         reason = self._ready()
         return json_response({"ready": not reason, "reason": reason}, status=503 if reason else 200)
-
-
-class _Numbers(msgspec.Struct, forbid_unknown_fields=True):
-    numbers: list[int]
-
-
-async def _numbers(request: web.Request) -> list[int]:
-    try:
-        return msgspec.json.decode(await request.read(), type=_Numbers).numbers
-    except msgspec.DecodeError as error:
-        raise InvalidInput("PEN0610", f'The body is not {{"numbers": [...]}}: {error}.') from None
-
-
-def _limit(request: web.Request) -> int:
-    given = request.query.get("limit", str(LIMIT))
-    if not given.isdecimal():
-        raise InvalidInput("PEN0610", f"limit = {given!r} is no whole number. Give ?limit=100.")
-    return min(int(given), LIMIT_MAX)
 
 
 def _failed(reply: Reply, address: Address) -> web.Response:

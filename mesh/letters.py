@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from penstock.durations import timestamp
 from penstock.errors import InvalidInput
 from penstock.mesh.store import DeadLetter, Emitted, RejectedRecord, Store
 from penstock.state.showing import builtins_of
@@ -97,7 +97,6 @@ class Letters:
 def _summary(letter: DeadLetter) -> dict[str, Any]:
     """A letter in one row."""
     what = letter.what
-    at = datetime.fromtimestamp(letter.died_ms / 1000, UTC).isoformat(timespec="milliseconds")
     code, _, reason = letter.reason.partition(" ")
     match what:
         case RejectedRecord():
@@ -108,7 +107,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
             typename, id, origin = what.target, what.id, "" if what.outside else str(letter.sender)
     return {
         "number": letter.number,
-        "at": at.replace("+00:00", "Z"),
+        "at": timestamp(letter.died_ms),
         "function": typename,
         "id": id,
         "code": code,

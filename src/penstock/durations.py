@@ -2,13 +2,14 @@
 
 Text is a sum of numbers with units, largest first, as in `30d`, `1h30m`, `90s`, `250ms`; a plain number is
 seconds. Everything inside Penstock counts whole milliseconds, rounded up, so that a wait is never shorter
-than was asked for. Never negative: what should have happened before now is a mistake, and is refused.
+than was asked for. Never negative: what should have happened before now is a mistake, and is refused. Moments are
+written here, too.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from typing import Final
@@ -90,3 +91,8 @@ def _text_milliseconds(text: str) -> Decimal | None:
         return None
     counts = zip(match.groups(), UNITS_MS.values(), strict=True)
     return sum((Decimal(count) * unit for count, unit in counts if count is not None), Decimal(0))
+
+
+def timestamp(at_ms: float) -> str:
+    """A moment in UTC: `2026-01-01T12:00:00.000Z`."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -133,7 +133,10 @@ async def test_it_reads_what_is_committed(one: Shop) -> None:
         "tables": {"items": [{"key": "milk", "value": 1}, {"key": "tea", "value": 2}]},
         "logs": {"history": ["tea", "milk", "tea"]},
     }
-    assert [row["function"] for row in await one.ask(one.client.functions)] == ["shop/approval", "shop/cart"]
+    assert [row["function"] for row in await one.ask(one.client.functions)] == [
+        "shop/approval",
+        "shop/cart",
+    ]
 
 
 @shop

@@ -12,6 +12,7 @@ import pytest
 from penstock import App, CallTimeout, ConfigurationError, Context, FunctionError, InvalidInput, State
 from penstock.mesh.library import Mesh
 from penstock.mesh.registry import LocalRegistry
+from penstock.mesh.sqlite_store import SqliteStore
 
 app = App("library")
 
@@ -147,6 +148,19 @@ def test_state_outlives_the_process(tmp_path: Path) -> None:
             return await mesh.call(account, "alice", 5)
 
     assert [asyncio.run(deposit()) for _ in range(2)] == [5, 10]
+
+
+def test_two_programs_on_one_directory_leave_one_another_their_sessions(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Mesh(app, directory=tmp_path) as one, Mesh(app, directory=tmp_path) as other:
+            await asyncio.gather(*(mesh.call(account, "alice", 1) for mesh in (one, other) for _ in range(5)))
+            await one.call(gift, "g", ["bob"])
+            await balance_becomes(other, "bob", 1)
+            assert await other.call(account, "alice", 0) == 10
+            known = await SqliteStore(tmp_path).sessions()
+            assert [session.fenced for session in known] == [False, False]
+
+    asyncio.run(run())
 
 
 def test_with_a_registry_the_functions_run_where_it_says(tmp_path: Path) -> None:

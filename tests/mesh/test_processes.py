@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
+from uuid import uuid4
 
 import aiohttp
 import pytest
@@ -48,6 +49,7 @@ class Mesh:
     """A supervisor, its gateway and its hosts."""
 
     def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
         (folder / "app.py").write_text(APP)
         command = "from penstock.engine.cli import main; main()"
         self.process = subprocess.Popen(
@@ -109,9 +111,10 @@ class Mesh:
         self.process.stderr.close()
 
 
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Mesh]:
-    made = Mesh(tmp_path, "--replicas", "3")
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """One for all tests, in their order: the last ones end it."""
+    made = Mesh(tmp_path_factory.mktemp("mesh"), "--replicas", "3")
     try:
         made.wait_ready(3)
         yield made
@@ -125,6 +128,7 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._name = uuid4().hex
         self.done = 0
         self.errors: list[str] = []
         self.enough = asyncio.Event()
@@ -136,7 +140,7 @@ class Load:
     async def _call(self, session: aiohttp.ClientSession, number: int) -> None:
         counted = 0
         while not self.enough.is_set():
-            async with session.post(f"{self._url}/call/t/count/caller-{number}", data="1") as response:
+            async with session.post(f"{self._url}/call/t/count/{self._name}-{number}", data="1") as response:
                 text = await response.text()
             counted += 1
             if response.status != 200 or int(text) != counted:
@@ -145,13 +149,12 @@ class Load:
             self.done += 1
 
 
-async def under_load(url: str, disturb: list[object], seconds: float) -> Load:
+async def under_load(url: str, disturb: Sequence[Callable[[], object]], seconds: float) -> Load:
     """Load for some time, with `disturb` done to the processes in the middle of it."""
     load = Load(url)
     running = asyncio.create_task(load.run())
     await asyncio.sleep(seconds / 4)
     for step in disturb:
-        assert callable(step)
         await asyncio.to_thread(step)
     await asyncio.sleep(seconds / 2)
     load.enough.set()
@@ -168,25 +171,6 @@ def test_a_killed_host_costs_no_caller_an_answer_and_is_started_again(mesh: Mesh
     assert load.done > CALLERS
     mesh.wait_for("has ended (SIGKILL) and is started again")
     mesh.wait_for("Serves all functions", times=4)
-
-
-def test_all_hosts_are_replaced_under_load_without_an_error_and_the_mesh_ends_in_an_orderly_way(mesh: Mesh) -> None:
-    before = mesh.hosts()
-
-    load = asyncio.run(
-        under_load(
-            mesh.url,
-            [lambda: mesh.process.send_signal(signal.SIGHUP), lambda: mesh.wait_for("3 hosts replaced")],
-            0.5,
-        )
-    )
-
-    assert load.errors == []
-    assert len(set(mesh.hosts()) - set(before)) == 3
-    assert mesh.end() == 0
-    for number in mesh.hosts():
-        with pytest.raises(ProcessLookupError):
-            os.kill(number, 0)
 
 
 def test_handlers_of_different_hosts_reach_one_another(mesh: Mesh) -> None:
@@ -208,7 +192,39 @@ def test_handlers_of_different_hosts_reach_one_another(mesh: Mesh) -> None:
     assert asyncio.run(run()) == [11] * 12
 
 
-def test_hosts_end_with_a_supervisor_that_is_killed(mesh: Mesh) -> None:
+def test_a_registry_that_is_gone_takes_no_request_with_it(mesh: Mesh) -> None:
+    registry = mesh.folder / "data" / "registry.sqlite"
+
+    def destroy() -> None:
+        registry.unlink()
+        registry.mkdir()
+        mesh.wait_for("The last view goes on serving")
+
+    load = asyncio.run(under_load(mesh.url, [destroy], 0.4))
+    registry.rmdir()
+
+    assert load.errors == []
+    mesh.wait_for("The registry answers again")
+    mesh.wait_ready(3)
+
+
+def test_all_hosts_are_replaced_under_load_without_an_error_and_the_mesh_ends_in_an_orderly_way(mesh: Mesh) -> None:
+    before = mesh.hosts()
+
+    replace = [lambda: mesh.process.send_signal(signal.SIGHUP), lambda: mesh.wait_for("3 hosts replaced")]
+    load = asyncio.run(under_load(mesh.url, replace, 0.5))
+
+    assert load.errors == []
+    assert len(set(mesh.hosts()) - set(before)) == 3
+    assert mesh.end() == 0
+    for number in mesh.hosts():
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+def test_hosts_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, "--replicas", "1")
+    mesh.wait_for("Serves all functions")
     mesh.process.kill()
     mesh.process.wait(10)
 
