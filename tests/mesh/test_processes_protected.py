@@ -1,0 +1,87 @@
+"""`penstock mesh` under certificates: who may ask, and what a rotation costs, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from penstock.mesh.identity import load_credentials
+from tests.mesh.authorities import authority, identity
+from tests.mesh.test_processes import Mesh, under_load
+
+SHOP = "spiffe://demo.local/ns/default/sa/shop"
+POLICIES = f"""
+tls: {{mode: STRICT, trust_domain: demo.local}}
+access:
+  - {{destination: t/tell, sources: ["spiffe://demo.local/ns/default/sa/somebody-else"]}}
+  - {{destination: t/count, sources: ["{SHOP}"]}}
+"""
+
+
+class Protected(Mesh):
+    """Two hosts and a gateway, all under one identity."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = authority(folder / "ca")
+        self.identity = identity(self.authority, folder / "id")
+        (folder / "mesh.yaml").write_text(POLICIES)
+        super().__init__(folder, "--replicas", "2", "--identity", "id", "--policies", "mesh.yaml")
+
+    def renew(self) -> None:
+        """Issue another certificate into the same folder, and wait until all three processes use it."""
+        seen = sum("was replaced; new connections use it" in line for line in self.lines)
+        identity(self.authority, self.identity)
+        self.wait_for("was replaced; new connections use it", times=seen + 3)
+
+    def host_url(self) -> str:
+        found = re.search(r"Serves all functions at (\S+)\.", self.wait_for("Serves all functions"))
+        assert found is not None
+        return found[1]
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Protected]:
+    made = Protected(tmp_path_factory.mktemp("protected"))
+    try:
+        made.wait_ready(2)
+        yield made
+    finally:
+        made.end()
+
+
+def refusal(ask: Callable[[], object]) -> tuple[int, str]:
+    with pytest.raises(HTTPError) as raised:
+        ask()
+    with raised.value as response:
+        return response.status or 0, json.load(response)["code"]
+
+
+def test_certificates_are_renewed_under_load_without_an_error(mesh: Protected) -> None:
+    load = asyncio.run(under_load(mesh.url, [mesh.renew, mesh.renew], 0.4))
+
+    assert load.errors == []
+    assert load.done > 0
+
+
+def test_a_host_takes_no_request_without_a_certificate(mesh: Protected) -> None:
+    """Whatever it claims about itself."""
+    url = f"{mesh.host_url()}/invoke/t/count/1"
+    plain = Request(url.replace("https", "http"), data=b"\x01", headers={"penstock-caller": "t/count/7"})
+
+    assert url.startswith("https://")
+    assert refusal(lambda: urlopen(plain, timeout=10)) == (403, "PEN0875")
+    with urlopen(Request(url, data=b"\x01"), timeout=10, context=load_credentials(mesh.identity).client) as response:
+        assert response.status == 200
+
+
+def test_what_is_for_another_identity_is_denied(mesh: Protected) -> None:
+    ask = Request(f"{mesh.url}/call/t/tell/1", data=b'"x"')
+
+    assert refusal(lambda: urlopen(ask, timeout=10)) == (403, "PEN0846")
