@@ -19,6 +19,8 @@ from penstock.mesh.policies.plan import Plan, Request
 from penstock.mesh.policies.settings import AccessRule, FunctionPolicy, PolicySet, Route, Side
 from penstock.mesh.policies.target import Target, TargetStatistics
 
+TARGETS_MAX: Final = 10_000
+"""Functions of which something is remembered. Beside a sidecar their names are whatever somebody asks for."""
 _DEFAULT_POLICY = FunctionPolicy()
 _DEFAULT_ROUTE = Route()
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -92,6 +94,9 @@ class Policies:
     def _target(self, function: str, now_s: float) -> Target:
         target = self._targets.get(function)
         if target is None:
+            if len(self._targets) >= TARGETS_MAX:
+                self._routes.clear()
+                self._targets = {name: busy for name, busy in self._targets.items() if not busy.is_idle}
             target = self._targets[function] = Target(
                 function, self._policy(function), stateful=function in self._stateful, draw=self._draw, now_s=now_s
             )

@@ -80,6 +80,11 @@ class Target:
         if policy.breaker != before.breaker:
             self._breakers = Breakers(policy.breaker) if policy.breaker else None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way."""
+        return not self.allowance.first_tries and not self.allowance.retries
+
     def see(self, endpoints: Sequence[Host]) -> None:
         """These serve the function now."""
         names = frozenset(endpoint.name for endpoint in endpoints)

@@ -8,7 +8,7 @@ import pytest
 
 from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Admission, Refusal
-from penstock.mesh.policies.live import Policies
+from penstock.mesh.policies.live import TARGETS_MAX, Policies
 from penstock.mesh.policies.plan import Request, Try
 from penstock.mesh.policies.settings import (
     AccessRule,
@@ -127,3 +127,15 @@ def test_statistics_tell_what_endpoints_did_from_what_callers_saw() -> None:
     assert (found.calls, found.calls_succeeded) == (2, 2)
     assert (found.attempts, found.attempts_succeeded) == (4, 2)
     assert (found.retry, found.retry_success) == (2, 1)
+
+
+def test_functions_that_nobody_calls_any_more_are_forgotten_when_there_are_too_many() -> None:
+    live = policies()
+    under_way = live.plan(Request("shop/slow"), endpoints(1), 0.0)
+    under_way.next(0.0)
+    for number in range(TARGETS_MAX):
+        live.plan(Request(f"app/{number}"), [], 0.0).close(0.0)
+
+    assert set(live.statistics(0.0)) == {"shop/slow", f"app/{TARGETS_MAX - 1}"}
+    under_way.result(1.0, OK)
+    assert live.statistics(1.0)["shop/slow"].calls_succeeded == 1
