@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -96,42 +97,34 @@ async def _run(
 ) -> None:
     from penstock.mesh.dapr.storage import Storage
     from penstock.mesh.discovery import registry_of
-    from penstock.mesh.identity import Identity
-    from penstock.mesh.policies.settings import Tls
     from penstock.mesh.policy_watch import PolicyWatch
+    from penstock.mesh.protection import identity_of, tls_mode
     from penstock.mesh.sidecar import Sidecar, SidecarOptions, policies_of_a_sidecar
 
     in_force = policies_of_a_sidecar()
-    watch = None if policies is None else PolicyWatch(policies, in_force)
-    if watch is not None:
-        watch.start()
-    tls = in_force.policy_set.tls or Tls()
-    own = None if identity is None else Identity(identity)
-    options = SidecarOptions(
-        app=app_id,
-        app_port=app_port,
-        port=port,
-        mesh_address=mesh_address,
-        mesh_port=mesh_port,
-        state_stores=frozenset(state_store),
-        pubsubs=frozenset(pubsub),
-        lock_stores=frozenset(lock_store),
-        api_token=os.environ.get("DAPR_API_TOKEN", ""),
-        app_token=os.environ.get("APP_API_TOKEN", ""),
-        tls_mode=tls.mode,
-    )
-    storage = Storage(data)
-    beside = Sidecar(options, registry_of(registry or str(data / "registry.db"), os.environ), in_force, storage, own)
-    tasks = [asyncio.create_task(watch.run())] if watch is not None else []
-    if own is not None:
-        await own.start()
-    try:
-        await beside.start()
+    async with AsyncExitStack() as stack:
+        if policies is not None:
+            watch = PolicyWatch(policies, in_force)
+            watch.start()
+            watching = asyncio.create_task(watch.run())
+            stack.callback(watching.cancel)
+        own = await stack.enter_async_context(identity_of(identity, in_force.policy_set))
+        options = SidecarOptions(
+            app=app_id,
+            app_port=app_port,
+            port=port,
+            mesh_address=mesh_address,
+            mesh_port=mesh_port,
+            state_stores=frozenset(state_store),
+            pubsubs=frozenset(pubsub),
+            lock_stores=frozenset(lock_store),
+            api_token=os.environ.get("DAPR_API_TOKEN", ""),
+            app_token=os.environ.get("APP_API_TOKEN", ""),
+            tls_mode=tls_mode(in_force.policy_set),
+        )
+        found = registry_of(registry or str(data / "registry.db"), os.environ)
+        beside = Sidecar(options, found, in_force, Storage(data), own)
+        stack.push_async_callback(beside.close)
         with stopped_by_signals(beside.stop):
+            await beside.start()
             await beside.wait()
-    finally:
-        await beside.close()
-        if own is not None:
-            await own.close()
-        for task in tasks:
-            task.cancel()

@@ -62,6 +62,10 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     def path(self) -> Path:
         return Path(self.folder)
 
+    @property
+    def identity_folder(self) -> Path | None:
+        return self.path / self.identity if self.identity else None
+
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(MeshOptions).decode

@@ -24,13 +24,13 @@ from penstock.mesh.access import AccessLog
 from penstock.mesh.background import Background, IngressEnded
 from penstock.mesh.discovery import registry_of
 from penstock.mesh.host import HostOptions
-from penstock.mesh.identity import TLS_LABEL, Identity
 from penstock.mesh.node import Node
 from penstock.mesh.options import MeshOptions, decode_options
 from penstock.mesh.pages import pages_of
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.policies.settings import PolicySet, TlsMode
+from penstock.mesh.policies.settings import PolicySet
 from penstock.mesh.policy_watch import PolicyWatch
+from penstock.mesh.protection import identity_of, scheme, tls_labels, tls_mode
 from penstock.mesh.registry import Registry
 from penstock.mesh.server import HostServer
 from penstock.mesh.store import Store
@@ -68,7 +68,8 @@ async def run_host(options: MeshOptions) -> None:
         async with AsyncExitStack() as stack:
             policies, watch = await stack.enter_async_context(policies_of(app, options))
             registry = await stack.enter_async_context(opened_registry(options))
-            identity = await stack.enter_async_context(identity_of(options, policies))
+            identity = await stack.enter_async_context(identity_of(options.identity_folder, policies.policy_set))
+            tls = tls_mode(policies.policy_set)
             transport = HttpTransport(identity)
             stack.push_async_callback(transport.close)
             store = await stack.enter_async_context(opened_store(options))
@@ -83,7 +84,7 @@ async def run_host(options: MeshOptions) -> None:
                 ),
                 only=frozenset(options.only),
                 version=options.version,
-                labels=options.labels | tls_labels(identity, policies),
+                labels=options.labels | tls_labels(identity, tls),
                 zone=options.zone,
             )
             await node.start()
@@ -93,11 +94,10 @@ async def run_host(options: MeshOptions) -> None:
                 pages=pages_of(node, watch),
                 access_log=AccessLog(node.name) if options.access_log else None,
                 identity=identity,
-                tls=tls_mode(policies),
+                tls=tls,
             )
             port = await server.start(options.host, options.host_port)
-            scheme = "http" if identity is None or tls_mode(policies) is TlsMode.DISABLE else "https"
-            url = f"{scheme}://{options.advertise or reachable(options.host)}:{port}"
+            url = f"{scheme(identity, tls)}://{options.advertise or reachable(options.host)}:{port}"
             await node.announce(url)
             print(url, flush=True)  # noqa: T201  # What the supervisor waits for.
             logger.info("Serves %s at %s.", ", ".join(options.only) or "all functions", url)
@@ -137,39 +137,6 @@ async def policies_of(app: App, options: MeshOptions) -> AsyncIterator[tuple[Pol
         yield policies, watch
     finally:
         watching.cancel()
-
-
-@asynccontextmanager
-async def identity_of(options: MeshOptions, policies: Policies) -> AsyncIterator[Identity | None]:
-    """The certificates of a process, which follow their files while the block runs. Raises ConfigurationError."""
-    tls = policies.policy_set.tls
-    if not options.identity:
-        if tls_mode(policies) is TlsMode.STRICT:
-            raise ConfigurationError(
-                "PEN0808",
-                "The policy file says tls: {mode: STRICT}, and this process has no certificate. Give it one with "
-                "--identity DIR; penstock mesh ca issues them.",
-            )
-        yield None
-        return
-    identity = Identity(options.path / options.identity, trust_domain=tls.trust_domain if tls is not None else "")
-    await identity.start()
-    try:
-        yield identity
-    finally:
-        await identity.close()
-
-
-def tls_labels(identity: Identity | None, policies: Policies) -> dict[str, str]:
-    """What callers without certificates need to know."""
-    permissive = identity is not None and tls_mode(policies) is TlsMode.PERMISSIVE
-    return {TLS_LABEL: TlsMode.PERMISSIVE.value} if permissive else {}
-
-
-def tls_mode(policies: Policies) -> TlsMode:
-    """Of connections between processes that have certificates."""
-    tls = policies.policy_set.tls
-    return tls.mode if tls is not None else TlsMode.PERMISSIVE
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ from penstock.mesh.dapr.peers import (
 from penstock.mesh.dapr.storage import Storage
 from penstock.mesh.dapr.topics import Topics
 from penstock.mesh.edges import Edges
-from penstock.mesh.identity import TLS_LABEL, Identity, peer_of
+from penstock.mesh.identity import Identity, peer_of
 from penstock.mesh.listening import Listening
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.pages import actuator_pages, info_of, metrics_page
@@ -54,6 +54,7 @@ from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet, TlsMode
+from penstock.mesh.protection import scheme, tls_labels
 from penstock.mesh.registry import POLL_S, Endpoint, Lease, Registry
 from penstock.mesh.server import Page
 from penstock.mesh.wire import REFUSED
@@ -355,12 +356,12 @@ class Sidecar:
     async def _announce(self, wants: Wants) -> None:
         if self._lease is not None:
             await self._lease.release()
-        scheme = "http" if self._listening is None else "https"
         functions = {app_function(self.app), *map(actor_function, wants.actors)}
-        url = f"{scheme}://{self._options.mesh_address}:{self.mesh_port}"
-        permissive = self._listening is not None and self._options.tls_mode is TlsMode.PERMISSIVE
-        labels = {TLS_LABEL: TlsMode.PERMISSIVE.value} if permissive else {}
-        endpoint = Endpoint(self.name, url, labels=labels, functions=frozenset(functions), ready=True)
+        mode = self._options.tls_mode
+        url = f"{scheme(self._identity, mode)}://{self._options.mesh_address}:{self.mesh_port}"
+        endpoint = Endpoint(
+            self.name, url, labels=tls_labels(self._identity, mode), functions=frozenset(functions), ready=True
+        )
         self._lease = await self._registry.register(endpoint, LEASE_S)
 
     async def _follow_registry(self) -> None:

@@ -27,7 +27,8 @@ from penstock.mesh.host import functions_of
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.options import MeshOptions, encode_options
 from penstock.mesh.pages import actuator_pages, info_of, metrics_page, policy_health
-from penstock.mesh.process import INPUT_FAILED, MISCONFIGURED, identity_of, opened_registry, opened_store, policies_of
+from penstock.mesh.process import INPUT_FAILED, MISCONFIGURED, opened_registry, opened_store, policies_of
+from penstock.mesh.protection import identity_of
 from penstock.mesh.registry import Registry
 from penstock.mesh.transport import HttpTransport
 from penstock.signals import stopped_by_signals
@@ -200,7 +201,9 @@ class Supervisor:
         functions = functions_of(app, options.message_bytes_max)
         policies, watch = await stack.enter_async_context(policies_of(app, options))
         store = await stack.enter_async_context(opened_store(options))
-        transport = HttpTransport(await stack.enter_async_context(identity_of(options, policies)))
+        transport = HttpTransport(
+            await stack.enter_async_context(identity_of(options.identity_folder, policies.policy_set))
+        )
         stack.push_async_callback(transport.close)
         edges = Edges()
         actuator = Actuator(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from penstock.errors import ConfigurationError
-from penstock.mesh.identity import Identity, load_credentials, peer_of, spiffe_id, trust_domain_of
+from penstock.mesh.identity import Identity, load_credentials, peer_of, spiffe_id, trust_domain_of, url_of
+from penstock.mesh.policies.settings import PolicySet, Tls, TlsMode
+from penstock.mesh.protection import identity_of, tls_labels
+from penstock.mesh.registry import Endpoint
 from tests.mesh.authorities import LONG, authority, identity
 
 SHOP = "spiffe://demo.local/ns/default/sa/shop"
@@ -195,6 +199,39 @@ def test_any_error_is_explained_by_a_certificate_of_ones_own_that_has_expired(tm
     assert str(said).startswith(
         "PEN0873 The certificate of spiffe://demo.local/ns/default/sa/shop has expired, so https://h1 takes no "
     )
+
+
+def test_what_a_certificate_keeps_from_us_is_said_once_in_a_while(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 9e9
+    held = Identity(identity(authority(tmp_path / "ca"), tmp_path / "id"), wall=lambda: now_s)
+    for place, after_s in (("h1", 0), ("h1", 30), ("h2", 0), ("h1", 40)):
+        now_s += after_s
+        held.warn(ConnectionResetError(), place)
+
+    assert [re.findall(r"so (\w+) takes", record.getMessage()) for record in caplog.records] == [["h1"], ["h2"], ["h1"]]
+
+
+def test_who_has_no_certificate_asks_a_permissive_host_without(tmp_path: Path) -> None:
+    own = Identity(identity(authority(tmp_path / "ca"), tmp_path / "id"))
+    strict, permissive = (
+        Endpoint("h1", "https://h1:8080", labels=tls_labels(own, mode)) for mode in (TlsMode.STRICT, TlsMode.PERMISSIVE)
+    )
+
+    assert url_of(permissive, None) == "http://h1:8080"
+    assert url_of(permissive, own) == url_of(strict, own) == url_of(strict, None) == "https://h1:8080"
+
+
+def test_strict_wants_certificates_of_everybody() -> None:
+    async def check() -> None:
+        with pytest.raises(ConfigurationError, match="PEN0808"):
+            async with identity_of(None, PolicySet(tls=Tls(TlsMode.STRICT))):
+                pass
+        async with identity_of(None, PolicySet()) as nobody:
+            assert nobody is None
+
+    asyncio.run(check())
 
 
 def test_ids_are_written_as_spiffe_has_them() -> None:
