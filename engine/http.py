@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -37,7 +37,7 @@ from penstock.web import (
     WebMessage,
     answer_response,
     bind,
-    error_response,
+    failed_response,
     json_response,
     parse_name,
     raw_tail,
@@ -48,9 +48,6 @@ from penstock.web import (
 
 CHECKPOINT_OVERDUE_MS: Final = 30_000
 """PROTOCOL 25: checkpoints that fail for so long mean that the application is not ready."""
-_ANSWER_STATUS: Final[Mapping[str, int]] = {"PEN0210": 500}
-"""Of what a call was answered with. The request was right: the table of `penstock.web` would blame the caller for what
-the handler sends, and to whom."""
 _OPEN: Final = frozenset({"/livez", "/readyz", "/startupz"})
 _SERVED: Final = "POST /send, POST /call, /readyz, /metrics"
 
@@ -146,7 +143,7 @@ class HttpServer:
             ) from None
         if reply.error:
             code, _, text = reply.error.partition(" ")
-            return error_response(PenstockError(code, text), status=_ANSWER_STATUS.get(code, 422))
+            return failed_response(PenstockError(code, text))
         return answer_response(request, reply.value)
 
     async def _message(self, request: web.Request) -> WebMessage:

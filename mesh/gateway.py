@@ -36,6 +36,7 @@ from penstock.web import (
     answer_response,
     bind,
     error_response,
+    failed_response,
     json_response,
     parse_name,
     raw_tail,
@@ -150,7 +151,8 @@ class Gateway:
 
 def _failed(reply: Reply, address: Address) -> web.Response:
     """What a host has answered, as programs are told errors."""
-    response = error_response(error_of(reply, str(address)), status=reply.status)
+    error = error_of(reply, str(address))
+    response = failed_response(error) if reply.status == 422 else error_response(error, status=reply.status)
     if reply.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(reply.retry_after_s)))
     return response

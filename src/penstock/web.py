@@ -56,6 +56,9 @@ _STATUS: Final[Mapping[str, int]] = {
     "PEN0609": 403,
     "PEN0611": 404,
 }
+_ANSWER_STATUS: Final[Mapping[str, int]] = {"PEN0210": 500}
+"""Of what a call was answered with. The request was right: the table above would blame the caller for what the handler
+sends, and to whom."""
 _RETRY_AFTER_S = "1"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -303,6 +306,11 @@ def error_response(error: PenstockError, *, status: int | None = None) -> web.Re
     if status >= 500 and status != 504:
         logger.warning("%s", error)
     return response
+
+
+def failed_response(error: PenstockError) -> web.Response:
+    """The JSON of why a handler could not answer."""
+    return error_response(error, status=_ANSWER_STATUS.get(error.code, 422))
 
 
 def _status_of(error: PenstockError) -> int:

@@ -27,6 +27,12 @@ from penstock.engine import settings
 from penstock.engine.cli import VERBS, cli
 from penstock.engine.config import Config
 from penstock.engine.metrics import Metrics
+from penstock.mesh.metrics import MeshMetrics
+from penstock.mesh.node import Node
+from penstock.mesh.policies.live import Policies
+from penstock.mesh.policies.settings import PolicySet
+from penstock.mesh.registry import LocalRegistry
+from penstock.mesh.sqlite_store import SqliteStore
 from penstock.engine.serving import SharedStatistics
 from penstock.engine.worker import Worker
 from penstock.functions.function import DEFAULT_OPTIONS
@@ -409,13 +415,9 @@ A program that runs an application itself calls `penstock.faults.arm("settle.tol
 # Metrics.
 
 
-def metrics_page(metrics: Sequence[Metric]) -> str:
-    """docs/reference/metrics.md, of the metrics that a running application exports."""
-    rows = [
-        f"| `{_exported(each)}` | {each.type} | {', '.join(f'`{label}`' for label in _labels(each)) or '-'} | "
-        f"{each.documentation} |"
-        for each in metrics
-    ]
+def metrics_page(metrics: Sequence[Metric], of_mesh: Sequence[Metric]) -> str:
+    """docs/reference/metrics.md, of the metrics that a running application exports, and a process of a mesh."""
+    rows, mesh_rows = map(_metric_rows, (metrics, of_mesh))
     return f"""# Metrics
 
 `GET /metrics` answers in the text format of Prometheus. Figures are read from counters the engine keeps anyway; a
@@ -427,7 +429,28 @@ scrape costs nothing per message. Counters begin at zero with each start of the 
 
 A summary is exported as `..._sum` and `..._count`. What to watch and when to raise an alarm is in
 [Operate an application](../how-to/operate.md).
+
+## In the mesh
+
+The gateway and every host of `penstock mesh` answer `GET /metrics` for themselves: `source` and `destination` are
+functions, and `outside` is who is none. A call counts once, however often it was tried: the effective success rate is that
+of calls, the actual one that of attempts. A mesh that retries looks healthy in the first and not in the second.
+
+| metric | type | labels | tells |
+|---|---|---|---|
+{chr(10).join(mesh_rows)}
+
+A histogram is exported as `..._bucket`, `..._sum` and `..._count`. Names that begin with `upstream_rq_` and
+`outlier_detection_` are Envoy's.
 """
+
+
+def _metric_rows(metrics: Sequence[Metric]) -> list[str]:
+    return [
+        f"| `{_exported(each)}` | {each.type} | {', '.join(f'`{label}`' for label in _labels(each)) or '-'} | "
+        f"{each.documentation} |"
+        for each in metrics
+    ]
 
 
 def _exported(metric: Metric) -> str:
@@ -469,6 +492,23 @@ def collected_metrics(directory: Path) -> list[Metric]:
     return found
 
 
+def collected_mesh_metrics(directory: Path) -> list[Metric]:
+    """Those of a host, which also calls."""
+    app = penstock.App("metrics")
+    policies = Policies(PolicySet(), draw=lambda: 0.5)
+
+    async def run() -> list[Metric]:
+        registry, store = LocalRegistry(), SqliteStore(directory)
+        node = Node(app, store, registry, policies)
+        await node.start()
+        found = list(MeshMetrics(app.name, node.edges, policies, node.host).collect())
+        await node.close()
+        await store.close()
+        return found[1:]  # What was built is told by both runtimes.
+
+    return asyncio.run(run())
+
+
 def pages(scratch: Path) -> dict[Path, Callable[[], str]]:
     """Every page that is made here."""
     return {
@@ -476,7 +516,9 @@ def pages(scratch: Path) -> dict[Path, Callable[[], str]]:
         REFERENCE / "cli.md": cli_page,
         REFERENCE / "configuration.md": settings_page,
         REFERENCE / "faults.md": faults_page,
-        REFERENCE / "metrics.md": lambda: metrics_page(collected_metrics(scratch)),
+        REFERENCE / "metrics.md": lambda: metrics_page(
+            collected_metrics(scratch), collected_mesh_metrics(scratch / "mesh")
+        ),
     }
 
 
