@@ -2,8 +2,10 @@
 
 What always holds: everything begins when it is asked for; what is asked of others goes under a key that follows from
 the key of the invocation, the address asked, what is asked, and how often that was before: a handler that is run again
-asks under the same keys, and who knows them does nothing twice. Nothing is kept: a handler that is run again begins at
-its beginning. When a run ends, what it still waits for is let go; calls under way are finished by whoever was called.
+asks under the same keys, and who knows them does nothing twice. What is asked of one address is asked in the order in
+which the handler asked, each when the one before it has come to its end. Nothing is kept: a handler that is run again
+begins at its beginning. When a run ends, what it still waits for is let go; calls under way are finished by whoever was
+called.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from penstock.errors import CallTimeout, FunctionError, InvalidInput
 from penstock.functions.context import Context, Wished
@@ -23,6 +25,10 @@ from penstock.functions.steps import perform
 from penstock.ids import Address
 from penstock.mesh.store import Commit, Committed
 from penstock.mesh.wire import TRACING, Kind, Reply, Request, error_in_handler
+
+CANCEL_AGAIN_S: Final = 0.05
+CANCEL_AGAIN_MAX_S: Final = 1.0
+"""Doubled from the first to the longest: a cancellation may come before the call does, or to a host that is killed."""
 
 
 class Neighbours(Protocol):
@@ -106,6 +112,9 @@ class Awaits:
         self._commit = commit
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._calls: dict[int, Request] = {}
+        self._last: dict[Address, asyncio.Task[None]] = {}
+        """The last call of each address."""
+        self._cancelled: set[int] = set()
         self.promises: list[str] = []
         """Names of those whose values were taken."""
         self._issued = 0
@@ -118,10 +127,10 @@ class Awaits:
         self._context.outputs.append(Wished(durable.index, wish))
         if wish.kind == CALL:
             request = self._calls[durable.index] = self._calling(wish)
-            work = partial(self._call, request)
+            work = partial(self._call, request, self._last.get(request.address))
+            self._last[request.address] = self._begin(durable, wish, work)
         else:
-            work = partial(self._waiting, wish)
-        self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
+            self._begin(durable, wish, partial(self._waiting, wish))
         return durable
 
     async def commit(self) -> None:
@@ -131,14 +140,22 @@ class Awaits:
         self._end(durable)
 
     def cancel_call(self, durable: Durable[Any]) -> None:
-        if not durable.done():
-            self._neighbours.outlive(asyncio.create_task(self._cancel(self._calls[durable.index])))
+        index = durable.index
+        if index in self._tasks and index not in self._cancelled:
+            self._cancelled.add(index)
+            self._neighbours.outlive(asyncio.create_task(self._cancel(self._calls[index], self._tasks[index])))
 
     def cancelled(self, durable: Durable[Any]) -> BaseException | None:
         return None  # What was asked for goes on; nobody waits for it.
 
     def task(self) -> Any:
         return asyncio.current_task()
+
+    async def settle(self, addresses: Collection[Address]) -> None:
+        """Wait for the calls of these addresses, so that what is sent there comes behind them."""
+        calls = [self._last[address] for address in addresses if address in self._last]
+        if calls:
+            await asyncio.wait(calls)
 
     def close(self) -> None:
         """Let go what the handler did not wait for."""
@@ -149,6 +166,10 @@ class Awaits:
                 task.cancel()
 
     # Inside.
+
+    def _begin(self, durable: Durable[Any], wish: Wish, work: Callable[[], Awaitable[bytes]]) -> asyncio.Task[None]:
+        task = self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
+        return task
 
     def _end(self, durable: Durable[Any]) -> None:
         task = self._tasks.pop(durable.index, None)
@@ -189,12 +210,14 @@ class Awaits:
             shadow=self._request.shadow,
         )
 
-    async def _call(self, request: Request) -> bytes:
+    async def _call(self, request: Request, before: asyncio.Task[None] | None) -> bytes:
         whom = str(request.address)
         if request.address in request.chain:
             raise _cycle(request)
         try:
             async with asyncio.timeout(_left_s(request)):
+                if before is not None:
+                    await asyncio.wait([before])
                 reply = await self._neighbours.call(request)
         except TimeoutError:
             raise CallTimeout("PEN0260", f"{whom} did not answer in time.", address=whom) from None
@@ -204,9 +227,14 @@ class Awaits:
             raise error_in_handler(reply, whom)
         return reply.body
 
-    async def _cancel(self, request: Request) -> None:
-        """Tell whoever was called. What comes of it is the answer of the call."""
-        await self._neighbours.call(request._replace(kind=Kind.CANCEL, payload=b""))
+    async def _cancel(self, request: Request, call: asyncio.Task[None]) -> None:
+        """Tell whoever was called, until the call has ended. What comes of it is the answer of the call."""
+        cancel = request._replace(kind=Kind.CANCEL, payload=b"", deadline_s=None)
+        again_s = CANCEL_AGAIN_S
+        while not call.done():
+            await self._neighbours.call(cancel)
+            await asyncio.wait([call], timeout=again_s)
+            again_s = min(2 * again_s, CANCEL_AGAIN_MAX_S)
 
     async def _waiting(self, wish: Wish) -> bytes:
         address = self._context.address

@@ -2,8 +2,8 @@
 
 What always holds: a request is sent only where and when its `Plan` says; every attempt is reported to the plan, which
 is closed however the call ends; whoever asks gets a reply, never an exception; what is called directly waits for as
-long as its caller does, and no longer. Which hosts there are is for the registry to know, how they are reached for the
-transport.
+long as its caller does, and no longer. A cancellation is told to all who may be carrying out what it ends. Which hosts
+there are is for the registry to know, how they are reached for the transport.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 from penstock.mesh.edges import OUTSIDE, EdgeName, Edges
 from penstock.mesh.performing import perform
@@ -22,7 +22,10 @@ from penstock.mesh.policies.outcomes import Failure, Outcome
 from penstock.mesh.policies.plan import GiveUp, Plan, Try
 from penstock.mesh.policies.plan import Request as Asked
 from penstock.mesh.registry import Endpoint, Registry
-from penstock.mesh.wire import Kind, Reply, Request, failure
+from penstock.mesh.wire import NO, YES, Kind, Reply, Request, failure
+
+TELL_S: Final = 2.0
+"""A host that takes longer to hear of a cancellation is told again, if whoever cancels still waits."""
 
 
 class NoAnswer(Exception):
@@ -62,6 +65,8 @@ class Caller:
 
     async def call(self, request: Request) -> Reply:
         """What becomes of `request`, tried as often as its policies say."""
+        if request.kind is Kind.CANCEL:
+            return await self._cancel(request)
         reply: Reply | None = None
         began_s = self._clock()
 
@@ -101,6 +106,22 @@ class Caller:
             outcome = Outcome(failure=error.why)
         self._edges.tried(_edge_of(request), outcome)
         return reply, outcome
+
+    async def _cancel(self, request: Request) -> Reply:
+        """Only the hosts know which of them carries it out: also one that takes nothing new any more."""
+        typename = request.address.typename
+        hosts = [endpoint for endpoint in self._registry.view().endpoints if endpoint.serves(typename)]
+        replies = await asyncio.gather(*(self._tell(endpoint, request) for endpoint in hosts))
+        refusals = [reply for reply in replies if reply is not None and reply.status != 200]
+        if any(reply is not None and reply.body == YES for reply in replies):
+            return Reply(200, YES)
+        return refusals[0] if refusals else Reply(200, NO)
+
+    async def _tell(self, endpoint: Endpoint, request: Request) -> Reply | None:
+        try:
+            return await self._transport.send(endpoint, request, TELL_S)
+        except NoAnswer:
+            return None
 
     def _copy(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> None:
         """Let another host see the request. Nobody waits for what it answers."""

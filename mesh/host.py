@@ -34,7 +34,7 @@ from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.store import Answer, Commit, Committed, Kept, Loaded, Outgoing, Store, VersionMismatch
 from penstock.mesh.turn import Turns
-from penstock.mesh.wire import NOTHING, Kind, Reply, Request, failure, reply_of
+from penstock.mesh.wire import NO, NOTHING, YES, Kind, Reply, Request, failure, reply_of
 from penstock.state.stateful import Stateful
 
 CONFLICTS_MAX: Final = 20
@@ -109,6 +109,8 @@ class Host:
         function = self._served.get(request.address.typename)
         if function is None:
             return self._unknown(request.address.typename)
+        if request.kind is Kind.CANCEL and request.key:
+            return self._interrupt(request)  # Whoever knows the key has asked, and was admitted then.
         if self.draining:
             return failure(503, "PEN0804", "This host is about to stop. Ask another one.", refused=True)
         admission = self._admit(function, request)
@@ -155,10 +157,12 @@ class Host:
             case Kind.RESOLVE:
                 return await self._resolve(request)
             case Kind.CANCEL:
-                self._interrupts.interrupt(request)
-                return Reply(200, NOTHING)
+                return self._interrupt(request)
             case Kind.CALL | Kind.DELIVER:
                 return await self._invoke(function, request)
+
+    def _interrupt(self, request: Request) -> Reply:
+        return Reply(200, YES if self._interrupts.interrupt(request) else NO)
 
     async def _invoke(self, function: Stateful, request: Request) -> Reply:
         """Run the handler in its turn, as often as its options say and as others are in between."""
@@ -180,12 +184,32 @@ class Host:
                 limit.reschedule(request.deadline_s)
             except _HandlerFailed as failed:
                 if interrupt.requested:
-                    raise _cancelled(request) from None
+                    return await self._end_cancelled(function, request, failed, limit)
                 logger.warning("%s, try %d of %d: %s", request.address, attempt, options.attempts, failed)
                 if attempt >= options.attempts or isinstance(failed.error, InvalidInput):
                     raise failed.told(request.address) from None
                 await asyncio.sleep(options.backoff_ms(attempt) / 1000)
                 attempt += 1
+
+    async def _end_cancelled(
+        self, function: Stateful, request: Request, failed: _HandlerFailed, limit: asyncio.Timeout
+    ) -> Reply:
+        """It is over, also for those who ask again under its key: nothing it did is kept, and nobody tries it again."""
+        if not isinstance(failed.error, asyncio.CancelledError):
+            logger.warning("%s was cancelled, and could not put things right: %s", request.address, failed)
+        reply = Reply(200, NOTHING)
+        if request.kind is Kind.CALL:
+            reply = reply_of(_cancelled(request))
+        if request.key and not request.shadow and function.function.state_typename == function.typename:
+            limit.reschedule(None)
+            answer_until_ms = time.time_ns() // 1_000_000 + self._options.keep_answers_ms
+            answer = Answer(reply.status, reply.body)
+            commit = Commit(
+                self._session, *request.address, key=request.key, answer=answer, answer_until_ms=answer_until_ms
+            )
+            with suppress(VersionMismatch):  # It was answered before, on another host.
+                await self.commit(commit)
+        return reply
 
     async def _attempt(
         self,
@@ -212,6 +236,8 @@ class Host:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
             raise _HandlerFailed(error) from error
+        if commit is not None:
+            await run.settle(commit)
         self._check_time(request)
         if commit is None or request.shadow:
             return run.reply()

@@ -1,8 +1,9 @@
 """Ends a call where its handler waits, when whoever asked for it wants it no more.
 
-What always holds: a handler is interrupted while it runs, never while what it did is committed; one that has not begun
-does not begin. The interruption is `asyncio.CancelledError`, which a handler may catch to put things right, and answer
-all the same; it is no cancellation of the task that carries the request out.
+What always holds: a request is interrupted once, however often that is asked for, and while its handler runs, never
+while what it did is committed; one that was never begun does not begin, and one that was is run again up to where it
+waits first, because what it did on the outside before is to be put right. The interruption is `asyncio.CancelledError`,
+which a handler may catch, and answer all the same; it is no cancellation of the task that carries the request out.
 """
 
 from __future__ import annotations
@@ -11,58 +12,78 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from penstock.ids import Address
 from penstock.mesh.wire import Request
 
 
 class Interrupt:
     """Of one request that is being carried out."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: Request) -> None:
+        self.key = request.key
+        self.identity = request.identity
         self.requested = False
+        self._begun = request.attempt > 1
+        """Whether the handler has run before, perhaps on another host."""
         self._task: asyncio.Task[object] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._task is not None
+
     def request(self) -> None:
-        """Raise CancelledError in the handler, now or as soon as it begins."""
-        self.requested = True
-        if self._task is not None:
-            self._task.cancel()
-            self._task.uncancel()  # Nobody wants the task to end.
+        """Raise CancelledError in the handler, now or as soon as it waits."""
+        if not self.requested:
+            self.requested = True
+            self._raise()
 
     @contextmanager
     def handler(self) -> Iterator[None]:
         """Around the handler."""
-        if self.requested:
+        if self.requested and not self._begun:
             raise asyncio.CancelledError
+        self._begun = True
         self._task = asyncio.current_task()
+        again = asyncio.get_running_loop().call_soon(self._raise) if self.requested else None
         try:
             yield
         finally:
             self._task = None
+            if again is not None:
+                again.cancel()
+
+    def _raise(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task.uncancel()  # Nobody wants the task to end.
 
 
 class Interrupts:
-    """Of all requests of a host that have a key."""
+    """Of all requests of a host."""
 
     def __init__(self) -> None:
-        self._watched: dict[tuple[object, str], list[Interrupt]] = {}
+        self._watched: dict[Address, list[Interrupt]] = {}
 
     @contextmanager
     def watch(self, request: Request) -> Iterator[Interrupt]:
         """Around a request, from before it waits for its turn."""
-        interrupt = Interrupt()
-        if not request.key:
-            yield interrupt
-            return
-        name = (request.address, request.key)
-        self._watched.setdefault(name, []).append(interrupt)
+        interrupt = Interrupt(request)
+        self._watched.setdefault(request.address, []).append(interrupt)
         try:
             yield interrupt
         finally:
-            self._watched[name].remove(interrupt)
-            if not self._watched[name]:
-                del self._watched[name]
+            self._watched[request.address].remove(interrupt)
+            if not self._watched[request.address]:
+                del self._watched[request.address]
 
-    def interrupt(self, request: Request) -> None:
-        """Interrupt what was asked under the address and key of `request`, if it is being carried out here."""
-        for interrupt in self._watched.get((request.address, request.key), ()):
-            interrupt.request()
+    def interrupt(self, request: Request) -> bool:
+        """Interrupt what was asked of the address under the key of `request`, by the same identity; without a key,
+        whatever runs there. Whether there is such a thing here."""
+        found = [
+            each
+            for each in self._watched.get(request.address, ())
+            if (each.is_running if not request.key else (each.key, each.identity) == (request.key, request.identity))
+        ]
+        for each in found:
+            each.request()
+        return bool(found)

@@ -9,6 +9,7 @@ leaves nothing else behind. Stores nothing itself, and decides nothing about try
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -83,7 +84,7 @@ class Run:
         self._cause = cause_of(root)
         self._neighbours = neighbours
         self._session = session
-        self._promises: list[str] = []
+        self._awaits: Awaits | None = None
         context = self._context = function.new_context()
         context.id = request.address.id
         context._caller = request.caller
@@ -136,20 +137,40 @@ class Run:
         if commit is None:
             return None
         if not self._request.key:
-            return replace(commit, promises=self._promises)
+            return replace(commit, promises=self._taken)
         return replace(
             commit,
             key=self._request.key,
             answer=Answer(self._reply.status, self._reply.body),
             answer_until_ms=self._context.now_ms + keep_answer_ms,
-            promises=self._promises,
+            promises=self._taken,
         )
+
+    async def settle(self, commit: Commit) -> None:
+        """Wait for what the handler has called, where it sends something as well: that comes behind it."""
+        if self._awaits is not None:
+            at_once = {Address(each.target, each.id) for each in commit.outgoing if not each.due_ms}
+            await self._awaits.settle(at_once)
+
+    @property
+    def _taken(self) -> list[str]:
+        """The promises whose values the handler has had."""
+        return [] if self._awaits is None else self._awaits.promises
 
     async def _keep(self) -> None:
         """Commit what the handler has done so far, and let it go on. A shadow leaves nothing behind."""
         commit = None if self._request.shadow else self._commit_so_far()
         if commit is None:
             return
+        await self.settle(commit)
+        keeping = asyncio.create_task(self._carry_out(commit))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping])  # What is being committed is known to be before the handler goes on.
+            raise
+
+    async def _carry_out(self, commit: Commit) -> None:
         committed = await self._neighbours.commit(commit)
         value = self._opened.raw if commit.value is None else commit.value
         self._opened = self._function.reopen(self._context, self._opened, value)
@@ -181,13 +202,12 @@ class Run:
         )
 
     async def _awaited(self, handler: Callable[..., Any]) -> Any:
-        awaits = Awaits(self._context, self._request, self._keys, self._neighbours, self._keep)
+        awaits = self._awaits = Awaits(self._context, self._request, self._keys, self._neighbours, self._keep)
         self._context._keeper = awaits
         try:
             return await handler(self._context, self._message)
         finally:
             awaits.close()
-            self._promises = awaits.promises
 
 
 class _Asked:

@@ -54,6 +54,8 @@ TRACING: Final = ("traceparent", "tracestate")
 
 NOTHING: Final = b"\xc0"
 """The answer of who has nothing to say."""
+YES: Final = b"\xc3"
+NO: Final = b"\xc2"
 
 
 class Kind(Enum):
@@ -68,7 +70,8 @@ class Kind(Enum):
     RESOLVE = "resolve"
     """It is the value of a promise of this address."""
     CANCEL = "cancel"
-    """End the call that was asked under this key, if it is being carried out."""
+    """End the call that was asked under this key, if it is being carried out here; without a key, whatever runs at the
+    address. The answer says whether there was such a thing: `YES` or `NO`."""
 
 
 class Request(NamedTuple):

@@ -15,7 +15,7 @@ from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.outcomes import Failure
 from penstock.mesh.policies.settings import Backoff, Mirror, PolicySet, Retries, Route
 from penstock.mesh.registry import Endpoint, LocalRegistry
-from penstock.mesh.wire import Kind, Reply, Request, error_of, failure
+from penstock.mesh.wire import NO, YES, Kind, Reply, Request, error_of, failure
 
 OK = Reply(200, b"\x01")
 DOWN = failure(503, "PEN0820", "The store does not take part.")
@@ -151,3 +151,18 @@ def test_who_is_no_function_counts_as_outside() -> None:
     _, _, edges = called()
 
     assert list(edges.known) == [EdgeName(OUTSIDE, "t/a")]
+
+
+def test_a_cancellation_is_told_to_every_host_that_may_have_the_call() -> None:
+    reply, script, _ = called(Reply(200, NO), Failure.RESET, Reply(200, YES), kind=Kind.CANCEL, key="k")
+
+    assert reply == Reply(200, YES)
+    assert sorted(hosts_of(script)) == ["h0", "h1", "h2"]
+    assert {request.key for _, request in script.asked} == {"k"}
+
+
+def test_a_cancellation_of_what_nobody_has_says_so_or_why_it_was_refused() -> None:
+    denied = failure(403, "PEN0840", "Denied.")
+
+    assert called(Reply(200, NO), Failure.CONNECT, Reply(200, NO), kind=Kind.CANCEL)[0] == Reply(200, NO)
+    assert called(Reply(200, NO), denied, Reply(200, NO), kind=Kind.CANCEL)[0] == denied
