@@ -1,7 +1,8 @@
 """What awaiting costs: python -m benchmarks.awaiting [--suspended N] [NAME ...]
 
-Each scenario prints one JSON object, with what it is compared to in the same run. It is one task core without log and
-event loop around it, in an interpreter that is prepared as a worker prepares its own: the cost of the code alone.
+Each scenario prints one JSON object, with what it is compared to in the same run. But for `steps`, which runs a worker,
+it is one task core without log and event loop around it, in an interpreter that is prepared as a worker prepares its
+own: the cost of the code alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from penstock import App, Context, State
+from benchmarks.embedded import percentile, run_app
+from penstock import App, Context, GeneratorIngress, State
 from penstock.engine.effects import Batch, Deliveries
 from penstock.engine.interpreter import prepare_interpreter
 from penstock.engine.invocation import Outcome
@@ -145,6 +147,47 @@ def replay() -> dict[str, Any]:
     return {**figures, "aim": "20 ms for 1,000"}
 
 
+STEPS = 300
+STEPPERS = 10
+
+
+def steps() -> dict[str, Any]:
+    """How long a step takes that does nothing, in a whole worker on a directory: alone, and beside nine others. It
+    waits for a checkpoint, which is taken early."""
+    return {
+        "alone_ms": _step_ms(1),
+        f"each_of_{STEPPERS}_at_once_ms": _step_ms(STEPPERS),
+        "without_taking_one_early_ms": 200,
+    }
+
+
+def _step_ms(steppers: int) -> dict[str, float]:
+    app = App("steps")
+    took_ms: list[float] = []
+
+    @app.function("bench/stepper")
+    async def stepper(ctx: Context[None], count: int) -> None:
+        for _ in range(count):
+            began = time.perf_counter()
+            await ctx.run("nothing", _do_nothing)
+            took_ms.append((time.perf_counter() - began) * 1_000)
+
+    count = stepper.message_codec.encode(STEPS)
+    records = [(f"id-{number}", count) for number in range(steppers)]
+    app.ingress(GeneratorIngress(lambda start: iter(records[start:]), format="msgpack"), to=stepper)
+    with TemporaryDirectory() as folder:
+        worker, _ = run_app(app, Path(folder, "data"))
+    return {
+        "p50": round(percentile(took_ms, 0.5), 2),
+        "p99": round(percentile(took_ms, 0.99), 2),
+        "checkpoints": worker.checkpoint_driver.coordinator.completed,
+    }
+
+
+async def _do_nothing() -> None:
+    pass
+
+
 SUSPENDED = 250_000
 """Ends within a minute on a machine that does other work besides."""
 
@@ -177,10 +220,17 @@ def _resident_max_kb() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What awaiting costs.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="calls, replay, suspended; without any: all of them")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="calls, replay, steps, suspended; without any: all of them"
+    )
     parser.add_argument("--suspended", type=int, default=SUSPENDED, metavar="N", help="how many invocations sleep")
     arguments = parser.parse_args()
-    scenarios = {"calls": calls, "replay": replay, "suspended": partial(suspended, arguments.suspended)}
+    scenarios = {
+        "calls": calls,
+        "replay": replay,
+        "steps": steps,
+        "suspended": partial(suspended, arguments.suspended),
+    }
     prepare_interpreter()
     for name in arguments.names or scenarios:
         print(json.dumps({"scenario": name, **scenarios[name]()}))

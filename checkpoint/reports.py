@@ -37,7 +37,7 @@ class Changed(msgspec.Struct, frozen=True, array_like=True, tag="changed"):
     worker: str
     attempt: int
     reason: str = ""
-    """Why it is urgent: somebody waits for a reply, or for rows. Empty when it is not."""
+    """Why it is urgent: somebody waits for a reply, or for rows, or a step for its turn. Empty when it is not."""
 
 
 class Acknowledgement(msgspec.Struct, frozen=True, array_like=True, tag="acknowledged"):

@@ -50,6 +50,11 @@ class Outside(Watcher, Protocol):
         Tell what came of it by `Performed`."""
         ...
 
+    @property
+    def waits_for_cut(self) -> bool:
+        """Whether a step was asked for since the last cut."""
+        ...
+
     def cut(self, checkpoint: int) -> None:
         """What was asked for until now is in this checkpoint."""
         ...

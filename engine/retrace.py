@@ -375,6 +375,8 @@ class _Run:
     def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
         """A turn tells what came of the step then."""
 
+    waits_for_cut = False
+
     def cut(self, checkpoint: int) -> None:
         """No step begins here."""
 

@@ -1034,6 +1034,11 @@ class TaskCore:
         """Whether somebody waits for the next cut: callers, or readers of an egress."""
         return bool(self._egress or self._replies)
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether steps of handlers wait for the next cut to be complete: it is worth taking early."""
+        return self.outside is not None and self.outside.waits_for_cut
+
     def freeze(self, checkpoint: int) -> Frozen:
         """Take everything since the last cut as one value, by swapping pointers: the pause of a checkpoint."""
         queues = {}

@@ -453,6 +453,10 @@ class Suspended:
     def perform(self, typename: str, id: str, cause: int, index: int, step: Stepped) -> None:
         self._asked.append(partial(self._begin_step, typename, id, cause, index, step))
 
+    @property
+    def waits_for_cut(self) -> bool:
+        return bool(self._asked)
+
     def cut(self, checkpoint: int) -> None:
         if self._asked:
             self._cut.append((checkpoint, self._asked))

@@ -290,6 +290,8 @@ class Worker:
             effects = unit.turn(now_ms, paused=pressure >= 1, crowded=pressure >= CROWDED, burying=burying)
             if effects is not None and effects.replies:
                 self.checkpoint_driver.hurry("request")
+            elif unit.core.has_steps:
+                self.checkpoint_driver.hurry("step")
             return effects is not None
 
         return self._rota.take_turns(self.units, turn)

@@ -431,6 +431,8 @@ class ClusterWorker:
                 if unit.core.has_output:
                     urgent = "output"
                     break
+                if unit.core.has_steps:
+                    urgent = "step"
         if changed:
             self._changed_ms = self._changed_ms or self._clock() * 1000
             self.link.changed(urgent)

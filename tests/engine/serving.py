@@ -56,7 +56,7 @@ class Client:
 @asynccontextmanager
 async def serving(app: App, directory: Path, **settings: Any) -> AsyncIterator[Client]:
     """Run `app` and serve it until the block ends; then stop in an orderly way."""
-    worker = Worker(app, Config(directory=directory, port=0, interval_ms=20, **settings))
+    worker = Worker(app, Config(directory=directory, port=0, **{"interval_ms": 20, **settings}))
     server = HttpServer(worker)
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

@@ -383,3 +383,18 @@ def test_addresses_of_all_tasks_come_in_order_however_small_the_pages_are() -> N
     assert asyncio.run(looks.calls(typename="shop/order", parked=False, limit=9)) == []
     assert show_call(view, Address("shop/clumsy", "id-3"))["state"] == "running"
     assert show_request(view, Address("shop/clumsy", "id-3"), "k")["state"] == "running"
+
+
+def test_a_step_does_not_wait_for_the_interval(tmp_path: Path) -> None:
+    app = App("steps")
+
+    @app.function("steps/asker")
+    async def asker(ctx: Context[None], count: int) -> int:
+        return sum([await ctx.run("length", len, "x" * number) for number in range(count)])
+
+    async def main() -> None:
+        async with serving(app, tmp_path / "data", interval_ms=30_000) as client:
+            answer = await client.post("/call/steps/asker/a", "5")
+            assert (answer.status, answer.json) == (200, 10)
+
+    asyncio.run(main())

@@ -144,5 +144,6 @@ MUTANTS = [
     _tree("who waits goes on with what it left", Awaiting, "joined", lambda *_: None, GROWING),
     _tree("and with what it left in tables", RowCollections, "take", lambda *_: None, GROWING),
     _tree("a step waits for a checkpoint", Suspended, "perform", _begin_at_once, STORMS),
+    _tree("and has one taken early", TaskCore, "has_steps", False, GROWING),
     _tree("answers under way are regrouped", _Waiting, "_take", _leave_answers, REGROUPED),
 ]

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import msgspec
 
 from penstock.checkpoint.control import AttemptBegun, Manifest
+from penstock.checkpoint.coordinator import Phase
 from penstock.engine import awaiting, invocation_journal
 from penstock.engine.effects import DeadLetter, Effects, Performed
 from penstock.engine.feeds import Completions
@@ -30,7 +31,7 @@ from penstock.ids import Address, cause_of, key_group
 from penstock.records import Envelope, Frozen, Meta, Reply
 from penstock.router.requests import encode_request
 from penstock.state import keys
-from tests.simulation.invariants import Invariant, invariants_of_any
+from tests.simulation.invariants import Invariant, Violation, invariants_of_any
 from tests.simulation.mix import EVERYTHING, Move
 from tests.simulation.node import Handlers, Node
 from tests.simulation.trees import BACK, GROVE, LEAF, LEDGER, NOTING, ROOTS, TREES, Grown, Job, Mark, Note, Received
@@ -174,6 +175,16 @@ class TreeWorld(World):
         assert isinstance(node.handlers, TreeHandlers)
         node.core.outside = node.handlers.steps
         return node
+
+    def _tick(self, run: Run) -> None:
+        """A step that waits for a cut has one taken as soon as may be, and not at the end of an interval."""
+        coordinator = run.coordinator
+        handlers = (node.handlers for node in run.nodes)
+        waits = any(isinstance(each, TreeHandlers) and each.steps.waits_for_cut for each in handlers)
+        is_due = coordinator is not None and coordinator.due_in_ms(self.clock_ms, dirty=False, urgent=waits) == 0
+        super()._tick(run)
+        if is_due and run.coordinator is not None and run.coordinator.phase is Phase.IDLE:
+            raise Violation("StepsDoNotWait", "a step waits for a checkpoint, and none was begun although one was due")
 
     def _turn(self, run: Run, node: Node, invocations_max: int) -> bool:
         GROVE.here = node.handlers

@@ -469,7 +469,8 @@ class World:
     def _tick(self, run: Run) -> None:
         if run.coordinator is not None:
             dirty = any(node.core.changed for node in run.nodes)
-            self._obey(run, run.coordinator.handle(Tick(self.clock_ms, dirty)))
+            urgent = any(node.core.has_steps for node in run.nodes)
+            self._obey(run, run.coordinator.handle(Tick(self.clock_ms, dirty, urgent)))
 
     def _deliver(self, run: Run, event: Acknowledged | Failed) -> None:
         if run.coordinator is not None:
