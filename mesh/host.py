@@ -152,6 +152,8 @@ class Host:
             abort = admission.abort
             return failure(abort.status, abort.code, abort.message)
         match request.kind:
+            case Kind.SEND | Kind.RESOLVE | Kind.CANCEL if request.shadow:
+                return Reply(200, NOTHING)  # There is nothing to run.
             case Kind.SEND:
                 return await self._keep(function, request)
             case Kind.RESOLVE:

@@ -407,6 +407,7 @@ async def test_a_shadow_runs_and_leaves_nothing_behind(bench: Bench) -> None:
     assert await bench.value("t/count", "a", 5, shadow=True) == 5
     assert await bench.value("t/sender", "s", False, shadow=True) == "replied"
 
+    assert await bench.ask("t/count", "a", 5, kind=Kind.SEND, shadow=True) == Reply(200, NOTHING)
     assert await bench.version("t/count", "a") == 0
     assert bench.kept == []
     status, error = await bench.error("t/steps", "s", False, shadow=True)

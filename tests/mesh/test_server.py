@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,11 +16,14 @@ from penstock.errors import PenstockError
 from penstock.ids import Address
 from penstock.mesh.access import AccessLog
 from penstock.mesh.caller import NoAnswer
+from penstock.mesh.identity import Identity
 from penstock.mesh.policies.outcomes import Failure
+from penstock.mesh.policies.settings import TlsMode
 from penstock.mesh.registry import Endpoint
 from penstock.mesh.server import HostServer
 from penstock.mesh.transport import HttpTransport, LocalTransport
 from penstock.mesh.wire import Reply, Request, error_of, failure
+from tests.mesh.authorities import authority, identity
 
 BODY_MAX = 1_000
 
@@ -175,6 +179,36 @@ def test_a_host_of_this_process_is_asked_directly_and_goes_on_when_nobody_waits(
         assert error.value.why is Failure.CONNECT
         host.wait_s = 0.0
         assert await transport.send(Endpoint("here", ""), request, None) == Reply(200, b"\x01")
+
+    asyncio.run(run())
+
+
+def test_hosts_and_callers_with_certificates_know_one_another_and_strangers_are_refused(tmp_path: Path) -> None:
+    ours, theirs = authority(tmp_path / "ours"), authority(tmp_path / "theirs")
+    host_folder, caller_folder = (identity(ours, tmp_path / name, name) for name in ("host", "caller"))
+    stranger_folder = identity(theirs, tmp_path / "stranger", "stranger")
+
+    async def run() -> None:
+        host = Echo()
+        server = HostServer(host, body_bytes_max=BODY_MAX, identity=Identity(host_folder), tls=TlsMode.STRICT)
+        port = await server.start("127.0.0.1", 0)
+        caller, stranger = HttpTransport(Identity(caller_folder)), HttpTransport(Identity(stranger_folder))
+        plain = HttpTransport()
+        request = Request(Address("t/a", "1"), b"\x01", identity="spiffe://demo.local/ns/default/sa/somebody-else")
+        try:
+            endpoint = Endpoint("h", f"https://127.0.0.1:{port}")
+            assert (await caller.send(endpoint, request, 5.0)).status == 200
+            assert host.asked[0].identity == "spiffe://demo.local/ns/default/sa/caller", "as proven, not as claimed"
+            with pytest.raises(NoAnswer) as error:
+                await stranger.send(endpoint, request, 5.0)
+            assert error.value.why in (Failure.CONNECT, Failure.RESET)
+            told = await plain.send(Endpoint("h", f"http://127.0.0.1:{port}"), request, 5.0)
+            assert (told.status, error_of(told, "t/a/1").code) == (403, "PEN0875")
+            assert len(host.asked) == 1
+        finally:
+            for transport in (caller, stranger, plain):
+                await transport.close()
+            await server.close()
 
     asyncio.run(run())
 
