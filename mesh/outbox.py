@@ -15,6 +15,7 @@ More than `HELD_MAX` messages are not held: the others wait in the store, and ar
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -42,6 +43,8 @@ QUIET_S: Final = 0.01
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 30.0
 """Doubled from the first to the longest: an outage of minutes is noticed as over within half a minute."""
+WARN_S: Final = 10.0
+"""Between two warnings of messages for the same function."""
 CLOSE_S: Final = 5.0
 """What is being delivered at the end may take so long; then it is given up, and delivered again by somebody else."""
 
@@ -104,6 +107,8 @@ class Outbox:
         """Delivered, and perhaps still in the store."""
         self._settling: asyncio.Task[None] | None = None
         self._event = asyncio.Event()
+        self._warned_s: dict[str, float] = {}
+        """When it was last warned of messages that a function did not take."""
         self._fenced: Fenced | None = None
         self._closing = False
         self._upkeep_s = self._look_s = self._purge_s = 0.0
@@ -317,11 +322,20 @@ class Outbox:
         with suppress(Unavailable):  # The count is for people.
             await self._store.failed(self._session, kept.number)
         wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(kept.attempts - 1, 16)) * (0.5 + self._draw() / 2)
-        logger.warning(
+        logger.log(
+            self._level(kept.outgoing.target),
             "Message %d for %s was not taken at try %d, and is tried again in %.1f s: %s",
             *(kept.number, _target(kept), kept.attempts, wait_s, reason),
         )
         self._lanes.rest(kept, self._now_s() + wait_s)
+
+    def _level(self, typename: str) -> int:
+        """Of what is logged of a failure: when a function is not there, thousands of messages say the same."""
+        now_s = self._now_s()
+        if now_s < self._warned_s.get(typename, 0.0) + WARN_S:
+            return logging.DEBUG
+        self._warned_s[typename] = now_s
+        return logging.WARNING
 
     # Time.
 
