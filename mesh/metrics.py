@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import penstock
+from penstock.mesh.background import Background
 from penstock.mesh.edges import BUCKETS_S, Edge, Edges
 from penstock.mesh.policies.live import Policies
 
@@ -38,6 +39,13 @@ _UPSTREAM: Final = (
     (GaugeMetricFamily, "outlier_detection_ejections_active", "Endpoints that are ejected."),
     (GaugeMetricFamily, "breakers_open", "Breakers that let nothing through."),
 )
+_OUTBOX: Final = (
+    (GaugeMetricFamily, "messages_held", "Messages that this process delivers, or is about to."),
+    (CounterMetricFamily, "messages_delivered_total", "Messages that were taken."),
+    (CounterMetricFamily, "messages_failed_total", "Deliveries of messages that are tried again."),
+    (CounterMetricFamily, "messages_buried_total", "Messages that became dead letters."),
+    (CounterMetricFamily, "messages_adopted_total", "Messages taken over from hosts that are gone."),
+)
 _FIELDS: Final = {
     "upstream_rq_retry_total": "retry",
     "upstream_rq_retry_success_total": "retry_success",
@@ -53,13 +61,21 @@ _FIELDS: Final = {
 
 
 class MeshMetrics(Collector):
-    """Of one process: its calls, and its host, if it has one."""
+    """Of one process: its calls, and its host with the work beside that, if it has one."""
 
-    def __init__(self, app: str, edges: Edges, policies: Policies, host: Host | None = None) -> None:
+    def __init__(
+        self,
+        app: str,
+        edges: Edges,
+        policies: Policies,
+        host: Host | None = None,
+        background: Background | None = None,
+    ) -> None:
         self._app = app
         self._edges = edges
         self._policies = policies
         self._host = host
+        self._background = background
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -81,6 +97,8 @@ class MeshMetrics(Collector):
         yield from self._upstream()
         if self._host is not None:
             yield from self._served(self._host)
+        if self._background is not None:
+            yield from _moved(self._background)
 
     def _calls(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -134,6 +152,23 @@ class MeshMetrics(Collector):
             for status, count in counts.items():
                 refused.add_metric([function, str(status)], count)
         yield refused
+
+
+def _moved(background: Background) -> Iterator[Metric]:
+    """What was delivered, written and read."""
+    found = background.outbox.statistics._asdict()
+    for kind, name, about in _OUTBOX:
+        field = name.removeprefix("messages_").removesuffix("_total")
+        yield kind(f"penstock_mesh_{name}", about, value=found[field])
+    rows = CounterMetricFamily("penstock_mesh_egress_rows_total", "Rows written by this process.", labels=["egress"])
+    for writer in background.writers:
+        rows.add_metric([writer.name], writer.rows)
+    records = CounterMetricFamily(
+        "penstock_mesh_ingress_records_total", "Records read by this process.", labels=["ingress"]
+    )
+    for feed in background.feeds:
+        records.add_metric([feed.name], feed.records)
+    yield from (rows, records)
 
 
 def _buckets(edge: Edge) -> list[tuple[str, float]]:

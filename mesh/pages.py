@@ -25,7 +25,7 @@ def pages_of(node: Node, watch: PolicyWatch | None) -> dict[str, Page]:
         readiness={"host": node.health, "registry": node.registry_health, "policies": lambda: policy_health(watch)},
         info=lambda: info_of(node.app.name) | {"host": {"name": node.name, "session": node.session}},
     )
-    metrics = MeshMetrics(node.app.name, node.edges, node.policies, node.host)
+    metrics = MeshMetrics(node.app.name, node.edges, node.policies, node.host, node.background)
     return actuator_pages(actuator) | metrics_page(metrics)
 
 

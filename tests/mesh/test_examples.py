@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from examples.flights.feed import prepare
 from tests.kill.checkout_checker import check
 from tests.kill.killing import lines_of
+from tests.postgres import running_server
 
 ROOT = Path(__file__).parents[2]
 FLIGHTS = 300
@@ -25,11 +28,11 @@ ORDERS = 40
 
 @contextmanager
 def running(
-    target: str, directory: Path, environment: dict[str, str], *, replicas: int
+    target: str, directory: Path, environment: dict[str, str], *, store: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
     """`penstock mesh TARGET --until-done`, which is killed if it does not end."""
     command = [sys.executable, "-c", "from penstock.engine.cli import main; main()", "mesh", target, "--until-done"]
-    command += ["--replicas", str(replicas), "--port", "0", "--store", str(directory / "mesh")]
+    command += ["--replicas", "2", "--port", "0", "--store", store or str(directory / "mesh")]
     command += ["--registry", str(directory / "registry.sqlite"), "--drain", "2s"]
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
@@ -43,10 +46,19 @@ def running(
             process.terminate()
 
 
-def test_flights_come_to_the_same_as_in_one_process(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield str(tmp_path / "mesh")
+    else:
+        with running_server() as server:
+            yield server.dsn
+
+
+def test_flights_come_to_the_same_as_in_one_process(tmp_path: Path, store: str) -> None:
     prepare(tmp_path, limit=FLIGHTS)
     environment = {"FLIGHTS_DIRECTORY": str(tmp_path), "FLIGHTS_LIMIT": str(FLIGHTS)}
-    with running("examples.flights.ready:app", tmp_path, environment, replicas=2) as process:
+    with running("examples.flights.ready:app", tmp_path, environment, store=store) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
 
@@ -64,7 +76,7 @@ def test_flights_come_to_the_same_as_in_one_process(tmp_path: Path) -> None:
 
 def test_every_order_ends_once_when_a_host_is_killed(tmp_path: Path) -> None:
     environment = {"CHECKOUT_DIRECTORY": str(tmp_path), "CHECKOUT_ORDERS": str(ORDERS), "CHECKOUT_RATE": "20"}
-    with running("examples.checkout.ready:app", tmp_path, environment, replicas=2) as process:
+    with running("examples.checkout.ready:app", tmp_path, environment) as process:
         assert process.stderr is not None
         hosts = hosts_of(process, count=2)
         time.sleep(1)  # So that there is something under way.
