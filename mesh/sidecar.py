@@ -45,6 +45,7 @@ from penstock.mesh.dapr.peers import (
 )
 from penstock.mesh.dapr.storage import Storage
 from penstock.mesh.dapr.topics import Topics
+from penstock.mesh.dapr.upkeep import again_and_again
 from penstock.mesh.edges import Edges
 from penstock.mesh.identity import Identity, peer_of
 from penstock.mesh.listening import Listening
@@ -124,6 +125,9 @@ class Sidecar:
         self.topics = Topics(options.app, self._application, storage, options.pubsubs, lambda: self.ready)
         self._extended: dict[str, str] = {}
         self._lease: Lease | None = None
+        self._missed = 0
+        """Looks in a row at which the application did not take connections."""
+        self._view_number = 0
         self._draining = False
         """Whether requests of others are refused, because of the end that is near."""
         self._closed = False
@@ -144,7 +148,8 @@ class Sidecar:
         await self.actors.start()
         await self.topics.start()
         self._tasks = [
-            asyncio.create_task(work) for work in (self._follow_application(), self._follow_registry(), self._purge())
+            asyncio.create_task(again_and_again(step))
+            for step in (self._follow_application, self._follow_registry, self._purge)
         ]
         log.info("The sidecar of %s listens at 127.0.0.1:%d.", self.app, self.port)
 
@@ -323,17 +328,15 @@ class Sidecar:
 
     async def _follow_application(self) -> None:
         """Be in the registry while the application takes connections."""
-        missed = 0
-        while True:
-            if await self._application.listens():
-                missed = 0
-                if not self.ready:
-                    await self._welcome()
-            else:
-                missed += 1
-                if self.ready and missed >= LOOKS_MISSED:
-                    await self._part()
-            await asyncio.sleep(LOOK_S)
+        if await self._application.listens():
+            self._missed = 0
+            if not self.ready:
+                await self._welcome()
+        else:
+            self._missed += 1
+            if self.ready and self._missed >= LOOKS_MISSED:
+                await self._part()
+        await asyncio.sleep(LOOK_S)
 
     async def _welcome(self) -> None:
         try:
@@ -350,6 +353,7 @@ class Sidecar:
     async def _part(self) -> None:
         self.ready = False
         log.warning("PEN0880 %s takes no connections at port %d any more.", self.app, self._options.app_port)
+        self.actors.abandon()
         if self._lease is not None:
             await self._lease.set_ready(False)
 
@@ -365,16 +369,13 @@ class Sidecar:
         self._lease = await self._registry.register(endpoint, LEASE_S)
 
     async def _follow_registry(self) -> None:
-        number = self._registry.view().number
-        while True:
-            number = (await self._registry.changed(number)).number
-            if self.ready:
-                self.actors.rebalance()
+        self._view_number = (await self._registry.changed(self._view_number)).number
+        if self.ready:
+            self.actors.rebalance()
 
     async def _purge(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_S)
-            await self.storage.purge()
+        await asyncio.sleep(PURGE_S)
+        await self.storage.purge()
 
 
 def _denied(refusal: Refusal) -> DaprError:

@@ -223,7 +223,9 @@ class _File:
 def _sighting(row: tuple[str, int, int, int, str], now_ms: int) -> Sighting:
     text, ttl_ms, renewed_ms, renewal, _ = row
     fields = _decoder.decode(text)
-    endpoint = Endpoint(**fields | {"functions": frozenset(fields["functions"])})
+    # A later release may say more of its hosts, while they are replaced one by one.
+    known = {name: fields[name] for name in Endpoint._fields if name in fields}
+    endpoint = Endpoint(**known | {"functions": frozenset(fields["functions"])})
     return Sighting(endpoint, ttl_ms / 1000, renewal, (now_ms - renewed_ms) / 1000)
 
 

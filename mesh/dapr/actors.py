@@ -27,6 +27,7 @@ from penstock.mesh.dapr.errors import DaprError
 from penstock.mesh.dapr.http_client import Answer
 from penstock.mesh.dapr.schedule import Schedule, moment_of, schedule_of
 from penstock.mesh.dapr.storage import Change, Item, Reminder, Storage
+from penstock.mesh.dapr.upkeep import again_and_again, said_if_failed
 
 log = logging.getLogger("penstock")
 
@@ -88,6 +89,8 @@ class Actors:
         self._firing: dict[tuple[str, str, str], asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._due = asyncio.Event()
+        self._idle_at_s = 0.0
+        """When to look for those that are idle."""
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -106,7 +109,7 @@ class Actors:
         self._settings = settings
 
     async def start(self) -> None:
-        self._running = asyncio.create_task(self._run())
+        self._running = asyncio.create_task(again_and_again(self._look))
 
     async def close(self) -> None:
         """End every actor that is active here."""
@@ -151,8 +154,7 @@ class Actors:
     async def change(self, type: str, id: str, changes: Sequence[Change]) -> None:
         actor = self._needed(type, id)
         if not await self._storage.actor_change(type, id, actor.activation, changes):
-            self._active.pop((type, id), None)
-            actor.gone = True
+            self._forget(actor)
             raise DaprError(
                 500,
                 "ERR_ACTOR_STATE_TRANSACTION_SAVE",
@@ -194,6 +196,11 @@ class Actors:
         for actor in [*self._active.values()]:
             if not self._owns(actor.type, actor.id):
                 self._end(actor)
+
+    def abandon(self) -> None:
+        """The application has gone, and all its actors with it: there is nobody to tell."""
+        for actor in [*self._active.values()]:
+            self._forget(actor)
 
     # Turns.
 
@@ -238,11 +245,14 @@ class Actors:
 
     # The end of an actor.
 
-    def _end(self, actor: _Actor) -> None:
+    def _forget(self, actor: _Actor) -> None:
         self._active.pop((actor.type, actor.id), None)
         actor.gone = True
         for name in [*actor.timers]:
             self._cancel_timer(actor, name)
+
+    def _end(self, actor: _Actor) -> None:
+        self._forget(actor)
         task = asyncio.create_task(self._deactivate(actor))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -266,17 +276,16 @@ class Actors:
 
     # Beside the calls.
 
-    async def _run(self) -> None:
-        idle_at_s = self._clock()
-        while True:
-            for reminder in self._due_here():
-                await self._fire_if_ours(reminder)
-            if self._clock() >= idle_at_s:
-                idle_at_s = self._clock() + self._end_the_idle()
-            self._due.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._until_due_s()):
-                    await self._due.wait()
+    async def _look(self) -> None:
+        """Once, and wait until there may be something again."""
+        for reminder in self._due_here():
+            await self._fire_if_ours(reminder)
+        if self._clock() >= self._idle_at_s:
+            self._idle_at_s = self._clock() + self._end_the_idle()
+        self._due.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._until_due_s()):
+                await self._due.wait()
 
     def _end_the_idle(self) -> float:
         """Returns when to look again, in seconds."""
@@ -306,6 +315,7 @@ class Actors:
     async def _fire_if_ours(self, reminder: Reminder) -> None:
         if await self._storage.claim_reminder(reminder, self._storage.now_ms() + CLAIM_MS):
             self._firing[reminder[:3]] = asyncio.create_task(self._fire(reminder))
+            self._firing[reminder[:3]].add_done_callback(said_if_failed)
             self._firing[reminder[:3]].add_done_callback(lambda _: self._fired(reminder))
 
     async def _fire(self, reminder: Reminder) -> None:

@@ -13,12 +13,14 @@ import logging
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from penstock.errors import PenstockError
+from penstock.loopback import LOOPBACK
 from penstock.mesh.dapr.actors import Actors
 from penstock.mesh.dapr.errors import DaprError
 from penstock.mesh.dapr.http_client import Answer
@@ -175,7 +177,8 @@ class Api:
             return error_response(DaprError(500, "ERR_INTERNAL", str(error)))
 
     def _check(self, request: web.Request) -> None:
-        if "Origin" in request.headers:
+        # A page may be told by its name server that it comes from here: `Host` is none of this machine's then.
+        if "Origin" in request.headers or urlsplit(f"//{request.host}").hostname not in LOOPBACK:
             raise DaprError(403, "ERR_ORIGIN", "pages in browsers are refused: this interface is for programs")
         given = request.headers.get("dapr-api-token", "")
         if self._token and not hmac.compare_digest(given.encode(errors="replace"), self._token.encode()):

@@ -24,6 +24,7 @@ from penstock.mesh.dapr.application import Application, Subscription
 from penstock.mesh.dapr.errors import DaprError
 from penstock.mesh.dapr.http_client import Answer
 from penstock.mesh.dapr.storage import NEVER_MS, Event, Storage
+from penstock.mesh.dapr.upkeep import again_and_again, said_if_failed
 
 log = logging.getLogger("penstock")
 
@@ -100,7 +101,7 @@ class Topics:
         await self._storage.subscribe(self._app, self._subscriptions.keys())
 
     async def start(self) -> None:
-        self._running = asyncio.create_task(self._run())
+        self._running = asyncio.create_task(again_and_again(self._look))
 
     async def close(self) -> None:
         """Events that are being delivered are left for others."""
@@ -121,20 +122,21 @@ class Topics:
         await self._storage.publish(pubsub, topic, [msgspec.json.encode(event) for event in events], until_ms)
         self._due.set()
 
-    async def _run(self) -> None:
-        while True:
-            room = AT_ONCE - len(self._delivering) if self._ready() else 0
-            events = await self._storage.claim_events(self._app, room, self._storage.now_ms() + CLAIM_MS)
-            for event in events:
-                task = asyncio.create_task(self._deliver(event))
-                self._delivering.add(task)
-                task.add_done_callback(self._delivered)
-            if events and len(self._delivering) < AT_ONCE:
-                continue
-            self._due.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._due.wait()
+    async def _look(self) -> None:
+        """Once, and wait until there may be something again."""
+        room = AT_ONCE - len(self._delivering) if self._ready() else 0
+        events = await self._storage.claim_events(self._app, room, self._storage.now_ms() + CLAIM_MS) if room else []
+        for event in events:
+            task = asyncio.create_task(self._deliver(event))
+            self._delivering.add(task)
+            task.add_done_callback(said_if_failed)
+            task.add_done_callback(self._delivered)
+        if events and len(self._delivering) < AT_ONCE:
+            return
+        self._due.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._due.wait()
 
     def _delivered(self, task: asyncio.Task[None]) -> None:
         if len(self._delivering) == AT_ONCE:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from aiohttp import web
 
+from penstock.errors import Unavailable
 from penstock.mesh.dapr.storage import Storage
 from penstock.mesh.policies.settings import Match, PolicySet, Route, TextMatch
 from penstock.mesh.sidecar import policies_of_a_sidecar
@@ -288,6 +289,22 @@ class TestEnd:
 
         asyncio.run(check())
 
+    def test_an_application_that_has_gone_has_no_actors_any_more(self, tmp_path: Path) -> None:
+        async def check() -> None:
+            async with world(tmp_path) as here:
+                application = cart()
+                sidecar = await here.sidecar(application)
+                await here.ask(sidecar, "POST", f"{PATH}/method/add")
+                await here.ask(sidecar, "PUT", f"{PATH}/timers/tick", {"dueTime": "1h"})
+                await application.stop()
+                await until(lambda: not sidecar.ready)
+                assert sidecar.actors.counts() == {"Cart": 0}
+                await application.start()
+                await until(lambda: sidecar.ready)
+                assert (await here.ask(sidecar, "POST", f"{PATH}/method/add")).status == 200
+
+        asyncio.run(check())
+
 
 class TestTimers:
     """They fire while their actor is active."""
@@ -440,6 +457,28 @@ class TestReminders:
 
         asyncio.run(check())
         assert caplog.text.count("PEN0881 Reminder tick of actor Cart/1 failed and is passed over") == 2
+
+    def test_they_go_on_after_the_storage_was_away(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("penstock.mesh.dapr.upkeep.AGAIN_S", 0.01)
+        away = Unavailable("PEN0820", "The store does not take part.")
+
+        def fails(*_: object) -> NoReturn:
+            raise away
+
+        async def check() -> None:
+            async with world(tmp_path) as here:
+                application = cart()
+                application.says(self.REMINDED, "ok")
+                sidecar = await here.sidecar(application)
+                await here.ask(sidecar, "PUT", self.REMINDER, {"dueTime": "50ms"})
+                with monkeypatch.context() as patch:
+                    patch.setattr(Storage, "due_reminders", fails)
+                    await until(lambda: "PEN0820" in caplog.text)
+                await application.is_asked_for(self.REMINDED)
+
+        asyncio.run(check())
 
     def test_one_that_is_set_anew_while_it_fires_stays(self, tmp_path: Path) -> None:
         async def check() -> None:

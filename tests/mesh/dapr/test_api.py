@@ -91,8 +91,9 @@ def test_pages_in_browsers_are_refused(tmp_path: Path) -> None:
     async def check() -> None:
         async with world(tmp_path) as here:
             sidecar = await here.sidecar(FakeApplication())
-            told = await here.ask(sidecar, "POST", "/v1.0/shutdown", Origin="https://example.com")
-            assert told.error == (403, "ERR_ORIGIN")
+            for header in ({"Origin": "https://example.com"}, {"Host": f"example.com:{sidecar.port}"}):
+                told = await here.ask(sidecar, "POST", "/v1.0/shutdown", **header)
+                assert told.error == (403, "ERR_ORIGIN")
 
     asyncio.run(check())
 
