@@ -64,7 +64,7 @@ class SagaFunction(Function[Any, Any]):
         self.alert = options.alert
         plan = self._plan(options)
         for action, stage in plan.stages.items():
-            self._check_action(action, stage, functions, may_go_back=not plan.goes_forward)
+            self._check_action(action, stage, functions)
         self.handler = _runner(plan, self.handler)
 
     def check(self, functions: Mapping[str, Function[Any, Any]]) -> None:
@@ -99,7 +99,7 @@ class SagaFunction(Function[Any, Any]):
             self._refuse("PEN0893", "has steps in then=, and no pivot before them. Name it: pivot=...")
         if type(options.alert_after) is not int or options.alert_after < 1:
             self._refuse("PEN0893", f"has alert_after={options.alert_after!r}. Give a number of tries from 1 up.")
-        staged = [(each, Stage.COMPENSABLE) for each in options.steps]
+        staged = [(each, Stage.RETRIABLE if forward else Stage.COMPENSABLE) for each in options.steps]
         staged += [(options.pivot, Stage.PIVOT)] if options.pivot is not None else []
         staged += [(each, Stage.RETRIABLE) for each in options.then]
         retry = Retry(backoff=options.backoff, backoff_max=options.backoff_max)
@@ -132,14 +132,14 @@ class SagaFunction(Function[Any, Any]):
         return stages
 
     def _check_action(
-        self, action: Action[Any, Any], stage: Stage, functions: Mapping[str, Function[Any, Any]], *, may_go_back: bool
+        self, action: Action[Any, Any], stage: Stage, functions: Mapping[str, Function[Any, Any]]
     ) -> None:
         if functions.get(action.typename) is not action.participant:
             self._refuse(
                 "PEN0891",
                 f"asks for {action!r}, whose participant is not of this application. Declare it with app.participant.",
             )
-        if stage is Stage.COMPENSABLE and may_go_back and action.cancel is None:
+        if stage is Stage.COMPENSABLE and action.cancel is None:
             self._refuse(
                 "PEN0892",
                 f"asks for {action!r} before its pivot, and nothing undoes that. Declare @{action.name}.compensation "

@@ -187,11 +187,13 @@ class Course:
         self.ctx = ctx
         self._plan = plan
         self._body = body
-        self._keeper = ctx._keep("saga")
+        self._keeper = ctx._keep("call")
         self._limit = AsyncExitStack()
         self._deadline: Deadline | None = None
         self._asked: set[str] = set()
         """Names of the steps that this pass through the code has asked for."""
+        self._fresh: set[str] = set()
+        """Names of the steps that this run was the first to ask for."""
         self._failures = 0
         """Passes through the code that have failed although it has to succeed."""
 
@@ -276,6 +278,7 @@ class Course:
         if known is None:
             known = StepRecord(step.name, step.action.typename, step.id, step.action.name, step.message)
             steps.append(known)
+            self._fresh.add(step.name)
         elif (known.typename, known.id, known.action) != (step.action.typename, step.id, step.action.name):
             raise self._misuse(
                 f"asks for {step.action.typename}/{step.id} {step.action.name} as {step.name!r}, which was "
@@ -290,7 +293,8 @@ class Course:
         try:
             return self._ask(record, Asked.TRY, timeout=timeout)
         except PenstockError:
-            self.ctx.state.steps.remove(record)  # It can't be sent, and never was: nor could what undoes it.
+            if record.name in self._fresh:
+                self.ctx.state.steps.remove(record)  # It can't be sent, and never was: nor could what undoes it.
             raise
 
     async def _race(self, calls: list[tuple[StepRecord, Durable[Any]]]) -> None:
@@ -336,9 +340,7 @@ class Course:
                 raise
         if not record.is_done:
             await self._insist(record, Asked.TRY)
-        if self.ctx.state.phase is Phase.RUNNING:
-            self._enter(Phase.FORWARD)
-        await self._keeper.commit()
+        await self._decide()
 
     async def _settle(self, pivot: StepRecord) -> None:
         """Find out whether a pivot without an answer is done, or make sure that it never will be."""
@@ -350,7 +352,13 @@ class Course:
             pivot.phase, pivot.answer = StepPhase.DONE, verdict.answer
         else:
             pivot.phase = StepPhase.STARTED  # It can't be undone, so it has to be finished.
-        self._enter(Phase.FORWARD)
+        await self._decide()
+
+    async def _decide(self) -> None:
+        """From here on nothing is undone."""
+        if self.ctx.state.phase is Phase.RUNNING:
+            self._enter(Phase.FORWARD)
+        await self._keeper.commit()
 
     # Through the code, and out of it.
 
@@ -365,9 +373,7 @@ class Course:
                 self._deadline = await self._limit.enter_async_context(self.ctx.timeout(left_s))
             value = await self._body(Saga(self), message)
             self._check_begun()
-        if self.ctx.state.phase is Phase.RUNNING:
-            self._enter(Phase.FORWARD)
-            await self._keeper.commit()
+        await self._decide()
         return value
 
     def _check_begun(self) -> None:

@@ -85,6 +85,8 @@ class Run:
         self._neighbours = neighbours
         self._session = session
         self._awaits: Awaits | None = None
+        self._keeping = asyncio.Lock()
+        """Tasks of a handler commit one after the other, each from the version that the one before has made."""
         context = self._context = function.new_context()
         context.id = request.address.id
         context._caller = request.caller
@@ -159,24 +161,26 @@ class Run:
 
     async def _keep(self) -> None:
         """Commit what the handler has done so far, and let it go on. A shadow leaves nothing behind."""
-        commit = None if self._request.shadow else self._commit_so_far()
-        if commit is None:
-            return
-        await self.settle(commit)
-        keeping = asyncio.create_task(self._carry_out(commit))
-        try:
-            await asyncio.shield(keeping)
-        except asyncio.CancelledError:
-            await asyncio.wait([keeping])  # What is being committed is known to be before the handler goes on.
-            raise
+        async with self._keeping:
+            commit = None if self._request.shadow else self._commit_so_far()
+            if commit is None:
+                return
+            count = len(self._context.outputs)  # Other tasks may add to them meanwhile.
+            await self.settle(commit)
+            keeping = asyncio.create_task(self._carry_out(commit, count))
+            try:
+                await asyncio.shield(keeping)
+            except asyncio.CancelledError:
+                await asyncio.wait([keeping])  # What is being committed is known to be before the handler goes on.
+                raise
 
-    async def _carry_out(self, commit: Commit) -> None:
+    async def _carry_out(self, commit: Commit, outputs: int) -> None:
         committed = await self._neighbours.commit(commit)
         value = self._opened.raw if commit.value is None else commit.value
         self._opened = self._function.reopen(self._context, self._opened, value)
         self._loaded = self._loaded._replace(version=committed.version)
         self._rows.committed()
-        self._context.outputs.clear()
+        del self._context.outputs[:outputs]
 
     def _commit_so_far(self) -> Commit | None:
         """What has been changed and asked for since the last commit, without an answer."""

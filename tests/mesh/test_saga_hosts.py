@@ -56,7 +56,8 @@ async def charge(ctx: Context[Books], what: str, branch: Branch) -> str:
 
 @app.saga("shop/checkout", steps=[reserve], pivot=charge)
 async def checkout(saga: Saga, wanted: list[str]) -> str:
-    await saga.all(*(saga.step(reserve, each, each, name=each) for each in wanted))
+    first, *others = (saga.step(reserve, each, each, name=each) for each in wanted)
+    await asyncio.gather(first, saga.all(*others))
     return await saga.step(charge, "x", wanted[0])
 
 
