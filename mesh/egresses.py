@@ -30,7 +30,7 @@ from penstock.router.sink import RowsRefused, Sink
 
 ROWS_MAX: Final = 1_000
 """In one batch: one write of a file, one transaction of a database."""
-POLL_S: Final = 0.1
+POLL_S: Final = 0.25
 """Between two looks for rows of other processes. Rows of this one do not wait for it."""
 CLAIM_S: Final = 1.0
 """Between two attempts to claim what another has."""

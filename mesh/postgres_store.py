@@ -22,6 +22,7 @@ from psycopg import AsyncConnection, AsyncCursor, sql
 from penstock.errors import PenstockError
 from penstock.ids import Address
 from penstock.mesh.store import (
+    PURGED_AT_ONCE,
     SCHEMA,
     Answer,
     Batch,
@@ -449,8 +450,17 @@ class PostgresStore:
         )
 
     async def purge(self, now_ms: int) -> int:
-        async with self._connection() as connection:
-            return await _count(connection, "DELETE FROM answers WHERE until_ms < %s", now_ms)
+        forgotten, found = 0, PURGED_AT_ONCE
+        while found == PURGED_AT_ONCE:
+            async with self._connection() as connection:
+                found = await _count(
+                    connection,
+                    "DELETE FROM answers WHERE ctid = ANY (ARRAY("
+                    "SELECT ctid FROM answers WHERE until_ms < %s ORDER BY until_ms LIMIT %s FOR UPDATE SKIP LOCKED))",
+                    *(now_ms, PURGED_AT_ONCE),
+                )
+            forgotten += found
+        return forgotten
 
     async def close(self) -> None:
         while self._idle:

@@ -20,6 +20,7 @@ from penstock.files import make_directory
 from penstock.ids import Address
 from penstock.mesh.sqlite_file import File, Transaction
 from penstock.mesh.store import (
+    PURGED_AT_ONCE,
     Answer,
     Batch,
     Commit,
@@ -579,11 +580,17 @@ class _Function:
         return await self._file.write(work)
 
     async def purge(self, now_ms: int) -> int:
-        if not self._file.read("SELECT 1 FROM answers WHERE until_ms < ? LIMIT 1", now_ms):
-            return 0
-        return await self._file.write(
-            lambda transaction: transaction.execute("DELETE FROM answers WHERE until_ms < ?", now_ms)
-        )
+        forgotten = 0
+        while self._file.read("SELECT 1 FROM answers WHERE until_ms < ? LIMIT 1", now_ms):
+            forgotten += await self._file.write(
+                lambda transaction: transaction.execute(
+                    "DELETE FROM answers WHERE (id, key) IN "
+                    "(SELECT id, key FROM answers WHERE until_ms < ? ORDER BY until_ms LIMIT ?)",
+                    now_ms,
+                    PURGED_AT_ONCE,
+                )
+            )
+        return forgotten
 
     def pending(self) -> Pending:
         ((messages, delayed, rows),) = self._file.read(

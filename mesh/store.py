@@ -27,6 +27,9 @@ from penstock.errors import Fenced, Refused, Unavailable
 from penstock.ids import Address
 from penstock.records import EgressRow
 
+PURGED_AT_ONCE = 1_000
+"""Answers that are forgotten in one transaction: commits wait for no more."""
+
 SCHEMA = 1
 """Of the tables. A store that a later Penstock has written is refused."""
 

@@ -27,15 +27,15 @@ from penstock.engine import settings
 from penstock.engine.cli import VERBS, cli
 from penstock.engine.config import Config
 from penstock.engine.metrics import Metrics
+from penstock.engine.serving import SharedStatistics
+from penstock.engine.worker import Worker
+from penstock.functions.function import DEFAULT_OPTIONS
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.node import Node
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet
 from penstock.mesh.registry import LocalRegistry
 from penstock.mesh.sqlite_store import SqliteStore
-from penstock.engine.serving import SharedStatistics
-from penstock.engine.worker import Worker
-from penstock.functions.function import DEFAULT_OPTIONS
 from tests.docs.pages import DOCS
 from tests.engine.serving import until
 

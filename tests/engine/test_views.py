@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import pytest
 
 from penstock import App, Context, Expire, Log, State, Table, Value
-from penstock.engine.looks import id_of_task
 from penstock.durations import timestamp
+from penstock.engine.looks import id_of_task
 from penstock.functions.types import codec_for
 from penstock.ids import key_group
 from penstock.state.showing import builtins_of

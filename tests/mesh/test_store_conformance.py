@@ -14,6 +14,7 @@ import pytest
 from penstock.errors import Fenced
 from penstock.ids import Address
 from penstock.mesh.store import (
+    PURGED_AT_ONCE,
     Answer,
     Commit,
     Committed,
@@ -332,6 +333,18 @@ async def test_an_answer_is_forgotten_when_its_time_is_over(stores: Stores) -> N
 
     assert (await one.store.load(CART, "alice", "short")).answer is None
     assert (await one.store.load(CART, "alice", "long")).answer == Answer(200, b"")
+
+
+@with_stores
+async def test_however_many_answers_are_forgotten_none_is_left(stores: Stores) -> None:
+    one = await stores.open()
+    count = 2 * PURGED_AT_ONCE + 1
+    await one.store.commit_all([one.commit_of(version=None, answered=(f"{n}", b""), until_ms=1) for n in range(count)])
+    await one.store.commit(one.commit_of(answered=("later", b""), until_ms=3))
+
+    assert await one.store.purge(2) == count
+    assert await one.store.purge(2) == 0
+    assert (await one.store.load(CART, "alice", "later")).answer == Answer(200, b"")
 
 
 # Promises.
