@@ -97,6 +97,17 @@ def test_a_host_with_as_many_under_way_as_it_can_do_sheds_the_others() -> None:
     assert isinstance(admit(live, now_s=1.0), Admission)
 
 
+def test_a_host_that_answers_as_fast_as_ever_lets_more_in() -> None:
+    settings = AdaptiveConcurrency(min_concurrency=1, min_rtt_request_count=1)
+    live = guarded(FunctionPolicy(adaptive_concurrency=settings))
+    for now_s in (0.0, 10.0):
+        first = admit(live, now_s)
+        assert isinstance(first, Admission)
+        first.finish(now_s + 0.01, succeeded=True)
+
+    assert [isinstance(admit(live, 10.2), Admission) for _ in range(2)] == [True, True]
+
+
 @pytest.mark.parametrize("side", Side)
 def test_a_fault_of_the_side_of_the_server_is_injected_here(side: Side) -> None:
     match = Match(TextMatch(exact=FUNCTION), {"x-chaos": TextMatch()})

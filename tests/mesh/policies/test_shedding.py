@@ -27,7 +27,7 @@ def controller(requests: int, successes: int, **settings: float) -> AdmissionCon
         (99, 0, {}, 0.8),
         (99, 0, {"max_rejection_probability": 30.0}, 0.3),
         (99, 0, {"rps_threshold": 4}, 0.0),
-        (121, 0, {"rps_threshold": 4}, 0.8),
+        (120, 0, {"rps_threshold": 4}, 0.8),
     ],
 )
 def test_the_more_fail_the_more_are_refused(
