@@ -34,7 +34,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from benchmarks.embedded import Result, percentile, zipf_ids
-from benchmarks.kafka_apps import Click, Count, Order, Sum, payload
+from benchmarks.kafka_apps import CALLED, Click, Count, Order, Sum, payload
 from penstock.errors import PenstockError
 from penstock.ids import key_group, murmur2
 from penstock.router.kafka_batches import Record
@@ -704,9 +704,35 @@ def idle(bench: Bench) -> Result:
         }
 
 
+CALL_ROUNDS = 50
+
+
+def calls(bench: Bench) -> Result:
+    """A call after the other, of functions in the caller's worker and in the other one of two."""
+    bench.create("in", "out")
+    expected = CALL_ROUNDS * len(CALLED)
+    with tempfile.TemporaryDirectory() as directory, bench.started("calls", directory, "--workers", "2"):
+        bench.fill([(b"caller", payload(CALL_ROUNDS))])
+        deadline = time.monotonic() + START_S
+        rows: list[Sum] = []
+        while len(rows) < expected and time.monotonic() < deadline:
+            time.sleep(1)
+            found = (row for part in _read_all(bench, f"{bench.name}-out") for row in part)
+            rows = [msgspec.msgpack.decode(row.value or b"", type=Sum) for row in found]
+    return {
+        where: {
+            "calls": len(took_ms),
+            "p50_ms": round(percentile(took_ms, 0.5), 2),
+            "p99_ms": round(percentile(took_ms, 0.99), 2),
+        }
+        for where, other in (("same_worker", 0), ("other_worker", 1))
+        if (took_ms := [row.at * 1_000 for row in rows if row.clicks == other])
+    }
+
+
 SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     each.__name__: each  # type: ignore[attr-defined]
-    for each in (count, output, chain, hot, hops, latency, kill, state, moves, idle)
+    for each in (count, output, chain, hot, hops, latency, calls, kill, state, moves, idle)
 }
 
 

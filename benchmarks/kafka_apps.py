@@ -163,6 +163,31 @@ def hops(name: str) -> App:
     return app
 
 
+CALLED = [f"called-{number}" for number in range(8)]
+"""Some of each task."""
+
+
+def calls(name: str) -> App:
+    """Calls, one after the other. A row says of each how long it took, and whether another process was called."""
+    app = App(name)
+    out = app.egress("bench/out", _egress(name, delivery="eager"))
+
+    @app.function("bench/called")
+    def called(ctx: Context[None], _: int) -> int:
+        return os.getpid()
+
+    @app.function("bench/caller")
+    async def caller(ctx: Context[None], click: Click) -> None:
+        for _ in range(click.amount):
+            for id in CALLED:
+                began = time.perf_counter()
+                pid = await ctx.call(called, id, 1)
+                ctx.emit(out, Sum(time.perf_counter() - began, int(pid != os.getpid()), ""))
+
+    app.ingress(_ingress(name), to=caller)
+    return app
+
+
 def blobs(name: str) -> App:
     """100 bytes of state for each id. An input with an amount gives an eager output and one that is exactly once."""
     app = App(name)
@@ -183,7 +208,7 @@ def blobs(name: str) -> App:
 
 APPS: dict[str, Callable[[str], App]] = {
     each.__name__: each  # type: ignore[attr-defined]
-    for each in (count, output, eager, both, chain, hops, blobs)
+    for each in (count, output, eager, both, chain, hops, calls, blobs)
 }
 
 
