@@ -65,12 +65,15 @@ def count(ctx: Context[Count], by: int) -> int:
 class Process:
     """A process that tells its URL in its first line, and ends with its input."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
+    def __init__(self, folder: Path, *command: str, line: bytes = b"") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, *command], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+        self.url = self._process.stdout.readline().decode().strip()
 
     @property
     def cpu_s(self) -> float:
@@ -86,7 +89,7 @@ def host_process(folder: Path) -> Process:
     options = MeshOptions(
         app="benchmarks.mesh:app", folder=str(Path.cwd()), store=str(folder / "data"), registry=str(folder / "registry")
     )
-    return Process(Path.cwd(), "-m", "penstock.mesh.process", encode_options(options))
+    return Process(Path.cwd(), "-m", "penstock.mesh.process", line=encode_options(options))
 
 
 def bare_process(folder: Path) -> Process:

@@ -57,13 +57,13 @@ class Where:
         return self._url is not None
 
     def running(self) -> Client | None:
-        """A client of the application, or None when it does not run."""
+        """A client of the application, or of the mesh that has its folder there, or None when neither runs."""
         from penstock.engine.client import Client
-        from penstock.files import read_owner
+        from penstock.files import MESH_FOLDER, read_owner
 
         if self._url is not None:
             return Client(self._url, self.settings["token"])
-        owner = read_owner(self.directory)
+        owner = read_owner(self.directory) or read_owner(self.directory / MESH_FOLDER)
         if owner is None:
             return None
         if owner.url is None:

@@ -58,7 +58,8 @@ def mesh() -> None:
     "--only", multiple=True, metavar="NAMESPACE/NAME", help="Serve this function. Can be given several times."
 )
 @click.option("--no-gateway", is_flag=True, help="Start hosts alone, beside a gateway that runs elsewhere.")
-@click.option("--store", metavar="PLACE", help="A directory, or postgresql://user@host/database.")
+@click.option("--dir", "directory", metavar="DIR", help="Its data directory, .penstock if left out.")
+@click.option("--store", metavar="PLACE", help="A directory, if not below --dir, or postgresql://user@host/database.")
 @click.option("--registry", metavar="PLACE", help="A file, dns://NAME:PORT or kubernetes://SERVICE.")
 @click.option("--policies", metavar="FILE", help="What becomes of requests: a policy file, which may change meanwhile.")
 @click.option("--version", metavar="TEXT", default="", help="Of these hosts, for routes that split by version.")
@@ -88,6 +89,7 @@ def run(
     only: tuple[str, ...],
     labels: tuple[str, ...],
     drain: str,
+    directory: str | None,
     store: str | None,
     registry: str | None,
     policies: str | None,
@@ -107,9 +109,8 @@ def run(
     from penstock.mesh.supervisor import Supervisor
 
     _check(flags, no_gateway)
-    flags |= {
-        name: place for name, place in (("store", store), ("registry", registry), ("policies", policies)) if place
-    }
+    places = {"directory": directory, "store": store, "registry": registry, "policies": policies}
+    flags |= {name: place for name, place in places.items() if place}
     options = MeshOptions(
         app=target,
         folder=str(Path.cwd()),

@@ -28,7 +28,7 @@ from penstock.mesh.caller import Caller
 from penstock.mesh.edges import Edges
 from penstock.mesh.host import DEFAULT_OPTIONS, HostOptions, functions_of
 from penstock.mesh.node import LEASE_S, Node
-from penstock.mesh.options import DIRECTORY, REGISTRY
+from penstock.mesh.options import HOME, REGISTRY
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet
 from penstock.mesh.registry import Endpoint, LocalRegistry, Registry
@@ -52,7 +52,7 @@ class Mesh:
         self,
         app: App,
         *,
-        directory: Path | str = DIRECTORY,
+        directory: Path | str = HOME,
         store: Store | None = None,
         registry: Registry | None = None,
         policies: PolicySet = NO_POLICIES,

@@ -1,4 +1,7 @@
-"""What a process of the mesh is started with: one value, read from the command line once, and handed on as JSON."""
+"""What a process of the mesh is started with: one value, read from the command line once, and handed on as JSON.
+
+It goes by standard input, because it holds the token, and any user of a machine may list the arguments of programs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from typing import Final
 
 import msgspec
 
-DIRECTORY: Final = ".penstock/mesh"
+from penstock.files import MESH_FOLDER
+
+DIRECTORY: Final = ".penstock"
+HOME: Final = f"{DIRECTORY}/{MESH_FOLDER}"
 REGISTRY: Final = "registry.sqlite"
 """Beside a store in a directory, so that all who use that know of one another."""
 
@@ -19,8 +25,10 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`module:app`, or a file."""
     folder: str
     """Where the application was named, and what relative paths begin from."""
-    store: str = DIRECTORY
-    """A directory, or `postgresql://...`."""
+    directory: str = DIRECTORY
+    """What the mesh keeps on this machine lies below."""
+    store: str = ""
+    """A directory, or `postgresql://...`; empty for one below `directory`."""
     registry: str = ""
     """A file, `dns://...` or `kubernetes://...`; empty for a file beside the store."""
     policies: str = ""
@@ -53,10 +61,23 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     access_log: bool = False
 
     @property
+    def home(self) -> Path:
+        """The part of `directory` that is the mesh's."""
+        return self.path / self.directory / MESH_FOLDER
+
+    @property
+    def store_place(self) -> str:
+        """Where state is."""
+        if "://" in self.store:
+            return self.store
+        return str(self.path / self.store if self.store else self.home)
+
+    @property
     def registry_place(self) -> str:
         """Where hosts and callers find one another."""
-        directory = DIRECTORY if "://" in self.store else self.store
-        return self.registry or f"{directory}/{REGISTRY}"
+        if not self.registry:
+            return str((self.home if "://" in self.store else Path(self.store_place)) / REGISTRY)
+        return self.registry if ":" in self.registry else str(self.path / self.registry)
 
     @property
     def path(self) -> Path:
@@ -71,9 +92,10 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(MeshOptions).decode
 
 
-def encode_options(options: MeshOptions) -> str:
-    return _encode(options).decode()
+def encode_options(options: MeshOptions) -> bytes:
+    """In one line."""
+    return _encode(options) + b"\n"
 
 
-def decode_options(text: str) -> MeshOptions:
-    return _decode(text)
+def decode_options(line: bytes) -> MeshOptions:
+    return _decode(line)

@@ -1,4 +1,4 @@
-"""A host process: `python -m penstock.mesh.process OPTIONS`, as the supervisor starts it, or a person elsewhere.
+"""A host process: `python -m penstock.mesh.process`, with its options in the first line of its standard input.
 
 What always holds: it tells its URL in one line on standard output once it can carry out requests, and the registry only
 after that; SIGTERM has it drained; the end of its standard input, which is the end of its supervisor, as well. What it
@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from penstock.errors import ConfigurationError, PenstockError
@@ -46,7 +47,7 @@ INPUT_FAILED: Final = 3
 
 def main() -> None:
     """Carry out requests until told to stop."""
-    options = decode_options(sys.argv[1])
+    options = decode_options(sys.stdin.buffer.readline())
     label = f"host-{os.getpid()}"
     configure_logging(as_json=options.log_json, level=options.log_level, process=label)
     try:
@@ -144,9 +145,7 @@ async def opened_registry(options: MeshOptions) -> AsyncIterator[Registry]:
     """The registry, looked at while the block runs. Raises ConfigurationError."""
     place = options.registry_place
     if ":" not in place:
-        path = options.path / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place = str(path)
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
     registry = registry_of(place, os.environ)
     await registry.open()
     try:
@@ -158,8 +157,7 @@ async def opened_registry(options: MeshOptions) -> AsyncIterator[Registry]:
 @asynccontextmanager
 async def opened_store(options: MeshOptions) -> AsyncIterator[Store]:
     """The store, which is closed behind the block. Raises ConfigurationError and Unavailable."""
-    place = options.store
-    store = await open_store(place if "://" in place else str(options.path / place))
+    store = await open_store(options.store_place)
     try:
         yield store
     finally:

@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
 from typing import Final
 
-from penstock.errors import ConfigurationError, Refused, Unavailable
+from penstock.errors import ConfigurationError, Fenced, Refused, Unavailable
+from penstock.files import DirectoryLock
 from penstock.loading import load_app
 from penstock.logs import counted, logger
 from penstock.mesh.access import AccessLog
@@ -84,14 +86,15 @@ class Replica:
             sys.executable,
             "-m",
             "penstock.mesh.process",
-            encode_options(self._options),
             cwd=self._options.folder,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is for the supervisor, which drains its hosts; they end with it by their input.
             start_new_session=True,
         )
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.write(encode_options(self._options))
         url = (await process.stdout.readline()).decode().strip()
         if url:
             self.url = url
@@ -169,6 +172,17 @@ class Supervisor:
                 with suppress(Unavailable):
                     await self._registry.forget(endpoint.name)
 
+    def _announce(self, stack: AsyncExitStack) -> None:
+        """Let the command line find the gateway by the directory, unless it finds another one there already."""
+        home = self._options.home
+        try:
+            lock = DirectoryLock(home, command="penstock mesh", started=datetime.now(UTC).astimezone())
+        except Fenced as error:
+            logger.info("Ask this gateway by its URL: %s", error.message)
+            return
+        stack.callback(lock.release)
+        lock.announce(self.url)
+
     def _keep(self, replica: Replica) -> None:
         task = self._keeping[replica.number] = asyncio.create_task(replica.keep())
         task.add_done_callback(self._kept)
@@ -225,6 +239,7 @@ class Supervisor:
         )
         self.url = await gateway.start(options.port)
         stack.push_async_callback(gateway.close)
+        self._announce(stack)
         logger.info("%s: gateway at %s, %s.", app.name, self.url, counted(options.replicas, "host"))
 
 

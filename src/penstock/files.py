@@ -377,6 +377,8 @@ class DirectoryLock:
             self._descriptor = -1
 
 
+MESH_FOLDER = "mesh"
+"""What a data directory has for `penstock mesh`: another owner than the directory itself, another philosophy."""
 _LOCK_NAME = "LOCK"
 
 

@@ -20,6 +20,9 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
+
+from penstock.engine.cli import cli
 
 APP = """
 from penstock import App, Context, State
@@ -48,13 +51,15 @@ CALLERS = 8
 class Mesh:
     """A supervisor, its gateway and its hosts."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, store: str = "data", token: str = "") -> None:
         self.folder = folder
         (folder / "app.py").write_text(APP)
         command = "from penstock.engine.cli import main; main()"
+        places = ["--store", store] if store else []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", command, "mesh", "app:app", "--port", "0", "--store", "data", *options],
+            [sys.executable, "-c", command, "mesh", "app:app", "--port", "0", *places, *options],
             cwd=folder,
+            env=os.environ | {"PENSTOCK_TOKEN": token},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -245,3 +250,21 @@ def test_what_can_not_start_is_said_once(tmp_path: Path) -> None:
 
     assert mesh.process.wait(30) == 2
     assert any("PEN0809" in line and "t/none" in line for line in mesh.lines), mesh.lines
+
+
+def test_all_that_a_mesh_keeps_lies_below_its_directory_and_its_arguments_tell_nothing(tmp_path: Path) -> None:
+    token = "a-secret-of-the-gateway"
+    mesh = Mesh(tmp_path, "--dir", "kept", store="", token=token)
+    try:
+        mesh.wait_ready(1)
+        found = CliRunner().invoke(
+            cli, ["dead", "list", "--dir", str(tmp_path / "kept"), "--json"], env={"PENSTOCK_TOKEN": token}
+        )
+        arguments = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in mesh.hosts())
+    finally:
+        mesh.end()
+
+    assert (found.exit_code, json.loads(found.output)) == (0, []), found.output
+    assert arguments.endswith(b"-m\0penstock.mesh.process\0")
+    assert {path.relative_to(tmp_path).parts[0] for path in tmp_path.iterdir()} <= {"app.py", "kept", "__pycache__"}
+    assert (tmp_path / "kept" / "mesh" / "registry.sqlite").exists()
