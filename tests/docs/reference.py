@@ -433,8 +433,8 @@ A summary is exported as `..._sum` and `..._count`. What to watch and when to ra
 ## In the mesh
 
 The gateway and every host of `penstock mesh` answer `GET /metrics` for themselves: `source` and `destination` are
-functions, and `outside` is who is none. A call counts once, however often it was tried: the effective success rate is that
-of calls, the actual one that of attempts. A mesh that retries looks healthy in the first and not in the second.
+functions, and `outside` is who is none. A call counts once, however often it was tried: the effective success rate is
+that of calls, the actual one that of attempts. A mesh that retries looks healthy in the first and not in the second.
 
 | metric | type | labels | tells |
 |---|---|---|---|
