@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
-from uuid import uuid4
 
 from aiohttp import web
 
@@ -26,7 +25,7 @@ from penstock.mesh.caller import Caller
 from penstock.mesh.gateway_admin import GatewayAdmin
 from penstock.mesh.server import Page
 from penstock.mesh.store import Store
-from penstock.mesh.wire import Kind, Reply, Request, error_of
+from penstock.mesh.wire import Kind, Reply, Request, error_of, new_key
 from penstock.state.stateful import Stateful
 from penstock.web import (
     CLOSE_S,
@@ -122,7 +121,7 @@ class Gateway:
     async def _resolve(self, request: web.Request) -> web.Response:
         address, name = parse_name(raw_tail(request), self._functions, what="promise")
         value = await read_json(request, f"value of promise {name!r} of {address}", self._message_bytes_max)
-        reply = await self._caller.call(Request(address, value, Kind.RESOLVE, uuid4().hex, promise=name))
+        reply = await self._caller.call(Request(address, value, Kind.RESOLVE, new_key(), promise=name))
         if reply.status != 200:
             return _failed(reply, address)
         return json_response({"resolved": True, "address": str(address), "promise": name})
@@ -132,7 +131,7 @@ class Gateway:
 
     async def _ask(self, message: WebMessage, kind: Kind, deadline_s: float | None) -> Reply:
         began_s = time.monotonic()
-        key = message.idempotency_key or uuid4().hex
+        key = message.idempotency_key or new_key()
         asked = Request(message.address, message.payload, kind, key, deadline_s, headers=message.headers)
         reply = await self._caller.call(asked)
         if self._access_log is not None:

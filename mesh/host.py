@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
-from uuid import uuid4
 
 from penstock.errors import CallTimeout, ConfigurationError, FunctionError, InvalidInput, PenstockError, Unavailable
 from penstock.functions.app import App
@@ -34,7 +33,7 @@ from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.store import Answer, Commit, Committed, Kept, Loaded, Outgoing, Store, VersionMismatch
 from penstock.mesh.turn import Turns
-from penstock.mesh.wire import NO, NOTHING, YES, Kind, Reply, Request, failure, reply_of
+from penstock.mesh.wire import NO, NOTHING, YES, Kind, Reply, Request, failure, new_key, reply_of
 from penstock.state.stateful import Stateful
 
 CONFLICTS_MAX: Final = 20
@@ -173,7 +172,7 @@ class Host:
                 return await self._try(function, request, interrupt, limit)
 
     async def _try(self, function: Stateful, request: Request, interrupt: Interrupt, limit: asyncio.Timeout) -> Reply:
-        root = request.key or uuid4().hex
+        root = request.key or new_key()
         options = function.function.options
         attempt, conflicts = 1, 0
         while True:
@@ -275,7 +274,7 @@ class Host:
         except Exception as error:  # noqa: BLE001  # Codecs raise what is quickest.
             place = f"Message for {request.address}"
             raise function.codec.explain(error, request.payload, place=place) from None
-        key = request.key or uuid4().hex
+        key = request.key or new_key()
         now_ms = time.time_ns() // 1_000_000
         commit = Commit(
             self._session,

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 from penstock.durations import parse_duration
 from penstock.errors import ConfigurationError, InvalidInput
@@ -36,7 +35,7 @@ from penstock.mesh.sqlite_registry import SqliteRegistry
 from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Store
 from penstock.mesh.transport import HttpTransport
-from penstock.mesh.wire import Kind, Reply, Request, error_of
+from penstock.mesh.wire import Kind, Reply, Request, error_of, new_key
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -160,7 +159,7 @@ class Mesh:
         to = self._target(target)
         address = Address(to.typename, id)
         payload = encode_answer(address, value)
-        await self._ask(Request(address, payload, Kind.RESOLVE, uuid4().hex, promise=name))
+        await self._ask(Request(address, payload, Kind.RESOLVE, new_key(), promise=name))
 
     async def _ask(self, request: Request) -> Reply:
         reply = await self._caller.call(request)
@@ -197,7 +196,7 @@ class Mesh:
             )
         deadline_s = None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
         address = Address(to.typename, id)
-        return to, Request(address, payload, kind, key or uuid4().hex, deadline_s, headers=headers or {})
+        return to, Request(address, payload, kind, key or new_key(), deadline_s, headers=headers or {})
 
     def _target(self, target: Any) -> Target:
         name = target if isinstance(target, str) else getattr(target, "typename", repr(target))

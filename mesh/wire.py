@@ -17,6 +17,7 @@ elsewhere. Deadlines are on the clock of each process and travel as what is left
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -105,6 +106,11 @@ class Reply(NamedTuple):
     refused: bool = False
     """Nothing was begun."""
     retry_after_s: float | None = None
+
+
+def new_key() -> str:
+    """An idempotency key for a request that has none."""
+    return secrets.token_hex(16)
 
 
 # Requests.
