@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from penstock.errors import Fenced, Unavailable
 from penstock.logs import logger
 from penstock.mesh.lanes import Lanes
-from penstock.mesh.store import Kept, Session, Store
+from penstock.mesh.store import Kept, Session, Store, fenced
 
 HELD_MAX: Final = 10_000
 """A few megabytes of small messages, and several seconds of work at full speed: the store is read that often."""
@@ -237,22 +237,28 @@ class Outbox:
             await self._store.purge(self._now_ms())
 
     async def _adopt(self) -> None:
-        """Take over what others have left."""
+        """Take over what others have left. Raises Fenced when others have taken over from us, which nobody would notice
+        here who has nothing to write."""
         alive = self._alive()
-        if alive is not None and self._session in alive:
-            self._seen.update(alive)
-            for session in await self._store.sessions():
-                if not session.fenced and session.number not in alive and self._is_gone(session):
-                    logger.warning("Session %d of %s is gone: it is fenced.", session.number, session.holder)
-                    await self._store.fence(session.number)
+        self._seen.update(alive or ())
+        for session in await self._store.sessions():
+            if session.number == self._session:
+                if session.fenced:
+                    raise fenced(session.number)
+            elif not session.fenced and self._is_gone(session, alive):
+                logger.warning("Session %d of %s is gone: it is fenced.", session.number, session.holder)
+                await self._store.fence(session.number)
         adopted = await self._store.adopt(self._session)
         if adopted:
             logger.warning("%d messages of sessions that are gone are delivered by session %d.", adopted, self._session)
             self._adopted += adopted
             self._behind = True
 
-    def _is_gone(self, session: Session) -> bool:
-        """Of one that is not alive: whether it was, or has had the time to be."""
+    def _is_gone(self, session: Session, alive: Collection[int] | None) -> bool:
+        """Whether a session was at work, or has had the time to be seen, and is not. Who does not see itself sees
+        nobody."""
+        if alive is None or self._session not in alive or session.number in alive:
+            return False
         return session.number in self._seen or session.begun_ms <= self._now_ms() - int(self._unseen_s * 1000)
 
     # Deliveries.

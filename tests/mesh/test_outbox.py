@@ -308,6 +308,21 @@ def test_an_outbox_that_was_fenced_stops(directory: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_outbox_that_has_nothing_to_write_notices_that_it_was_fenced(directory: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(directory)
+        session = await store.begin_session("one")
+        outbox = Outbox(store, session, Receiver().deliver)
+        running = asyncio.create_task(outbox.run())
+        await store.fence(session)
+        with pytest.raises(Fenced):
+            async with asyncio.timeout(10):
+                await running
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_what_is_under_way_at_the_end_is_waited_for(directory: Path) -> None:
     async def main() -> None:
         receiver = Receiver()
