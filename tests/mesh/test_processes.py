@@ -213,6 +213,20 @@ def test_a_registry_that_is_gone_takes_no_request_with_it(mesh: Mesh) -> None:
     mesh.wait_ready(3)
 
 
+def test_a_host_that_was_paused_finds_itself_fenced_and_is_started_again(mesh: Mesh) -> None:
+    """Others have taken it for dead, and have its messages: it must not go on as if nothing had been."""
+    victim = mesh.hosts()[-1]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        assert "is gone: it is fenced" in mesh.wait_for(f"-{victim}-")
+    finally:
+        os.kill(victim, signal.SIGCONT)
+
+    assert f"host-{victim}" in mesh.wait_for("PEN0821")
+    mesh.wait_for("has ended (exit code 1) and is started again")
+    mesh.wait_ready(3)
+
+
 def test_all_hosts_are_replaced_under_load_without_an_error_and_the_mesh_ends_in_an_orderly_way(mesh: Mesh) -> None:
     before = mesh.hosts()
 
