@@ -417,8 +417,8 @@ def _refusal(refusal: Refusal) -> Reply:
 def _too_late(request: Request) -> CallTimeout:
     return CallTimeout(
         "PEN0802",
-        f"The deadline of a request for {request.address} has passed. Nothing was changed, and it will not be done "
-        "later: ask again, and allow more time.",
+        f"The deadline of a request for {request.address} has passed. It is not done later, and has changed nothing; "
+        "only a saga goes on from what it has recorded. Ask again, and allow more time.",
         address=str(request.address),
     )
 
