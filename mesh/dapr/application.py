@@ -18,6 +18,8 @@ from penstock.mesh.dapr.errors import DaprError
 from penstock.mesh.dapr.http_client import Answer, HttpClient
 from penstock.mesh.dapr.schedule import moment_of
 
+KEEP_S: Final = 1.0
+"""Servers close idle connections after two seconds (gunicorn), five (uvicorn, Node) or more."""
 IDLE: Final = "1h"
 DRAIN: Final = "2s"
 DEPTH_MAX: Final = 32
@@ -71,7 +73,7 @@ class Application:
         self._host = host
         self._port = port
         self._token = token
-        self._client = HttpClient()
+        self._client = HttpClient(KEEP_S)
 
     async def ask(
         self,

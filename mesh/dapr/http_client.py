@@ -17,7 +17,7 @@ from yarl import URL
 
 from penstock.mesh.caller import NoAnswer
 from penstock.mesh.policies.outcomes import Failure
-from penstock.mesh.transport import CONNECT_S
+from penstock.mesh.transport import CONNECT_S, IDLE_S
 
 HOP: Final = frozenset(
     {
@@ -51,9 +51,11 @@ class Answer(NamedTuple):
 
 
 class HttpClient:
-    """See the module."""
+    """See the module. Connections that nobody uses are closed after `idle_s`: before the other end does, so that no
+    request meets a closing one."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_s: float = IDLE_S) -> None:
+        self._idle_s = idle_s
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(
@@ -96,7 +98,7 @@ class HttpClient:
             self._session = aiohttp.ClientSession(
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=self._idle_s),
                 skip_auto_headers=("User-Agent", "Content-Type", "Accept-Encoding"),
             )
         return self._session

@@ -140,7 +140,7 @@ def test_events_reach_what_is_subscribed(pair: tuple[Beside, Beside]) -> None:
 
 def test_a_sidecar_stays_small(pair: tuple[Beside, Beside]) -> None:
     cart, stock = pair
-    for number in range(300):
+    for number in range(100):
         stock.ask("POST", f"/v1.0/actors/Cart/{number}/method/Add", "apple")
 
     assert cart.memory_mb() <= MEMORY_MB_MAX
