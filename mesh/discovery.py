@@ -4,6 +4,7 @@
     dns://shop.internal:8080                    every address of a name, at one port
     kubernetes://shop                           the pods of a service, in the namespace of this pod
     kubernetes://eu/shop:http                   ... of the namespace eu, at the port named http
+    ...?tls                                     whose hosts have certificates, which nobody but the hosts could say
 
 What always holds: a host that registers where somebody else keeps the list changes nothing there, and is not refused
 either: whether it is ready, its probes say. A name that can't be resolved is an outage like any other, which takes
@@ -104,12 +105,13 @@ def registry_of(url: str, environment: Mapping[str, str]) -> Registry:
         case "sqlite":
             return SqliteRegistry(Path(rest))
         case "dns":
-            return PlatformRegistry(DnsNames(*_host_and_port(url)), DNS_POLL_S)
+            return PlatformRegistry(DnsNames(*_host_and_port(url), scheme=_scheme(url)), DNS_POLL_S)
         case "kubernetes":
             from penstock.mesh.kubernetes import POLL_S, EndpointSlices, cluster_of_this_pod, service_of
 
             cluster = cluster_of_this_pod(environment)
-            return PlatformRegistry(EndpointSlices(cluster, service_of(url, cluster.namespace)), POLL_S)
+            service = service_of(url, cluster.namespace)
+            return PlatformRegistry(EndpointSlices(cluster, service, scheme=_scheme(url)), POLL_S)
         case _:
             raise ConfigurationError(
                 "PEN0871",
@@ -129,6 +131,13 @@ def _host_and_port(url: str) -> tuple[str, int]:
             "PEN0871", f"{url} names no registry: a name and a port are needed. Write dns://shop.internal:8080."
         )
     return host, port
+
+
+def _scheme(url: str) -> str:
+    query = urlsplit(url).query
+    if query not in ("", "tls"):
+        raise ConfigurationError("PEN0871", f"{url} says {query!r}, and only ?tls can be said there.")
+    return "https" if query else "http"
 
 
 def _place(address: str, port: int) -> str:

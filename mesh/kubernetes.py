@@ -85,8 +85,9 @@ _decoder: Final = msgspec.json.Decoder(_SliceList)
 class EndpointSlices:
     """A `Source` of the endpoints of `service`."""
 
-    def __init__(self, cluster: Cluster, service: Service) -> None:
+    def __init__(self, cluster: Cluster, service: Service, *, scheme: str = "http") -> None:
         self._cluster = cluster
+        self._scheme = scheme
         self._service = service
         self._session: aiohttp.ClientSession | None = None
 
@@ -99,7 +100,7 @@ class EndpointSlices:
                 "PEN0870", f"{self._cluster.url} answers with something else than endpoint slices: {error}."
             ) from error
         found: dict[str, Endpoint] = {}
-        for endpoint in _endpoints(slices, self._service.port):
+        for endpoint in _endpoints(slices, self._service.port, self._scheme):
             # While a slice is split, a pod is in both, and may be ready in one alone.
             if endpoint.ready or endpoint.name not in found:
                 found[endpoint.name] = endpoint
@@ -170,7 +171,7 @@ def service_of(url: str, namespace: str) -> Service:
     return Service(place, name, port)
 
 
-def _endpoints(slices: Sequence[_Slice], wanted: str) -> Iterator[Endpoint]:
+def _endpoints(slices: Sequence[_Slice], wanted: str, scheme: str) -> Iterator[Endpoint]:
     for one in slices:
         port = _port(one.ports or (), wanted)
         if port is None:
@@ -185,7 +186,7 @@ def _endpoints(slices: Sequence[_Slice], wanted: str) -> Iterator[Endpoint]:
             target = endpoint.target_ref
             yield Endpoint(
                 name=(target.uid or target.name if target else "") or f"{address}:{port}",
-                url=f"http://{address}:{port}",
+                url=f"{scheme}://{address}:{port}",
                 version=version,
                 labels=labels,
                 ready=endpoint.conditions.ready is not False,  # Not said means ready.

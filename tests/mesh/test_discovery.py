@@ -106,6 +106,18 @@ def test_a_host_may_register_where_somebody_else_keeps_the_list(resolver: Resolv
     asyncio.run(check())
 
 
+def test_hosts_with_certificates_are_asked_with_one(resolver: Resolver) -> None:
+    resolver.answer = ["10.0.0.1"]
+
+    async def check() -> None:
+        registry = registry_of("dns://shop.internal:8080?tls", {})
+        await registry.open()
+        assert urls(registry) == ["https://10.0.0.1:8080"]
+        await registry.close()
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("url", ["registry.db", "sqlite:registry.db", "sqlite:/run/registry.db", "./a:b/registry.db"])
 def test_a_file_is_an_embedded_registry(url: str, tmp_path: Path) -> None:
     assert isinstance(registry_of(url, {}), SqliteRegistry)
@@ -121,6 +133,7 @@ def test_a_name_in_dns_is_a_registry() -> None:
         ("dns://shop.internal", "a name and a port are needed"),
         ("dns://shop.internal:http", "a name and a port are needed"),
         ("dns:shop", "a name and a port are needed"),
+        ("dns://shop.internal:8080?fast", "only .tls can be said there"),
         ("consul://shop", "There is no registry of the kind 'consul'"),
         ("kubernetes://shop", "This is no pod of Kubernetes"),
     ],

@@ -73,13 +73,14 @@ def looked(
     *,
     port: str = "",
     token: Path | None = None,
+    scheme: str = "http",
 ) -> list[Endpoint]:
     """What one look sees."""
     say = answer if callable(answer) else lambda _: web.json_response(answer)
 
     async def look() -> list[Endpoint]:
         async with api_server(say) as url:
-            source = EndpointSlices(Cluster(url, token, None, "eu"), Service("eu", "shop", port))
+            source = EndpointSlices(Cluster(url, token, None, "eu"), Service("eu", "shop", port), scheme=scheme)
             try:
                 return [sighting.endpoint for sighting in (await source.look()).sightings]
             finally:
@@ -133,6 +134,10 @@ def test_a_port_is_found_by_name_or_number() -> None:
     assert looked(slices, port="metrics")[0].url == "http://10.0.0.1:9"
     assert looked(slices, port="8080")[0].url == "http://10.0.0.1:8080"
     assert looked(slices, port="grpc") == []
+
+
+def test_pods_with_certificates_are_asked_with_one() -> None:
+    assert looked(listed(slice_of(pod("shop-0", "10.0.0.1"))), scheme="https")[0].url == "https://10.0.0.1:8080"
 
 
 def test_slices_of_the_sixth_version_have_brackets() -> None:
