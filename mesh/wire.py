@@ -28,6 +28,7 @@ import msgspec
 from penstock.errors import (
     CallTimeout,
     CallUnavailable,
+    Fenced,
     FunctionError,
     InvalidInput,
     PenstockError,
@@ -214,7 +215,7 @@ def reply_of(error: PenstockError, *, refused: bool = False) -> Reply:
 
 def _status_of(error: PenstockError) -> int:
     match error:
-        case Unavailable():  # Before FunctionError: a call that could not be carried out now is both.
+        case Unavailable() | Fenced():  # Before FunctionError: a call that could not be carried out now is both.
             return 503
         case FunctionError():
             return 422
