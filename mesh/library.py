@@ -35,7 +35,7 @@ from penstock.mesh.sqlite_registry import SqliteRegistry
 from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Store
 from penstock.mesh.transport import HttpTransport
-from penstock.mesh.wire import Kind, Reply, Request, error_of, new_key
+from penstock.mesh.wire import Kind, Reply, Request, error_of, for_handlers, new_key
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -196,7 +196,7 @@ class Mesh:
             )
         deadline_s = None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
         address = Address(to.typename, id)
-        return to, Request(address, payload, kind, key or new_key(), deadline_s, headers=headers or {})
+        return to, Request(address, payload, kind, key or new_key(), deadline_s, headers=for_handlers(headers or {}))
 
     def _target(self, target: Any) -> Target:
         name = target if isinstance(target, str) else getattr(target, "typename", repr(target))

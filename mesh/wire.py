@@ -91,7 +91,7 @@ class Request(NamedTuple):
     chain: tuple[Address, ...] = ()
     """All who wait for the answer, the outermost first."""
     headers: Mapping[str, str] = {}
-    """Those a handler may look at, in lower case."""
+    """Those a handler may look at, in lower case. They may come from outside: see `for_handlers`."""
     promise: str = ""
     shadow: bool = False
     """A copy that is run to see what happens, and leaves nothing behind."""
@@ -119,7 +119,7 @@ def new_key() -> str:
 
 def write(request: Request, now_s: float) -> tuple[str, dict[str, str]]:
     """Path and headers of a request."""
-    headers = dict(request.headers)
+    headers = {name: text for name, text in request.headers.items() if name not in _OURS}
     headers[KIND] = request.kind.value
     headers[ATTEMPT] = str(request.attempt)
     if request.key:
@@ -150,7 +150,7 @@ def read(path: str, headers: Mapping[str, str], body: bytes, now_s: float, *, id
             int(headers.get(ATTEMPT, "1")),
             _read_address(headers[CALLER]) if CALLER in headers else None,
             tuple(_read_address(each) for each in headers[CHAIN].split(",")) if CHAIN in headers else (),
-            _for_handlers(headers),
+            for_handlers(headers),
             unquote(headers.get(PROMISE, ""), errors="strict"),
             SHADOW in headers,
             identity,
@@ -163,7 +163,9 @@ def read(path: str, headers: Mapping[str, str], body: bytes, now_s: float, *, id
         ) from None
 
 
-def _for_handlers(headers: Mapping[str, str]) -> dict[str, str]:
+def for_handlers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those of `headers` that a handler may look at. What hosts say to one another is none of them: nobody outside may
+    say who calls, or that a request leaves nothing behind."""
     kept: dict[str, str] = {}
     for written, value in headers.items():
         name = written.lower()

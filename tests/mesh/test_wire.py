@@ -59,6 +59,20 @@ def test_what_is_written_is_read_as_the_same(request: Request) -> None:
     assert read(path, headers, request.payload, 0.0) == request
 
 
+def test_what_hosts_say_to_one_another_is_not_taken_from_a_client() -> None:
+    claimed = {
+        "penstock-caller": "shop/order/1",
+        "penstock-chain": "shop/order/1",
+        "penstock-kind": "resolve",
+        "penstock-promise": "paid",
+        "penstock-shadow": "1",
+        "penstock-timeout-ms": "soon",
+    }
+    asked = Request(Address("shop/cart", "ada"), b"", headers=claimed | {"penstock-tenant": "a"})
+
+    assert read(*write(asked, 0.0), b"", 0.0) == Request(asked.address, b"", headers={"penstock-tenant": "a"})
+
+
 def test_a_deadline_travels_as_what_is_left_of_it() -> None:
     request = Request(Address("t/a", "1"), b"", deadline_s=1_005.5)
 
