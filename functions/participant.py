@@ -333,6 +333,8 @@ def _try(ctx: Context[Any], case: _Case) -> Work:
     if case.ruling is Ruling.REPEAT and row is not None and row.answer is not None:
         return Verdict(Ruled.DONE, row.answer)
     Fence(ctx.state).begin(key)
+    if case.action.forward.is_async:  # What it awaits may outlive its failure, so that it must be known to have begun.
+        yield ctx._keep("run").commit()
     result = yield case.run(case.action.forward, ctx)
     if isinstance(result, Declined):
         Fence(ctx.state).refuse(key)

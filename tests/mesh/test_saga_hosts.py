@@ -54,6 +54,22 @@ async def charge(ctx: Context[Books], what: str, branch: Branch) -> str:
     return branch.key
 
 
+@bank.action
+async def transfer(ctx: Context[Books], what: str) -> None:
+    World.done.append(await ctx.run("ask the bank", lambda: f"transfer {what}"))
+    raise ValueError("half-way")
+
+
+@transfer.compensation
+def take_back(ctx: Context[Books], what: str) -> None:
+    World.done.append(f"take back {what}")
+
+
+@app.saga("shop/gift", steps=[transfer])
+async def gift(saga: Saga, what: str) -> None:
+    await saga.step(transfer, "x", what)
+
+
 @app.saga("shop/checkout", steps=[reserve], pivot=charge)
 async def checkout(saga: Saga, wanted: list[str]) -> str:
     first, *others = (saga.step(reserve, each, each, name=each) for each in wanted)
@@ -78,6 +94,16 @@ def test_a_saga_is_done_or_undone_and_known_by_its_id(tmp_path: Path) -> None:
 
     asyncio.run(use())
     assert sorted(World.done) == sorted(["reserve tea", "reserve rum", "charge tea", "reserve tea", "release tea"])
+
+
+def test_an_action_that_fails_half_way_is_undone(tmp_path: Path) -> None:
+    async def use() -> None:
+        async with Mesh(app, directory=tmp_path) as mesh:
+            ended = await mesh.call(gift, "1", "tea")
+            assert ended == Compensated("PEN0210 Handler raised ValueError: half-way", "transfer")
+
+    asyncio.run(use())
+    assert World.done == ["transfer tea"] * 3 + ["take back tea"]
 
 
 def test_another_host_goes_on_where_one_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
