@@ -78,7 +78,8 @@ def retry_warnings(timeout_s: float, retries: Retries) -> Iterator[str]:
 
 
 def unknown_functions(policies: PolicySet, functions: Collection[str]) -> Iterator[str]:
-    """About names that an application does not have, for which everything that is said does nothing."""
+    """About names that an application does not have, for which everything that is said does nothing. What is said of
+    applications behind sidecars, in the same file, is for those."""
     named: dict[str, list[str | None]] = {
         "functions": list(policies.functions),
         "routes": [match.function.exact for route in policies.routes for match in route.matches],
@@ -87,7 +88,7 @@ def unknown_functions(policies: PolicySet, functions: Collection[str]) -> Iterat
     known = f"There are {', '.join(sorted(functions))}."
     for where, names in named.items():
         for name in dict.fromkeys(names):
-            if name is not None and name not in functions:
+            if name is not None and name not in functions and not name.startswith(("app/", "actor/")):
                 yield f"{where}: {name} is no function of this application, so nothing is done for it. {known}"
 
 

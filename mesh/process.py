@@ -131,7 +131,8 @@ async def policies_of(app: App, options: MeshOptions) -> AsyncIterator[tuple[Pol
     if not options.policies:
         yield policies, None
         return
-    watch = PolicyWatch(options.path / options.policies, policies, replicas=options.replicas)
+    path = options.path / options.policies
+    watch = PolicyWatch(path, policies, functions=list(app.functions), replicas=options.replicas)
     watch.start()
     watching = asyncio.create_task(watch.run())
     try:

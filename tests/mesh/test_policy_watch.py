@@ -146,7 +146,7 @@ def test_warnings_of_a_file_are_logged(path: Path, caplog: pytest.LogCaptureFixt
 
 def test_names_that_the_application_does_not_have_are_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text(
-        "functions: {shop/paymint: {}}\n"
+        "functions: {shop/paymint: {}, app/stock: {}, actor/Clerk: {}}\n"
         "routes: [{match: {function: shop/cart}}, {match: {function: {prefix: bank/}}}]\n"
         "access: [{destination: 'shop/*', sources: [shop/order]}]\n"
     )

@@ -259,6 +259,14 @@ def test_hosts_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
             pytest.fail(f"host {number} is still there")
 
 
+def test_policies_for_what_the_application_does_not_have_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "mesh.yaml").write_text("functions: {t/countr: {}}")
+    mesh = Mesh(tmp_path, "--replicas", "1", "--policies", "mesh.yaml")
+
+    mesh.wait_for("mesh.yaml functions: t/countr is no function of this application")
+    assert mesh.end() == 0
+
+
 def test_what_can_not_start_is_said_once(tmp_path: Path) -> None:
     mesh = Mesh(tmp_path, "--only", "t/none", "--no-gateway")
 
