@@ -1,6 +1,7 @@
 """Follows 336,776 flights and the delays their aircraft carry along. See README.md beside this file.
 
-Run it: `python -m examples.flights [--dir D] [--rate R] [--limit N] [--kafka BROKERS [--workers W]]`.
+Run it: `python -m examples.flights [--dir D] [--rate R] [--limit N] [--kafka BROKERS [--workers W]]`, or as a mesh of
+requests with `--mesh [--replicas N]`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,22 @@ def main() -> None:
     options.add_argument("--dir", type=Path, help="keep state and results here, and continue from them after a kill")
     options.add_argument("--rate", type=float, help="flights to read a second; as many as it takes, if left out")
     options.add_argument("--limit", type=int, help="read only so many flights")
-    options.add_argument("--kafka", metavar="BROKERS", help="run on Kafka, with addresses such as localhost:9092")
+    elsewhere = options.add_mutually_exclusive_group()
+    elsewhere.add_argument("--kafka", metavar="BROKERS", help="run on Kafka, with addresses such as localhost:9092")
     options.add_argument("--workers", type=int, default=2, help="so many processes there; 2 if left out")
+    elsewhere.add_argument("--mesh", action="store_true", help="run as a mesh of requests")
+    options.add_argument("--replicas", type=int, default=2, help="so many hosts there; 2 if left out")
     chosen = options.parse_args()
     with nullcontext(chosen.dir) if chosen.dir else TemporaryDirectory(prefix="flights-") as directory:
+        name = f"flights-{Path(directory).resolve().name}"
         if chosen.kafka:
-            follow_on_kafka(Path(directory), chosen.kafka, chosen.workers, rate=chosen.rate, limit=chosen.limit)
+            workers = ["--kafka", chosen.kafka, "--workers", str(chosen.workers), "--name", name]
+            follow_in_processes(
+                Path(directory), ["run", "--port", "none", *workers], rate=chosen.rate, limit=chosen.limit
+            )
+        elif chosen.mesh:
+            hosts = ["mesh", "--port", "0", "--replicas", str(chosen.replicas)]
+            follow_in_processes(Path(directory), hosts, rate=chosen.rate, limit=chosen.limit)
         else:
             follow(Path(directory), rate=chosen.rate, limit=chosen.limit)
 
@@ -57,16 +68,17 @@ def follow(directory: Path, *, rate: float | None, limit: int | None) -> None:
     show_figures(worker, took_s, console)
 
 
-def follow_on_kafka(directory: Path, brokers: str, workers: int, *, rate: float | None, limit: int | None) -> None:
-    """The same, by `penstock run`: what several processes need to know is in their environment."""
+def follow_in_processes(directory: Path, how: list[str], *, rate: float | None, limit: int | None) -> None:
+    """The same, by `penstock run` or `penstock mesh`: what several processes need to know is in their environment."""
     directory.mkdir(parents=True, exist_ok=True)
     environment = {"FLIGHTS_DIRECTORY": str(directory.resolve())}
     environment |= {"FLIGHTS_LIMIT": str(limit)} if limit else {}
     environment |= {"FLIGHTS_RATE": str(rate)} if rate else {}
     penstock = [sys.executable, "-c", "from penstock.engine.cli import main; main()"]
-    command = [*penstock, "run", "examples.flights.ready:app", "--kafka", brokers, "--workers", str(workers)]
-    command += ["--name", f"flights-{directory.resolve().name}", "--dir", str(directory / "state"), "--until-done"]
-    subprocess.run([*command, "--port", "none"], env={**os.environ, **environment}, check=True)
+    where = ["--dir", str(directory / "state"), "--until-done"]
+    subprocess.run(
+        [*penstock, *how, "examples.flights.ready:app", *where], env={**os.environ, **environment}, check=True
+    )
     show_results(directory / "results", Console())
 
 
