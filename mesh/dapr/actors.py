@@ -266,7 +266,7 @@ class Actors:
             try:
                 await self._application.ask("DELETE", actor.path, timeout_s=actor.settings.drain_s + 1)
             except DaprError as error:
-                log.info("Actor %s/%s has ended here; its application was not told: %s", actor.type, actor.id, error)
+                log.debug("Actor %s/%s has ended here; its application was not told: %s", actor.type, actor.id, error)
 
     def _cancel_timer(self, actor: _Actor, name: str) -> None:
         timer = actor.timers.pop(name, None)

@@ -93,7 +93,7 @@ class Application:
             raise DaprError(
                 500,
                 "ERR_APP_CHANNEL",
-                f"the application at port {self._port} does not answer {path}: {error.__cause__!r}",
+                f"the application at port {self._port} does not answer {path}: {error.__cause__ or error}",
             ) from error
 
     async def listens(self) -> bool:
