@@ -84,6 +84,7 @@ class Node:
     async def start(self) -> None:
         """Be able to carry out requests. Raises ConfigurationError, and Unavailable when the store is not there."""
         check_edges(self.app)
+        self._say_migrations()
         self.session = await self.store.begin_session(self.name)
         self.background = Background(
             self.app,
@@ -105,6 +106,14 @@ class Node:
             only=self._only,
         )
         self._transport.hosts[self.name] = self.host
+
+    def _say_migrations(self) -> None:
+        for typename in self.app.migrations:
+            logger.warning(
+                "PEN0810 The migration for %s is not carried out in the mesh, whose hosts are replaced one after the "
+                "other while states are read. Let the state class take what is stored as well as what is new.",
+                typename,
+            )
 
     async def announce(self, url: str = "") -> None:
         """Let requests come. Without a URL from this process alone."""

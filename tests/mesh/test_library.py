@@ -170,3 +170,23 @@ def test_with_a_registry_the_functions_run_where_it_says(tmp_path: Path) -> None
                 await mesh.call(account, "alice", 5)
 
     asyncio.run(run())
+
+
+def test_that_migrations_are_not_carried_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    people = App("people")
+
+    @people.function("people/person")
+    def person(ctx: Context[Account], amount: int) -> int:
+        return ctx.state.balance
+
+    @people.migrate("people/person")
+    def renamed(state: dict[str, object]) -> dict[str, object]:
+        return state
+
+    async def run() -> None:
+        async with Mesh(people, directory=tmp_path) as mesh:
+            assert await mesh.call(person, "ada", 1) == 0
+
+    asyncio.run(run())
+
+    assert "PEN0810 The migration for people/person is not carried out" in caplog.text
