@@ -24,6 +24,8 @@ from penstock.mesh.policies.plan import Request as Asked
 from penstock.mesh.registry import Endpoint, Registry
 from penstock.mesh.wire import NO, YES, Kind, Reply, Request, failure
 
+GONE_S: Final = 1.0
+"""Between two looks whether the host that has a message is still there. Its lease takes longer to run out."""
 TELL_S: Final = 2.0
 """A host that takes longer to hear of a cancellation is told again, if whoever cancels still waits."""
 
@@ -99,13 +101,28 @@ class Caller:
             self._copy(attempt.mirror, request, attempt.timeout_s)
         reply: Reply | None = None
         try:
-            reply = await self._transport.send(attempt.endpoint, request, attempt.timeout_s)
+            reply = await self._sent(attempt, request)
             refused = Failure.REFUSED if reply.refused and reply.status == 503 else None
             outcome = Outcome(reply.status, refused, reply.retry_after_s)
         except NoAnswer as error:
             outcome = Outcome(failure=error.why)
         self._edges.tried(_edge_of(request), outcome)
         return reply, outcome
+
+    async def _sent(self, attempt: Try, request: Request) -> Reply:
+        """The reply of a host. The handler that takes a message may wait for days, so that whoever delivers one waits
+        for as long as the host is there."""
+        sending = self._transport.send(attempt.endpoint, request, attempt.timeout_s)
+        if request.kind is not Kind.DELIVER:
+            return await sending
+        sent = asyncio.ensure_future(sending)
+        try:
+            while not (await asyncio.wait([sent], timeout=GONE_S))[0]:
+                if all(each.name != attempt.endpoint.name for each in self._registry.view().endpoints):
+                    raise NoAnswer(Failure.RESET)
+            return sent.result()
+        finally:
+            sent.cancel()
 
     async def _cancel(self, request: Request) -> Reply:
         """Only the hosts know which of them carries it out: also one that takes nothing new any more."""
@@ -148,4 +165,5 @@ def _asked(request: Request, now_s: float) -> Asked:
         request.caller.typename if request.caller is not None else request.identity,
         bool(request.key),
         None if deadline_s is None else max(0, int((deadline_s - now_s) * 1000)),
+        request.kind is Kind.DELIVER,
     )

@@ -48,6 +48,9 @@ class Request(NamedTuple):
     """Whether it carries an idempotency key, so that it has its effect once, however often it is sent."""
     timeout_ms: int | None = None
     """What is left of the deadline of whoever asks."""
+    patient: bool = False
+    """Whether nobody waits for the answer, so that it may take as long as it takes: a route's timeouts are for those
+    who wait."""
 
 
 class Try(NamedTuple):
@@ -134,7 +137,7 @@ class Plan:
             self._fault = draw_fault(route.fault, draw)
             self._retries, timeout_s = NO_RETRIES, 0.0
         else:
-            self._retries, timeout_s = route.retries, route.timeout_s
+            self._retries, timeout_s = route.retries, 0.0 if request.patient else route.timeout_s
         self._deadline_s = _deadline_s(now_s, timeout_s, request.timeout_ms)
         self._subset = choose_subset(route.split, request.function, request.id, draw) if route.split else ""
         self._endpoints: Sequence[Host] = ()
@@ -233,7 +236,7 @@ class Plan:
     def _timeout_s(self, now_s: float) -> float | None:
         """Of an attempt that begins now."""
         left_s = None if self._deadline_s is None else self._deadline_s - now_s
-        per_try_s = self._retries.per_try_timeout_s or None
+        per_try_s = None if self._request.patient else self._retries.per_try_timeout_s or None
         bounds = [bound for bound in (left_s, per_try_s) if bound is not None]
         return min(bounds, default=None)
 

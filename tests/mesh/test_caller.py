@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from penstock.ids import Address
+from penstock.mesh import caller
 from penstock.mesh.caller import Caller, NoAnswer
 from penstock.mesh.edges import OUTSIDE, EdgeName, Edges
 from penstock.mesh.policies.host import Host
@@ -119,6 +122,32 @@ def test_what_is_called_has_the_deadline_of_its_route_and_what_is_delivered_none
 
     _, script, _ = called(kind=Kind.DELIVER)
     assert script.asked[0][1].deadline_s is None
+
+
+def test_what_is_delivered_waits_for_as_long_as_its_host_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller, "GONE_S", 0.02)
+
+    class Frozen(Script):
+        async def send(self, endpoint: Host, request: Request, timeout_s: float | None) -> Reply:
+            reply = await super().send(endpoint, request, timeout_s)
+            if len(self.asked) == 1:
+                await asyncio.sleep(timeout_s or 60)
+                raise NoAnswer(Failure.TIMEOUT)
+            return reply
+
+    async def run() -> None:
+        registry, script = LocalRegistry([Endpoint(f"h{n}", f"http://h{n}", ready=True) for n in range(2)]), Frozen([])
+        await registry.open()
+        rules = PolicySet(routes=(Route(timeout_s=0.05, retries=replace(AT_ONCE, per_try_timeout_s=0.05)),))
+        patient = Caller(registry, Policies(rules, draw=lambda: 0.5), script, Edges())
+        delivering = asyncio.create_task(patient.call(Request(Address("t/a", "1"), b"", Kind.DELIVER, "k")))
+        await asyncio.sleep(0.2)
+        assert not delivering.done()
+
+        await registry.forget(script.asked[0][0])
+        assert await delivering == OK
+
+    asyncio.run(run())
 
 
 def test_an_expired_request_is_not_sent() -> None:
