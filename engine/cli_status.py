@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -56,7 +56,8 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
     uptime = format_duration(int(found["uptime_s"]) * 1000)
     lines = [
         f"{found['app']}  {found['not_ready'] or 'ready'}  up {uptime}  process {found['pid']}  {found['url']}",
-        f"checkpoint  {_checkpoint(checkpoint)}",
+        *([f"checkpoint  {_checkpoint(checkpoint)}"] if checkpoint is not None else []),
+        *(_hosts(found["hosts"]) if "hosts" in found else []),
         f"letters     {found['dead_letters']:,} dead" + ("   <- penstock dead list" if found["dead_letters"] else ""),
         *_waiting(found),
         *(_shared(found["shared"]) if found["shared"] is not None else []),
@@ -94,6 +95,12 @@ def _waiting(found: Mapping[str, Any]) -> list[str]:
         return []
     parked = f"  {found['parked']:,} parked   <- penstock calls list --parked" if found["parked"] else ""
     return [f"handlers    {found['waiting']:,} waiting{parked}"]
+
+
+def _hosts(hosts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of a mesh."""
+    told = [f"{each['url']}{'' if each['ready'] else ' (not ready)'}" for each in hosts]
+    return [f"hosts       {'  '.join(told) or 'none'}"]
 
 
 def _shared(shared: Mapping[str, Any]) -> list[str]:

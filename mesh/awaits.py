@@ -115,6 +115,8 @@ class Awaits:
         self._last: dict[Address, asyncio.Task[None]] = {}
         """The last call of each address."""
         self._cancelled: set[int] = set()
+        self._wished: dict[int, tuple[Wish, int]] = {}
+        """Everything, and since when."""
         self.promises: list[str] = []
         """Names of those whose values were taken."""
         self._issued = 0
@@ -151,6 +153,10 @@ class Awaits:
     def task(self) -> Any:
         return asyncio.current_task()
 
+    def waits(self) -> list[tuple[Wish, int]]:
+        """What has not come yet, and since when it is waited for. A limit of time is nothing that anybody waits for."""
+        return [self._wished[index] for index in self._tasks if self._wished[index][0].kind != DEADLINE]
+
     async def settle(self, addresses: Collection[Address]) -> None:
         """Wait for the calls of these addresses, so that what is sent there comes behind them."""
         calls = [self._last[address] for address in addresses if address in self._last]
@@ -168,6 +174,7 @@ class Awaits:
     # Inside.
 
     def _begin(self, durable: Durable[Any], wish: Wish, work: Callable[[], Awaitable[bytes]]) -> asyncio.Task[None]:
+        self._wished[durable.index] = (wish, self._context.now_ms)
         task = self._tasks[durable.index] = asyncio.create_task(self._fulfil(durable, wish, work))
         return task
 

@@ -22,6 +22,7 @@ from penstock.functions.app import App
 from penstock.ids import Address
 from penstock.mesh.access import AccessLog
 from penstock.mesh.caller import Caller
+from penstock.mesh.doing import Looks
 from penstock.mesh.gateway_admin import GatewayAdmin
 from penstock.mesh.server import Page
 from penstock.mesh.store import Store
@@ -45,7 +46,9 @@ from penstock.web import (
 )
 
 _OPEN: Final = frozenset({"/livez", "/readyz", "/actuator/health/liveness", "/actuator/health/readiness"})
-_SERVED: Final = "POST /send, POST /call, POST /promise, /admin/state, /admin/dead, /readyz, /metrics"
+_SERVED: Final = (
+    "POST /send, POST /call, POST /promise, /admin/status, /admin/state, /admin/dead, /admin/calls, /readyz, /metrics"
+)
 
 
 class Gateway:
@@ -57,6 +60,7 @@ class Gateway:
         functions: Mapping[str, Stateful],
         caller: Caller,
         store: Store,
+        looks: Looks,
         *,
         host: str,
         token: str,
@@ -83,7 +87,7 @@ class Gateway:
                 web.post("/promise/{promise:.*}", self._resolve),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
-                *GatewayAdmin(app, functions, store).routes(),
+                *GatewayAdmin(app, functions, store, caller, looks).routes(),
                 *(web.get(path, page) for path, page in pages.items()),
             ]
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ class Host:
         self._neighbours: Neighbours = _Neighbours(self, call)
         self._functions = functions_of(app, options.message_bytes_max)
         self._served = served_of(self._functions, only)
+        self.messages: Counter[str] = Counter()
+        """Requests whose handlers were to run, by function, since the start; a message is one."""
+        self.failures: Counter[str] = Counter()
+        """How often handlers have raised."""
         self.draining = False
         """No request is begun any more."""
         self.active = 0
@@ -141,6 +146,11 @@ class Host:
         """Requests that wait for their turn."""
         return self._turns.waiting
 
+    @property
+    def under_way(self) -> Mapping[Address, Sequence[Interrupt]]:
+        """Requests that are carried out, or wait for their turn, at each address that is busy."""
+        return self._interrupts.watched
+
     # One request.
 
     async def _admitted(self, function: Stateful, request: Request, admission: Admission) -> Reply:
@@ -167,6 +177,7 @@ class Host:
 
     async def _invoke(self, function: Stateful, request: Request) -> Reply:
         """Run the handler in its turn, as often as its options say and as others are in between."""
+        self.messages[function.typename] += 1
         with self._interrupts.watch(request) as interrupt:
             async with asyncio.timeout_at(request.deadline_s) as limit, self._turns.take(request.address):
                 return await self._try(function, request, interrupt, limit)
@@ -186,6 +197,7 @@ class Host:
             except _HandlerFailed as failed:
                 if interrupt.requested:
                     return await self._end_cancelled(function, request, failed, limit)
+                self.failures[function.typename] += 1
                 logger.warning("%s, try %d of %d: %s", request.address, attempt, options.attempts, failed)
                 if attempt >= options.attempts or isinstance(failed.error, InvalidInput):
                     raise failed.told(request.address) from None
@@ -227,6 +239,7 @@ class Host:
         if loaded.answer is not None:
             return Reply(*loaded.answer)
         run = Run(function, request, loaded, self._neighbours, session=self._session, root=root, attempt=attempt)
+        interrupt.waits = run.waits
         run.open()
         self._check_time(request)
         try:

@@ -9,19 +9,26 @@ which a handler may catch, and answer all the same; it is no cancellation of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
+from penstock.functions.durable import Wish
 from penstock.ids import Address
 from penstock.mesh.wire import Request
+
+Waits: TypeAlias = Callable[[], Sequence[tuple[Wish, int]]]
 
 
 class Interrupt:
     """Of one request that is being carried out."""
 
     def __init__(self, request: Request) -> None:
-        self.key = request.key
-        self.identity = request.identity
+        self.request = request
+        self.since_ms = time.time_ns() // 1_000_000
+        self.waits: Waits = list
+        """Asked for what its handler waits for, and since when."""
         self.requested = False
         self._begun = request.attempt > 1
         """Whether the handler has run before, perhaps on another host."""
@@ -31,7 +38,7 @@ class Interrupt:
     def is_running(self) -> bool:
         return self._task is not None
 
-    def request(self) -> None:
+    def interrupt(self) -> None:
         """Raise CancelledError in the handler, now or as soon as it waits."""
         if not self.requested:
             self.requested = True
@@ -64,6 +71,11 @@ class Interrupts:
     def __init__(self) -> None:
         self._watched: dict[Address, list[Interrupt]] = {}
 
+    @property
+    def watched(self) -> Mapping[Address, Sequence[Interrupt]]:
+        """What is carried out, or waits for that, at each address that is busy."""
+        return self._watched
+
     @contextmanager
     def watch(self, request: Request) -> Iterator[Interrupt]:
         """Around a request, from before it waits for its turn."""
@@ -82,8 +94,12 @@ class Interrupts:
         found = [
             each
             for each in self._watched.get(request.address, ())
-            if (each.is_running if not request.key else (each.key, each.identity) == (request.key, request.identity))
+            if (each.is_running if not request.key else _is_of(each.request, request))
         ]
         for each in found:
-            each.request()
+            each.interrupt()
         return bool(found)
+
+
+def _is_of(request: Request, cancellation: Request) -> bool:
+    return (request.key, request.identity) == (cancellation.key, cancellation.identity)

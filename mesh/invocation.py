@@ -30,6 +30,7 @@ from penstock.functions.context import (
     Wished,
     Withdrawn,
 )
+from penstock.functions.durable import Wish
 from penstock.ids import Address, cause_of, output_cause
 from penstock.mesh.awaits import Awaits, Keys, Neighbours
 from penstock.mesh.store import Answer, Commit, Loaded, Outgoing
@@ -147,6 +148,10 @@ class Run:
             answer_until_ms=self._context.now_ms + keep_answer_ms,
             promises=self._taken,
         )
+
+    def waits(self) -> list[tuple[Wish, int]]:
+        """What its handler waits for, and since when."""
+        return [] if self._awaits is None else self._awaits.waits()
 
     async def settle(self, commit: Commit) -> None:
         """Wait for what the handler has called, where it sends something as well: that comes behind it."""

@@ -10,6 +10,7 @@ from aiohttp import web
 
 import penstock
 from penstock.mesh.actuator import Actuator, Health, Status
+from penstock.mesh.doing import CALLS_PATH, STATUS_PATH, calls_of_host, status_of_host
 from penstock.mesh.metrics import CONTENT_TYPE, MeshMetrics
 from penstock.mesh.policy_watch import PolicyWatch
 from penstock.mesh.server import Page
@@ -26,7 +27,14 @@ def pages_of(node: Node, watch: PolicyWatch | None) -> dict[str, Page]:
         info=lambda: info_of(node.app.name) | {"host": {"name": node.name, "session": node.session}},
     )
     metrics = MeshMetrics(node.app.name, node.edges, node.policies, node.host, node.background)
-    return actuator_pages(actuator) | metrics_page(metrics)
+    return (
+        actuator_pages(actuator)
+        | metrics_page(metrics)
+        | {
+            STATUS_PATH: _page(lambda: _json(200, status_of_host(node))),
+            CALLS_PATH: _page(lambda: _json(200, calls_of_host(node))),
+        }
+    )
 
 
 def actuator_pages(actuator: Actuator) -> dict[str, Page]:

@@ -23,6 +23,7 @@ from penstock.logs import counted, logger
 from penstock.mesh.access import AccessLog
 from penstock.mesh.actuator import Actuator, Health, Status
 from penstock.mesh.caller import Caller
+from penstock.mesh.doing import Looks
 from penstock.mesh.edges import Edges
 from penstock.mesh.gateway import Gateway
 from penstock.mesh.host import functions_of
@@ -230,6 +231,7 @@ class Supervisor:
             functions,
             Caller(registry, policies, transport, edges),
             store,
+            Looks(registry, transport),
             host=options.host,
             token=options.token,
             message_bytes_max=options.message_bytes_max,

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from penstock.mesh.caller import NoAnswer, Transport
@@ -60,6 +61,16 @@ class HttpTransport:
         return Reply(
             response.status, body, REFUSED in response.headers, retry_after_s(response.headers.get(RETRY_AFTER, ""))
         )
+
+    async def look(self, endpoint: Somewhere, path: str, timeout_s: float) -> Any:
+        """The JSON of a page of a host; None when it does not answer."""
+        options: dict[str, Any] = {} if self._identity is None else {"ssl": self._identity.client}
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        try:
+            async with self._opened().get(endpoint.url + path, timeout=timeout, **options) as response:
+                return msgspec.json.decode(await response.read()) if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
 
     async def close(self) -> None:
         if self._session is not None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import aiohttp
 import pytest
 
 from penstock import App, Context, FunctionError, InvalidInput, Log, Refused, State, Table, Unavailable
+from penstock.engine.cli_status import page
 from penstock.engine.client import Client
+from penstock.errors import PenstockError
 from penstock.mesh.caller import Caller
+from penstock.mesh.doing import Looks
 from penstock.mesh.edges import Edges
 from penstock.mesh.gateway import Gateway
 from penstock.mesh.host import functions_of
@@ -91,6 +95,7 @@ async def _in_shop(test: Callable[[Shop], Awaitable[None]], directory: Path, tok
         functions_of(app, MESSAGE_MAX),
         Caller(registry, policies, transport, edges),
         store,
+        Looks(registry, transport),
         host="127.0.0.1",
         token=token,
         message_bytes_max=MESSAGE_MAX,
@@ -239,3 +244,63 @@ async def test_figures_are_for_prometheus(one: Shop) -> None:
     assert f'penstock_mesh_request_duration_seconds_count{{{edge},source="outside"}} 1.0' in gateway
     assert f"penstock_mesh_upstream_rq_retry_total{{{edge}}} 0.0" in gateway
     assert "penstock_mesh_host_requests_active 0.0" in host
+
+
+async def waiting_for(one: Shop, id: str) -> asyncio.Future[Any]:
+    """A call that has come to where its handler waits."""
+    call = asyncio.ensure_future(one.ask(one.client.call, "shop/approval", id, b'"x"'))
+    waits = 0
+    while not waits:
+        await asyncio.sleep(0.005)
+        waits = sum(each["waits"] for each in await one.ask(one.client.calls, typename=None, parked=False, limit=9))
+    return call
+
+
+@shop
+async def test_what_waits_is_shown_and_cancelled(one: Shop) -> None:
+    call = await waiting_for(one, "a")
+
+    (row,) = await one.ask(one.client.calls, typename="shop/approval", parked=False, limit=9)
+    assert (row["function"], row["id"], row["state"], row["behind"]) == ("shop/approval", "a", "waiting", 0)
+    assert [(each["kind"], each["name"]) for each in row["waits_for"]] == [("promise", "decision")]
+    assert await one.ask(one.client.held, "shop/approval", "a") == row | {"journal": [], "line": []}
+    await one.ask(one.client.cancel, "shop/approval", "a")
+    with pytest.raises(FunctionError) as error:
+        await call
+
+    assert error.value.code == "PEN0272"
+    assert await one.ask(one.client.calls, typename=None, parked=False, limit=9) == []
+    for question in (one.client.cancel, one.client.held):
+        with pytest.raises(PenstockError) as idle:
+            await one.ask(question, "shop/approval", "a")
+        assert idle.value.code in ("PEN0270", "PEN0312")
+
+
+@shop
+async def test_its_status_is_shown_as_that_of_a_running_application(one: Shop) -> None:
+    await one.ask(one.client.call, "shop/cart", "alice", b'"tea"')
+    with suppress(FunctionError):
+        await one.ask(one.client.call, "shop/cart", "alice", b'""')
+    call = await waiting_for(one, "a")
+
+    found = await one.ask(one.client.status)
+    shown = page(found | {"url": one.url, "not_ready": ""}, found)
+
+    assert found["functions"] == [
+        {"function": "shop/approval", "messages": 1, "failures": 0, "queued": 0},
+        {"function": "shop/cart", "messages": 2, "failures": 1, "queued": 0},
+    ]
+    assert (found["waiting"], found["dead_letters"]) == (1, 0)
+    assert f"hosts       {one.host_url}" in shown
+    await one.ask(one.client.cancel, "shop/approval", "a")
+    with suppress(FunctionError):
+        await call
+
+
+@shop
+async def test_what_a_mesh_has_not_is_said_in_words(one: Shop) -> None:
+    with pytest.raises(InvalidInput) as error:
+        await one.ask(one.client.checkpoints)
+
+    assert error.value.code == "PEN0611"
+    assert "no checkpoints" in error.value.message
