@@ -42,8 +42,9 @@ class Neighbours(Protocol):
         """Carry a request to its address. Never raises for what becomes of it."""
         ...
 
-    async def promised(self, address: Address, name: str) -> bytes:
-        """The value of a promise, once it is kept."""
+    async def promised(self, address: Address, name: str, key: str) -> bytes:
+        """The value of a promise, once it is kept. Raises VersionMismatch when the request under `key` was carried out
+        elsewhere."""
         ...
 
     def outlive(self, task: asyncio.Task[None]) -> None:
@@ -248,7 +249,7 @@ class Awaits:
         if wish.kind == STEP:
             return await self._step(wish)
         if wish.kind == PROMISE:
-            value = await self._neighbours.promised(address, wish.name)
+            value = await self._neighbours.promised(address, wish.name, self._request.key)
             self.promises.append(wish.name)
             return value
         await asyncio.sleep(wish.wants / 1000)

@@ -246,9 +246,13 @@ class Host:
             with interrupt.handler():
                 await run.run()
             commit = run.commit(self._options.keep_answers_ms)
+        except VersionMismatch:
+            raise
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # Whatever a handler raises is how it failed.
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
+            if run.outrun is not None:
+                raise run.outrun from None
             raise _HandlerFailed(error) from error
         if commit is not None:
             await run.settle(commit)
@@ -310,12 +314,18 @@ class Host:
             waiter.set()
         return Reply(200, NOTHING)
 
-    async def promised(self, address: Address, name: str) -> bytes:
-        """The value of a promise, once it is kept, through whichever host."""
+    async def promised(self, address: Address, name: str, key: str) -> bytes:
+        """The value of a promise, once it is kept, through whichever host.
+
+        Raises VersionMismatch when `key` is answered meanwhile: another host that carries out the same request has
+        taken the value, and there will be none.
+        """
         place = (address, name)
         waiter = self._promises.setdefault(place, asyncio.Event())
         try:
             while (value := await self._store.resolution(address, name)) is None:
+                if key and (await self._store.load(*address, key)).answer is not None:
+                    raise VersionMismatch(address, f"key {key!r} is answered already")
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PROMISE_POLL_S):
                         await waiter.wait()
@@ -357,8 +367,8 @@ class _Neighbours:
         reply: Reply = await self._call(request)
         return reply
 
-    async def promised(self, address: Address, name: str) -> bytes:
-        return await self._host.promised(address, name)
+    async def promised(self, address: Address, name: str, key: str) -> bytes:
+        return await self._host.promised(address, name, key)
 
     def outlive(self, task: asyncio.Task[None]) -> None:
         self._outliving.add(task)

@@ -33,7 +33,7 @@ from penstock.functions.context import (
 from penstock.functions.durable import Wish
 from penstock.ids import Address, cause_of, output_cause
 from penstock.mesh.awaits import Awaits, Keys, Neighbours
-from penstock.mesh.store import Answer, Commit, Loaded, Outgoing
+from penstock.mesh.store import Answer, Commit, Loaded, Outgoing, VersionMismatch
 from penstock.mesh.store import Emitted as Row
 from penstock.mesh.wire import KIND, NOTHING, PROMISE, Kind, Reply, Request
 from penstock.records import Meta
@@ -98,6 +98,8 @@ class Run:
         self._message: Any
         self._opened: Opened
         self._reply: Reply
+        self.outrun: VersionMismatch | None = None
+        """What a commit of the running handler was refused with: another invocation has changed the address."""
 
     def open(self) -> None:
         """Read message and state. Raises InvalidInput for a message that is not of the declared type, FunctionError for
@@ -180,7 +182,12 @@ class Run:
                 raise
 
     async def _carry_out(self, commit: Commit, outputs: int) -> None:
-        committed = await self._neighbours.commit(commit)
+        try:
+            committed = await self._neighbours.commit(commit)
+        except VersionMismatch as mismatch:
+            self.outrun = mismatch
+            # No error that the handler could do something about: whatever it does now comes to nothing.
+            raise asyncio.CancelledError from mismatch
         value = self._opened.raw if commit.value is None else commit.value
         self._opened = self._function.reopen(self._context, self._opened, value)
         self._loaded = self._loaded._replace(version=committed.version)

@@ -329,7 +329,7 @@ class World:
                 return await self.execute(request)
         return failure(504, "PEN0260", "It did not answer in time.")
 
-    async def promised(self, address: Address, name: str) -> bytes:
+    async def promised(self, address: Address, name: str, key: str) -> bytes:
         raise NotImplementedError("these sagas wait for nobody")
 
     def outlive(self, task: asyncio.Task[None]) -> None:

@@ -370,6 +370,22 @@ async def test_a_promise_wakes_who_waits_for_it_and_is_taken_once(bench: Bench) 
     assert await bench.store.resolution(Address("t/promised", "p"), "approved") is None
 
 
+def test_a_promise_that_another_host_has_taken_for_the_same_request_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def run() -> None:
+        benches = [await bench_of(app, tmp_path) for _ in range(2)]
+        waiting = [asyncio.ensure_future(bench.value("t/promised", "p", "approved", key="k")) for bench in benches]
+        await asyncio.sleep(0.05)
+
+        await benches[0].ask("t/promised", "p", 3, kind=Kind.RESOLVE, promise="approved")
+
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waiting) == [3, 3]
+        for bench in benches:
+            await bench.store.close()
+
+    asyncio.run(run())
+
+
 @hosted(app)
 async def test_a_promise_may_be_kept_before_anybody_waits_and_through_another_handler(bench: Bench) -> None:
     await bench.ask("t/keeper", "p", 4)

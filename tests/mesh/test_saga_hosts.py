@@ -22,6 +22,7 @@ class World:
     """What actions run into, and what they did, whichever host they ran in."""
 
     hangs = False
+    resumed: asyncio.Event
     began = 0
     done: list[str] = []  # noqa: RUF012  # Made anew by each test.
 
@@ -70,6 +71,21 @@ async def gift(saga: Saga, what: str) -> None:
     await saga.step(transfer, "x", what)
 
 
+@bank.action
+def thank(ctx: Context[Books], what: str) -> None:
+    World.done.append(f"thank for {what}")
+
+
+@app.saga("shop/slow", steps=[], pivot=charge, then=[thank])
+async def slow(saga: Saga, what: str) -> str:
+    await saga.step(charge, "x", what)
+    if not World.done.count("pause"):
+        World.done.append("pause")
+        await World.resumed.wait()
+    await saga.step(thank, "x", what)
+    return what
+
+
 @app.saga("shop/checkout", steps=[reserve], pivot=charge)
 async def checkout(saga: Saga, wanted: list[str]) -> str:
     first, *others = (saga.step(reserve, each, each, name=each) for each in wanted)
@@ -104,6 +120,22 @@ def test_an_action_that_fails_half_way_is_undone(tmp_path: Path) -> None:
 
     asyncio.run(use())
     assert World.done == ["transfer tea"] * 3 + ["take back tea"]
+
+
+def test_a_host_whose_saga_another_has_carried_on_learns_how_it_ended(tmp_path: Path) -> None:
+    async def use() -> None:
+        World.resumed = asyncio.Event()
+        async with Mesh(app, directory=tmp_path) as one, Mesh(app, directory=tmp_path) as other:
+            outrun = asyncio.create_task(one.call(slow, "1", "tea", key="a"))
+            async with asyncio.timeout(10):
+                while "pause" not in World.done:  # noqa: ASYNC110  # Of a handler, which tells nobody.
+                    await asyncio.sleep(0.01)
+                assert await other.call(slow, "1", "tea", key="b") == Completed("tea")
+                World.resumed.set()
+                assert await outrun == Completed("tea")
+
+    asyncio.run(use())
+    assert World.done == ["charge tea", "pause", "thank for tea"]
 
 
 def test_another_host_goes_on_where_one_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
