@@ -179,8 +179,16 @@ class Host:
         """Run the handler in its turn, as often as its options say and as others are in between."""
         self.messages[function.typename] += 1
         with self._interrupts.watch(request) as interrupt:
-            async with asyncio.timeout_at(request.deadline_s) as limit, self._turns.take(request.address):
-                return await self._try(function, request, interrupt, limit)
+            async with asyncio.timeout_at(request.deadline_s) as limit:
+                turn = self._turns.begin(request.address)
+                if interrupt.begun:
+                    await turn
+                elif not await interrupt.wait(turn):
+                    return await self._end_cancelled(function, request, limit)
+                try:
+                    return await self._try(function, request, interrupt, limit)
+                finally:
+                    self._turns.end(request.address)
 
     async def _try(self, function: Stateful, request: Request, interrupt: Interrupt, limit: asyncio.Timeout) -> Reply:
         root = request.key or new_key()
@@ -196,20 +204,18 @@ class Host:
                 limit.reschedule(request.deadline_s)
             except _HandlerFailed as failed:
                 if interrupt.requested:
-                    return await self._end_cancelled(function, request, failed, limit)
+                    if not isinstance(failed.error, asyncio.CancelledError):
+                        logger.warning("%s was cancelled, and could not put things right: %s", request.address, failed)
+                    return await self._end_cancelled(function, request, limit)
                 self.failures[function.typename] += 1
                 logger.warning("%s, try %d of %d: %s", request.address, attempt, options.attempts, failed)
                 if attempt >= options.attempts or isinstance(failed.error, InvalidInput):
                     raise failed.told(request.address) from None
-                await asyncio.sleep(options.backoff_ms(attempt) / 1000)
+                await interrupt.wait(asyncio.sleep(options.backoff_ms(attempt) / 1000))
                 attempt += 1
 
-    async def _end_cancelled(
-        self, function: Stateful, request: Request, failed: _HandlerFailed, limit: asyncio.Timeout
-    ) -> Reply:
+    async def _end_cancelled(self, function: Stateful, request: Request, limit: asyncio.Timeout) -> Reply:
         """It is over, also for those who ask again under its key: nothing it did is kept, and nobody tries it again."""
-        if not isinstance(failed.error, asyncio.CancelledError):
-            logger.warning("%s was cancelled, and could not put things right: %s", request.address, failed)
         reply = Reply(200, NOTHING)
         if request.kind is Kind.CALL:
             reply = reply_of(_cancelled(request))

@@ -1,16 +1,17 @@
 """Ends a call where its handler waits, when whoever asked for it wants it no more.
 
-What always holds: a request is interrupted once, however often that is asked for, and while its handler runs, never
-while what it did is committed; one that was never begun does not begin, and one that was is run again up to where it
-waits first, because what it did on the outside before is to be put right. The interruption is `asyncio.CancelledError`,
-which a handler may catch, and answer all the same; it is no cancellation of the task that carries the request out.
+What always holds: a request is interrupted once, however often that is asked for, while it waits or its handler runs,
+never while what it did is committed; one that was never begun does not begin, and one that was is run again up to where
+it waits first, because what it did on the outside before is to be put right. The interruption is CancelledError of
+asyncio, which a handler may catch, and answer all the same; it is no cancellation of the task that carries the request
+out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -30,16 +31,14 @@ class Interrupt:
         self.waits: Waits = list
         """Asked for what its handler waits for, and since when."""
         self.requested = False
-        self._begun = request.attempt > 1
-        """Whether the handler has run before, perhaps on another host."""
+        self.begun = request.attempt > 1
+        """Whether the handler has run, or may have on another host."""
+        self.is_running = False
         self._task: asyncio.Task[object] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return self._task is not None
+        """The one to be interrupted, where it can be."""
 
     def interrupt(self) -> None:
-        """Raise CancelledError in the handler, now or as soon as it waits."""
+        """Raise CancelledError in the handler, now or as soon as it waits; end any other wait."""
         if not self.requested:
             self.requested = True
             self._raise()
@@ -47,17 +46,30 @@ class Interrupt:
     @contextmanager
     def handler(self) -> Iterator[None]:
         """Around the handler."""
-        if self.requested and not self._begun:
+        if self.requested and not self.begun:
             raise asyncio.CancelledError
-        self._begun = True
+        self.begun = self.is_running = True
         self._task = asyncio.current_task()
         again = asyncio.get_running_loop().call_soon(self._raise) if self.requested else None
         try:
             yield
         finally:
-            self._task = None
+            self.is_running, self._task = False, None
             if again is not None:
                 again.cancel()
+
+    async def wait(self, work: Awaitable[None]) -> bool:
+        """Wait for something before the handler. False when the request was cancelled meanwhile."""
+        task = self._task = asyncio.current_task()
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self.requested or (task is not None and task.cancelling()):
+                raise
+            return False
+        finally:
+            self._task = None
+        return True
 
     def _raise(self) -> None:
         if self._task is not None:

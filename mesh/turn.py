@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import TracebackType
 
 from penstock.ids import Address
 
@@ -22,11 +21,8 @@ class Turns:
         self.waiting = 0
         """How many wait, for people."""
 
-    def take(self, address: Address) -> Turn:
-        """`async with turns.take(address): ...`"""
-        return Turn(self, address)
-
     async def begin(self, address: Address) -> None:
+        """Wait until the turn is the caller's, who has to `end` it then."""
         line = self._held.get(address)
         if line is None:
             self._held[address] = deque()
@@ -46,6 +42,7 @@ class Turns:
             self.waiting -= 1
 
     def end(self, address: Address) -> None:
+        """Let the next one have it."""
         line = self._held[address]
         while line:
             place = line.popleft()
@@ -58,21 +55,3 @@ class Turns:
     def held(self) -> int:
         """How many addresses are being carried out."""
         return len(self._held)
-
-
-class Turn:
-    """The right to change an address on this host."""
-
-    __slots__ = ("_address", "_turns")
-
-    def __init__(self, turns: Turns, address: Address) -> None:
-        self._turns = turns
-        self._address = address
-
-    async def __aenter__(self) -> None:
-        await self._turns.begin(self._address)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._turns.end(self._address)

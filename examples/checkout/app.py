@@ -164,7 +164,7 @@ async def courier(ctx: Context[Round], message: Parcel | Arrive | CallBack) -> F
     """The parcels of one city, one after the other. In a storm they wait, and so does whoever calls."""
     parcels = ctx.state.parcels
     match message:
-        case Parcel(id, travels_ms, gets_lost):
+        case Parcel(id, travels_ms, gets_lost) if id not in parcels:
             if ctx.id.startswith("stormy"):
                 await ctx.sleep(STORM)
             ctx.state.parcels[id] = "lost" if gets_lost else "on its way"
@@ -172,7 +172,7 @@ async def courier(ctx: Context[Round], message: Parcel | Arrive | CallBack) -> F
         case Arrive(id) if parcels[id] == "on its way":
             parcels[id] = "delivered"
             ctx.resolve(order, id, "delivered")
-        case CallBack(id) if parcels.get(id) == "on its way":
+        case CallBack(id) if parcels.setdefault(id, "not sent") == "on its way":  # If not sent, then not later either.
             parcels[id] = "called back"
     return ctx.state.parcels.get(message.order, "not sent")
 

@@ -72,6 +72,18 @@ async def slow(ctx: Context[None], message: bool) -> str:
     return "put right"
 
 
+@app.function("t/fails", attempts=2, backoff="20s")
+async def fails(ctx: Context[None], message: None) -> str:
+    """Only the first time."""
+    try:
+        if ctx.message.attempt == 1:
+            raise ConnectionError
+        await ctx.promise("never")
+    except asyncio.CancelledError:
+        return f"put right at try {ctx.message.attempt}"
+    return "done"
+
+
 @app.function("t/book")
 async def book(ctx: Context[Job], line: str) -> None:
     await ctx.sleep(0.03)
@@ -107,11 +119,23 @@ async def test_what_waits_for_its_turn_does_not_begin(bench: Bench) -> None:
     await asyncio.sleep(0.02)
 
     await bench.ask("t/job", "a", kind=Kind.CANCEL, key="second")
-    await bench.ask("t/job", "a", kind=Kind.CANCEL, key="first")
-
-    assert (await first).status == 200
     status, error = await second
+
     assert (status, error.code) == (422, "PEN0272")
+    assert not first.done()
+    await bench.ask("t/job", "a", kind=Kind.CANCEL, key="first")
+    assert (await first).status == 200
+    assert bench.host.waiting == bench.host.active == 0
+
+
+@hosted(app)
+async def test_what_waits_to_be_tried_again_is_tried_at_once_up_to_where_it_waits(bench: Bench) -> None:
+    asked = asyncio.create_task(bench.value("t/fails", "a", None, key="k"))
+    await asyncio.sleep(0.02)
+    await bench.ask("t/fails", "a", kind=Kind.CANCEL, key="k")
+
+    async with asyncio.timeout(5):
+        assert await asked == "put right at try 2"
 
 
 @hosted(app)

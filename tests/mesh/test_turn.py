@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from penstock.ids import Address
 from penstock.mesh.turn import Turns
 
 A = Address("t/a", "1")
 B = Address("t/a", "2")
+
+
+@asynccontextmanager
+async def turn_of(turns: Turns, address: Address) -> AsyncIterator[None]:
+    await turns.begin(address)
+    try:
+        yield
+    finally:
+        turns.end(address)
 
 
 def test_turns_are_taken_in_the_order_in_which_they_were_asked_for() -> None:
@@ -18,7 +29,7 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for() -> None:
         turns = Turns()
 
         async def one(number: int) -> None:
-            async with turns.take(A):
+            async with turn_of(turns, A):
                 await asyncio.sleep(0)
                 done.append(number)
 
@@ -33,7 +44,7 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for() -> None:
 def test_addresses_do_not_wait_for_one_another() -> None:
     async def run() -> None:
         turns = Turns()
-        async with turns.take(A), turns.take(B):
+        async with turn_of(turns, A), turn_of(turns, B):
             assert turns.held == 2
 
     asyncio.run(run())
@@ -98,7 +109,7 @@ def test_one_that_raises_gives_its_turn_back() -> None:
     async def run() -> None:
         turns = Turns()
         try:
-            async with turns.take(A):
+            async with turn_of(turns, A):
                 raise RuntimeError
         except RuntimeError:
             pass
