@@ -22,6 +22,7 @@ from penstock.mesh.listening import Listening
 from penstock.mesh.policies.settings import TlsMode
 from penstock.mesh.transport import Handles
 from penstock.mesh.wire import PATH, REFUSED, RETRY_AFTER, Reply, failure, read, reply_of
+from penstock.web import CLOSE_S
 
 IDLE_S: Final = 75.0
 """Idle connections are closed after this time, long after callers have closed them themselves."""
@@ -63,7 +64,7 @@ class HostServer:
             max_line_size=HEADER_BYTES_MAX,
             max_field_size=HEADER_BYTES_MAX,
         )
-        self._runner = web.ServerRunner(self._server)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=CLOSE_S)
 
     async def start(self, address: str, port: int) -> int:
         """Listen. Returns the port, which 0 leaves open. Raises OSError."""
@@ -80,7 +81,7 @@ class HostServer:
         return int(listener.getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening; answers under way are written."""
+        """Stop listening; answers under way are written, what is still carried out is cut off."""
         if self._listening is not None:
             await self._listening.close()
         await self._runner.cleanup()

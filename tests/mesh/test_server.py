@@ -133,6 +133,28 @@ async def test_whoever_stops_waiting_does_not_stop_the_host(one: Served) -> None
     assert len(one.host.asked) == 1
 
 
+def test_a_server_that_closes_waits_for_answers_under_way_and_not_for_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.mesh.server.CLOSE_S", 0.1)
+
+    async def run() -> None:
+        host, transport = Echo(), HttpTransport()
+        host.wait_s = 60.0
+        server = HostServer(host, body_bytes_max=BODY_MAX)
+        port = await server.start("127.0.0.1", 0)
+        asking = asyncio.create_task(Served(host, f"http://127.0.0.1:{port}", transport).send(timeout_s=None))
+        while not host.asked:  # noqa: ASYNC110  # Of a host, which tells nobody.
+            await asyncio.sleep(0.01)
+
+        async with asyncio.timeout(5):
+            await server.close()
+
+        with pytest.raises(NoAnswer):
+            await asking
+        await transport.close()
+
+    asyncio.run(run())
+
+
 def test_a_host_that_is_not_there_is_a_failed_connection() -> None:
     async def run() -> None:
         transport = HttpTransport()
@@ -179,6 +201,22 @@ def test_a_host_of_this_process_is_asked_directly_and_goes_on_when_nobody_waits(
         assert error.value.why is Failure.CONNECT
         host.wait_s = 0.0
         assert await transport.send(Endpoint("here", ""), request, None) == Reply(200, b"\x01")
+
+    asyncio.run(run())
+
+
+def test_a_host_that_asks_itself_has_the_identity_it_has_elsewhere(tmp_path: Path) -> None:
+    folder = identity(authority(tmp_path / "ca"), tmp_path / "shop", "shop")
+
+    async def run() -> None:
+        host, known = Echo(), Identity(folder)
+        transport = LocalTransport(identity=known)
+        transport.hosts["here"] = host
+
+        await transport.send(Endpoint("here", ""), Request(Address("t/a", "1"), b""), None)
+
+        assert host.asked[0].identity == known.id
+        assert known.id.endswith("/sa/shop")
 
     asyncio.run(run())
 
