@@ -24,6 +24,7 @@ from penstock.mesh.background import Background, check_edges
 from penstock.mesh.caller import Caller, Transport
 from penstock.mesh.edges import Edges
 from penstock.mesh.host import DEFAULT_OPTIONS, Host, HostOptions
+from penstock.mesh.identity import Identity
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.registry import POLL_S, Endpoint, Lease, Registry
 from penstock.mesh.store import Store
@@ -52,6 +53,7 @@ class Node:
         policies: Policies,
         *,
         transport: Transport | None = None,
+        identity: Identity | None = None,
         options: HostOptions = DEFAULT_OPTIONS,
         only: frozenset[str] = frozenset(),
         version: str = "",
@@ -73,7 +75,7 @@ class Node:
         self._labels = labels or {}
         self._zone = zone
         self._alive = alive
-        self._transport = LocalTransport(transport)
+        self._transport = LocalTransport(transport, identity)
         self._lease: Lease | None = None
         self._draining = False
         self.caller = Caller(registry, policies, self._transport, self.edges)

@@ -29,7 +29,7 @@ from penstock.mesh.node import Node
 from penstock.mesh.options import MeshOptions, decode_options
 from penstock.mesh.pages import pages_of
 from penstock.mesh.policies.live import Policies
-from penstock.mesh.policies.settings import PolicySet
+from penstock.mesh.policies.settings import PolicySet, TlsMode
 from penstock.mesh.policy_watch import PolicyWatch
 from penstock.mesh.protection import identity_of, scheme, tls_labels, tls_mode
 from penstock.mesh.registry import Registry
@@ -80,6 +80,7 @@ async def run_host(options: MeshOptions) -> None:
                 registry,
                 policies,
                 transport=transport,
+                identity=None if tls is TlsMode.DISABLE else identity,
                 options=HostOptions(
                     message_bytes_max=options.message_bytes_max, keep_answers_ms=int(options.keep_answers_s * 1000)
                 ),

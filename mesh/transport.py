@@ -95,11 +95,13 @@ class HttpTransport:
 
 
 class LocalTransport:
-    """Requests to a host of this process, by the name of its endpoint; all others go by `others`."""
+    """Requests to a host of this process, by the name of its endpoint; all others go by `others`. A host that asks
+    itself has the identity that it would have at any other."""
 
-    def __init__(self, others: Transport | None = None) -> None:
+    def __init__(self, others: Transport | None = None, identity: Identity | None = None) -> None:
         self.hosts: dict[str, Handles] = {}
         self._others = others
+        self._identity = identity
 
     async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
         host = self.hosts.get(endpoint.name)
@@ -107,6 +109,8 @@ class LocalTransport:
             if self._others is None:
                 raise NoAnswer(Failure.CONNECT)
             return await self._others.send(endpoint, request, timeout_s)
+        if self._identity is not None:
+            request = request._replace(identity=self._identity.id)
         carried_out = asyncio.ensure_future(host.handle(request))
         try:
             async with asyncio.timeout(timeout_s):
