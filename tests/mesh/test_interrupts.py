@@ -11,6 +11,7 @@ from penstock import App, Context, FunctionError, State
 from penstock.ids import Address
 from penstock.mesh.delivery import refusal_of
 from penstock.mesh.interrupts import Interrupts
+from penstock.mesh.store import Commit, Committed
 from penstock.mesh.wire import NO, YES, Kind, Reply, Request
 from tests.mesh.hosting import Bench, hosted
 
@@ -82,6 +83,17 @@ async def fails(ctx: Context[None], message: None) -> str:
     except asyncio.CancelledError:
         return f"put right at try {ctx.message.attempt}"
     return "done"
+
+
+@app.function("t/keeps")
+async def keeps(ctx: Context[Job], message: None) -> int:
+    """Is cancelled while it has the store keep what it did so far."""
+    assert ctx._keeper is not None
+    ctx.state.ends.append("kept")
+    ctx.send(book, ctx.id, "line")
+    with suppress(asyncio.CancelledError):
+        await ctx._keeper.commit()
+    return len(ctx.state.ends)
 
 
 @app.function("t/book")
@@ -217,6 +229,25 @@ async def test_what_is_sent_comes_behind_what_was_called(bench: Bench) -> None:
 @hosted(app)
 async def test_what_a_timeout_has_ended_the_wait_for_goes_on(bench: Bench) -> None:
     assert await bench.value("t/patient", "p") == "slept after all"
+
+
+@hosted(app)
+async def test_a_commit_is_not_interrupted(bench: Bench) -> None:
+    """Else the handler would not know of it, and what it sends would go out twice."""
+    carry_out = bench.host.commit
+
+    async def slow(commit: Commit) -> Committed:
+        committed = await carry_out(commit)
+        await asyncio.sleep(0.05)
+        return committed
+
+    bench.host.commit = slow  # type: ignore[method-assign]
+    asked = asyncio.create_task(bench.value("t/keeps", "a", None, key="k"))
+    await asyncio.sleep(0.03)
+    await bench.ask("t/keeps", "a", kind=Kind.CANCEL, key="k")
+
+    assert await asked == 1
+    assert len(bench.kept) == 1
 
 
 JOB = Request(Address("t/job", "a"), b"", key="k", identity="spiffe://shop/asks")
