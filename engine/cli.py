@@ -46,9 +46,7 @@ VERBS: Final = {
     "doctor": _Verb("cli_doctor", "Say whether an application can run in a Kafka cluster."),
     "destroy": _Verb("cli_destroy", "Remove the topics of an application from a Kafka cluster."),
     "mesh": _Verb("penstock.mesh.cli", "Run an application as a mesh of requests."),
-    "sidecar": _Verb(
-        "penstock.mesh.cli_sidecar", "Run beside an application of any language, and take its requests to others."
-    ),
+    "sidecar": _Verb("penstock.mesh.cli_sidecar", "Stand beside an application of any language."),
     "config": _Verb("cli_config", "Show the settings in force."),
     "explain": _Verb("cli_explain", "Explain an error code."),
 }

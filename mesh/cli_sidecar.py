@@ -68,9 +68,10 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @_options
 def sidecar(log_level: str, log_json: bool, **options: Any) -> None:
-    """Run beside an application of any language, and take its requests to others.
+    """Stand beside an application of any language.
 
-    It answers the HTTP API of Dapr at 127.0.0.1:PORT: POST /METHOD with the header dapr-app-id, actors, state, topics
+    It takes the requests of the application to others, and brings it theirs. It answers the HTTP API of Dapr at
+    127.0.0.1:PORT: POST /METHOD with the header dapr-app-id, actors, state, topics
     and locks. With DAPR_API_TOKEN in the environment, requests need it; APP_API_TOKEN is shown to the application.
     """
     configure_logging(as_json=log_json, level=log_level)
