@@ -49,8 +49,8 @@ class Request(NamedTuple):
     timeout_ms: int | None = None
     """What is left of the deadline of whoever asks."""
     patient: bool = False
-    """Whether nobody waits for the answer, so that it may take as long as it takes: a route's timeouts are for those
-    who wait."""
+    """Whether nobody waits for the answer, so that it may take as long as it takes: a route's timeouts, and the slots
+    of a function's limits, are for those who wait."""
 
 
 class Try(NamedTuple):
@@ -182,11 +182,11 @@ class Plan:
             return Wait(self._not_before_s - now_s)
         if self._fault.abort_status:
             return self._stop(_aborted(self._request, self._fault.abort_status))
-        if self._ticket is None:
+        if self._ticket is None and not self._request.patient:
             self._ticket = self._target.limit.enter(self._wake)
             if self._ticket is None:
                 return self._stop(_overflown(self._target))
-        if not self._ticket.granted:
+        if self._ticket is not None and not self._ticket.granted:
             return self._queue(now_s)
         if self._phase is Phase.QUEUED:
             self._enter(Phase.READY)

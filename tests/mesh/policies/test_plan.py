@@ -62,6 +62,18 @@ def test_what_may_have_been_processed_is_tried_again_only_with_a_key(keyed: bool
     assert result.end == Finish(BROKEN)
 
 
+def test_a_delivery_takes_no_slot_from_those_who_wait_for_an_answer() -> None:
+    live = policies(FunctionPolicy(limits=Limits(max_requests=1, max_pending_requests=0)))
+    delivery = live.plan(Request(FUNCTION, "1", patient=True), endpoints(1), 0.0)
+    assert isinstance(delivery.next(0.0), Try)
+
+    call = live.plan(Request(FUNCTION, "2"), endpoints(1), 0.0)
+
+    assert isinstance(call.next(0.0), Try)
+    another = live.plan(Request(FUNCTION, "3", patient=True), endpoints(1), 0.0)
+    assert isinstance(another.next(0.0), Try)
+
+
 def test_an_id_with_state_goes_to_its_owner_and_to_the_next_one_when_that_fails() -> None:
     caller = Caller(policies(stateful=True), endpoints(3))
     owner = caller.ask(always(OK)).attempts[0].host
