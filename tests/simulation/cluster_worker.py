@@ -102,6 +102,8 @@ class ClusterHandlers(Handlers):
 
     # Walks have no steps, which would wait for a checkpoint.
 
+    waits_for_cut = False
+
     def cut(self, checkpoint: int) -> None:
         pass
 
