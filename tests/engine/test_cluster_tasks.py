@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from penstock.checkpoint.control import Manifest
 from penstock.checkpoint.member import Restore
 from penstock.engine.cluster import tasks as tasks_module
 from penstock.errors import Unavailable
+from penstock.router.kafka_reader import read_range
 from tests.simulation import cluster_kafka
 from tests.simulation.cluster_mix import EVERYTHING
 from tests.simulation.cluster_stage import STAGE
@@ -51,9 +53,10 @@ class Restoring:
 
 
 @pytest.fixture
-def restoring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Restoring]:
+def restoring() -> Iterator[Restoring]:
     mix = EVERYTHING.more({}, tasks=(TASKS,), workers=(1,), steps=0, walks=12, farewell=0.0)
-    with staged():
+    # What is replaced on the stage is put back before the stage is left: the other way round, its parts would stay.
+    with staged(), pytest.MonkeyPatch.context() as monkeypatch:
         world = ClusterWorld(1, mix)
         world.run()
         STAGE.patient = lambda: True
@@ -90,3 +93,9 @@ def test_what_is_tried_again_leaves_nothing_of_the_time_before(restoring: Restor
     left = {restoring.worker.tasks.path_of(task).name for task in range(TASKS)}
     assert {path.name for path in restoring.removed} == {"0-1", "0-1.base", "1-2", "1-2.base"}
     assert not left & {path.name for path in restoring.removed}
+
+
+def test_nothing_of_the_stage_is_left() -> None:
+    found = vars(tasks_module)
+
+    assert (found["read_range"], found["shutil"]) == (read_range, shutil)
