@@ -24,14 +24,13 @@ from aiohttp import web
 from penstock.durations import format_duration, parse_duration_text
 from penstock.engine.http_admin import admin_routes, ask_in_order, change_in_time
 from penstock.engine.looks import RequestOf
-from penstock.engine.metrics import CONTENT_TYPE, Metrics
+from penstock.engine.metrics import Metrics
 from penstock.engine.operations import Attach, Resolve
 from penstock.engine.serving import Served
 from penstock.engine.settings import Setting
 from penstock.errors import InvalidInput, PenstockError, Unavailable
+from penstock.exposition import CONTENT_TYPE
 from penstock.web import (
-    CLOSE_S,
-    HEADER_BYTES_MAX,
     Guard,
     TokenBucket,
     WebMessage,
@@ -43,6 +42,7 @@ from penstock.web import (
     raw_tail,
     read_json,
     read_message,
+    runner_of,
     timeout_ms,
 )
 
@@ -90,14 +90,7 @@ class HttpServer:
             ]
         )
         # A caller who hangs up cancels the waiting for the answer; the message itself is in the log already.
-        self._runner = web.AppRunner(
-            self._application,
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=CLOSE_S,
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-        )
+        self._runner = runner_of(self._application, cancelling=True)
 
     async def start(self) -> str:
         """Bind, and return the URL under which this process can be reached. Raises ConfigurationError."""

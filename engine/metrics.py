@@ -7,55 +7,28 @@ egress, task, outcome), and never an id. Figures that nobody measures are not ex
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-import penstock
 from penstock.engine.serving import Served
+from penstock.exposition import CounterMetricFamily, Exposition, GaugeMetricFamily, Metric, SummaryMetricFamily
 
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-
-class Metrics(Collector):
+class Metrics(Exposition):
     """The metrics of one worker."""
 
     def __init__(self, worker: Served, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(worker.app.name)
         self._worker = worker
         self._clock = clock
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
-    def exposition(self) -> bytes:
-        """Everything, in the text format of Prometheus."""
-        return generate_latest(self._registry)
-
-    def describe(self) -> list[Metric]:
-        """Nothing: registering asks for it, before the worker has anything to tell."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._build_info()
+    def figures(self) -> Iterator[Metric]:
         if self._worker.ready:
             yield from self._messages()
             yield from self._edges()
             yield from self._checkpoints()
             yield from self._state()
             yield from self._sharing()
-
-    def _build_info(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily(
-            "penstock_build_info", "Always 1; the labels say what runs.", labels=["version", "python", "app"]
-        )
-        info.add_metric([penstock.__version__, platform.python_version(), self._worker.app.name], 1)
-        yield info
 
     def _messages(self) -> Iterator[Metric]:
         totals = self._worker.totals()

@@ -169,15 +169,8 @@ class TaskCore:
         self._overlay = overlay
         self._options = options
         self.start = start
-        self._entries = {
-            f.typename: Entry(f, overlay, bytes_max=options.message_bytes_max, check_state=options.check_state)
-            for f in functions
-        }
-        targets: dict[Any, Any] = dict(self._entries)
-        targets.update((entry.function, entry) for entry in self._entries.values())
+        self._entries = _bound_entries(functions, outlets, overlay, options)
         self._outlets = outlets
-        for entry in self._entries.values():
-            entry.bind(targets, outlets)
         self._single = options.tasks == 1
         self._own: set[str] = set()
         """Some of the ids that belong to this task."""
@@ -1086,11 +1079,6 @@ class TaskCore:
         self._meta.committed[egress] = max(checkpoint, self._meta.committed.get(egress, 0))
         self._commits_untold = True
 
-    @property
-    def commits_untold(self) -> bool:
-        """Whether rows were committed that no snapshot says so of yet."""
-        return self._commits_untold
-
     def tell_commits(self) -> None:
         """Let the next snapshot be worth taking for what was committed alone: it is to be the last for a while."""
         self._changed = self._changed or self._commits_untold
@@ -1249,6 +1237,21 @@ class TaskCore:
             queued=self.queued,
             pending=self._pending.count,
         )
+
+
+def _bound_entries(
+    functions: Iterable[Function[Any, Any]], outlets: Mapping[str, Outlet], overlay: Overlay, options: TaskOptions
+) -> dict[str, Entry]:
+    """The functions of the application by name, each of which reaches all."""
+    entries = {
+        f.typename: Entry(f, overlay, bytes_max=options.message_bytes_max, check_state=options.check_state)
+        for f in functions
+    }
+    targets: dict[Any, Any] = dict(entries)
+    targets.update((entry.function, entry) for entry in entries.values())
+    for entry in entries.values():
+        entry.bind(targets, outlets)
+    return entries
 
 
 def _cut_queue(entry: Entry, known: int) -> QueueCut:

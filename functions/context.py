@@ -39,7 +39,7 @@ from penstock.functions.durable import (
 )
 from penstock.functions.types import codec_for
 from penstock.ids import Address, is_utf8
-from penstock.records import EgressRow, Envelope, Meta, QueuedRow
+from penstock.records import EgressRow, Meta, QueuedRow
 
 if TYPE_CHECKING:
     from penstock.functions.function import Function
@@ -689,8 +689,3 @@ class _AddressLogger(logging.LoggerAdapter[logging.Logger]):
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count:,} bytes"
-
-
-def as_envelope(typename: str, queued: QueuedRow) -> Envelope:
-    """The message as it travels between tasks."""
-    return Envelope(typename, *queued)

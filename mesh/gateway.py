@@ -29,8 +29,6 @@ from penstock.mesh.store import Store
 from penstock.mesh.wire import Kind, Reply, Request, error_of, new_key
 from penstock.state.stateful import Stateful
 from penstock.web import (
-    CLOSE_S,
-    HEADER_BYTES_MAX,
     Guard,
     WebMessage,
     answer_response,
@@ -42,6 +40,7 @@ from penstock.web import (
     raw_tail,
     read_json,
     read_message,
+    runner_of,
     timeout_ms,
 )
 
@@ -91,13 +90,7 @@ class Gateway:
                 *(web.get(path, page) for path, page in pages.items()),
             ]
         )
-        self._runner = web.AppRunner(
-            application,
-            access_log=None,
-            shutdown_timeout=CLOSE_S,
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-        )
+        self._runner = runner_of(application)
 
     async def start(self, port: int) -> str:
         """Listen, and return the URL. Raises ConfigurationError."""

@@ -7,18 +7,11 @@ did, before anything was tried again. Envoy's names stay where they fit, such as
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-import penstock
+from penstock.exposition import CounterMetricFamily, Exposition, GaugeMetricFamily, HistogramMetricFamily, Metric
 from penstock.mesh.background import Background
 from penstock.mesh.edges import BUCKETS_S, Edge, Edges
 from penstock.mesh.policies.live import Policies
@@ -26,7 +19,6 @@ from penstock.mesh.policies.live import Policies
 if TYPE_CHECKING:
     from penstock.mesh.host import Host  # A sidecar has none, and should not hold what comes with one.
 
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _EDGE: Final = ["source", "destination"]
 _UPSTREAM: Final = (
     (CounterMetricFamily, "upstream_rq_retry_total", "Retries."),
@@ -60,7 +52,7 @@ _FIELDS: Final = {
 """The fields of `TargetStatistics` they are."""
 
 
-class MeshMetrics(Collector):
+class MeshMetrics(Exposition):
     """Of one process: its calls, and its host with the work beside that, if it has one."""
 
     def __init__(
@@ -71,28 +63,13 @@ class MeshMetrics(Collector):
         host: Host | None = None,
         background: Background | None = None,
     ) -> None:
-        self._app = app
+        super().__init__(app)
         self._edges = edges
         self._policies = policies
         self._host = host
         self._background = background
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
-    def exposition(self) -> bytes:
-        """Everything, in the text format of Prometheus."""
-        return generate_latest(self._registry)
-
-    def describe(self) -> list[Metric]:
-        """Nothing: registering asks for it, before there is anything to tell."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily(
-            "penstock_build_info", "Always 1; the labels say what runs.", labels=["version", "python", "app"]
-        )
-        info.add_metric([penstock.__version__, platform.python_version(), self._app], 1)
-        yield info
+    def figures(self) -> Iterator[Metric]:
         yield from self._calls()
         yield from self._upstream()
         if self._host is not None:

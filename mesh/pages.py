@@ -9,9 +9,10 @@ import msgspec
 from aiohttp import web
 
 import penstock
+from penstock.exposition import CONTENT_TYPE
 from penstock.mesh.actuator import Actuator, Health, Status
 from penstock.mesh.doing import CALLS_PATH, STATUS_PATH, calls_of_host, status_of_host
-from penstock.mesh.metrics import CONTENT_TYPE, MeshMetrics
+from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.policy_watch import PolicyWatch
 from penstock.mesh.server import Page
 

@@ -24,28 +24,14 @@ from yarl import URL
 
 from penstock.engine.cluster.supervisor import Place, Supervisor
 from penstock.engine.config import Config
-from penstock.engine.metrics import CONTENT_TYPE
 from penstock.errors import InvalidInput, Unavailable
-from penstock.web import BODY_S, CLOSE_S, HEADER_BYTES_MAX, bind, error_response, json_response
+from penstock.exposition import CONTENT_TYPE
+from penstock.web import BODY_S, HOP_BY_HOP, bind, error_response, json_response, runner_of
 
 CONNECT_S: Final = 2.0
 ASK_S: Final = 5.0
 """What every worker is asked for, it answers within so long, or counts as not there."""
 READS: Final = frozenset({"GET", "HEAD"})
-_HOP: Final = frozenset(
-    {
-        "connection",
-        "content-length",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers that are about one connection."""
 
 
 class Answer(NamedTuple):
@@ -62,7 +48,7 @@ class Answer(NamedTuple):
 
     def passed_on(self) -> web.Response:
         response = web.Response(status=self.status, body=self.body)
-        response.headers.extend((name, value) for name, value in self.headers if name.lower() not in _HOP)
+        response.headers.extend((name, value) for name, value in self.headers if name.lower() not in HOP_BY_HOP)
         return response
 
 
@@ -87,14 +73,7 @@ class Front:
                 web.route("*", "/{path:.*}", self._pass_on),
             ]
         )
-        self._runner = web.AppRunner(
-            application,
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=CLOSE_S,
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-        )
+        self._runner = runner_of(application, cancelling=True)
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> str:
@@ -254,7 +233,7 @@ class Front:
 
     async def _ask(self, place: Place, request: web.Request, body: bytes) -> Answer:
         assert self._session is not None
-        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP]
+        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP]
         url = URL(f"{place.url}{_path_of(request)}", encoded=True)
         async with self._session.request(
             request.method, url, headers=headers, data=body or None, allow_redirects=False

@@ -11,7 +11,7 @@ import binascii
 import hmac
 import logging
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -265,10 +265,7 @@ class Api:
         return _nothing()
 
     def _store(self, request: web.Request) -> str:
-        store = request.match_info["store"]
-        if store not in self._sidecar.state_stores:
-            raise DaprError(400, "ERR_STATE_STORE_NOT_FOUND", f"state store {store!r} is not found")
-        return store
+        return _known(request, self._sidecar.state_stores, "state store", "ERR_STATE_STORE_NOT_FOUND")
 
     # Topics.
 
@@ -312,10 +309,7 @@ class Api:
         return _json({"status": 1 if owner is None else 0 if owner == given.lock_owner else 2})
 
     def _lock_store(self, request: web.Request) -> str:
-        store = request.match_info["store"]
-        if store not in self._sidecar.lock_stores:
-            raise DaprError(400, "ERR_LOCK_STORE_NOT_FOUND", f"lock store {store!r} is not found")
-        return store
+        return _known(request, self._sidecar.lock_stores, "lock store", "ERR_LOCK_STORE_NOT_FOUND")
 
     # Actors.
 
@@ -427,6 +421,14 @@ def _event(entry: _Entry) -> bytes:
         return raw
     text = msgspec.json.decode(raw)
     return text.encode() if isinstance(text, str) else raw
+
+
+def _known(request: web.Request, stores: Collection[str], what: str, code: str) -> str:
+    """The store that the path names, which has to be one of `stores`."""
+    store = request.match_info["store"]
+    if store not in stores:
+        raise DaprError(400, code, f"{what} {store!r} is not found")
+    return store
 
 
 def _actor(request: web.Request) -> tuple[str, str]:

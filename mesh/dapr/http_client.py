@@ -18,22 +18,10 @@ from yarl import URL
 from penstock.mesh.caller import NoAnswer
 from penstock.mesh.policies.outcomes import Failure
 from penstock.mesh.transport import CONNECT_S, IDLE_S
+from penstock.web import HOP_BY_HOP
 
-HOP: Final = frozenset(
-    {
-        "connection",
-        "content-length",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers that are about one connection."""
+HOP: Final = HOP_BY_HOP | {"host"}
+"""Headers that are not passed on: who receives a request is said anew."""
 _LARGE_BYTES: Final = 1 << 20
 """A body above is sent in pieces, so that others get their turn of the event loop."""
 

@@ -36,6 +36,20 @@ HEADERS_KEPT_BYTES_MAX: Final = 16_384
 IDEMPOTENCY_KEY_MAX: Final = 255
 CLOSE_S: Final = 2.0
 """Answers under way may take so long to be written when the server closes."""
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that are about one connection (RFC 9110 §7.6.1), which whoever passes a message on leaves out."""
 
 ENCODED: Final = frozenset({"application/msgpack", "application/x-msgpack", "application/x-protobuf"})
 """Types of a body that is the encoded message itself. Any other body is JSON, also what curl calls a form."""
@@ -124,6 +138,18 @@ class Guard:
             f"The body is larger than body_bytes_max = {self._body_bytes_max:,} bytes. "
             "Send less, or raise body_bytes_max.",
         )
+
+
+def runner_of(application: web.Application, *, cancelling: bool = False) -> web.AppRunner:
+    """What serves `application`, within the limits of any interface. `cancelling`: who hangs up cancels its handler."""
+    return web.AppRunner(
+        application,
+        handler_cancellation=cancelling,
+        access_log=None,
+        shutdown_timeout=CLOSE_S,
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+    )
 
 
 async def bind(runner: web.AppRunner, host: str, port: int) -> str:

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from penstock.errors import ConfigurationError
+from penstock.mesh.policy_file import read_policies
+
 STRANGER = "stranger"
 
 
@@ -25,6 +28,14 @@ def with_a_stranger(text: str, *, free: Collection[str] = ()) -> Iterator[tuple[
             section = section[step]
         section[STRANGER] = 1
         yield ".".join(map(str, path)), yaml.safe_dump_all(changed)
+
+
+def told_of(text: str) -> list[str]:
+    """Warnings; or errors, of a match, which would take other requests than it says."""
+    try:
+        return list(read_policies(text).warnings)
+    except ConfigurationError as error:
+        return [error.message]
 
 
 def _sections(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

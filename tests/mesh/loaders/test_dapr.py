@@ -8,7 +8,7 @@ from penstock.errors import ConfigurationError
 from penstock.mesh.policies.outcomes import Failure, Outcome, is_retriable
 from penstock.mesh.policies.settings import Backoff, Match, Scope, TextMatch
 from penstock.mesh.policy_file import read_policies
-from tests.mesh.strangers import STRANGER, with_a_stranger
+from tests.mesh.strangers import STRANGER, told_of, with_a_stranger
 
 RESILIENCY = """
 apiVersion: dapr.io/v1alpha1
@@ -119,14 +119,6 @@ def test_a_mistake_is_told_with_its_place(old: str, new: str, told: str) -> None
 
 FREE = ("timeouts", "retries", "circuitBreakers", "apps", "actors")
 """What is below these has names of the user's own."""
-
-
-def told_of(text: str) -> list[str]:
-    """Warnings; or errors, of a match, which would take other requests than it says."""
-    try:
-        return list(read_policies(text).warnings)
-    except ConfigurationError as error:
-        return [error.message]
 
 
 def test_a_field_that_there_is_not_is_named_wherever_it_stands() -> None:

@@ -21,7 +21,7 @@ from penstock.mesh.policies.settings import (
     Weighted,
 )
 from penstock.mesh.policy_file import read_policies
-from tests.mesh.strangers import STRANGER, with_a_stranger
+from tests.mesh.strangers import STRANGER, told_of, with_a_stranger
 
 VIRTUAL_SERVICE = """
 apiVersion: networking.istio.io/v1
@@ -166,14 +166,6 @@ def test_a_document_for_nothing_is_refused(kind: str, told: str) -> None:
 
 FREE = ("headers", "withoutHeaders", "labels", "annotations")
 """What is below these has names of the user's own."""
-
-
-def told_of(text: str) -> list[str]:
-    """Warnings; or errors, of a match, which would take other requests than it says."""
-    try:
-        return list(read_policies(text).warnings)
-    except ConfigurationError as error:
-        return [error.message]
 
 
 def test_a_field_that_there_is_not_is_named_wherever_it_stands() -> None:

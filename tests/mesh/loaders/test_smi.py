@@ -10,7 +10,7 @@ from penstock.errors import ConfigurationError
 from penstock.mesh.policies.access import SPIFFE, Peer, is_allowed
 from penstock.mesh.policies.settings import Match, TextMatch, Weighted
 from penstock.mesh.policy_file import read_policies
-from tests.mesh.strangers import STRANGER, with_a_stranger
+from tests.mesh.strangers import STRANGER, told_of, with_a_stranger
 
 GROUPS = """
 apiVersion: specs.smi-spec.io/v1alpha4
@@ -112,14 +112,6 @@ def test_what_would_change_the_meaning_is_refused(text: str, told: str) -> None:
         read_policies(text)
 
     assert told in caught.value.message
-
-
-def told_of(text: str) -> list[str]:
-    """Warnings; or errors, of a match, which would take other requests than it says."""
-    try:
-        return list(read_policies(text).warnings)
-    except ConfigurationError as error:
-        return [error.message]
 
 
 def test_a_field_that_there_is_not_is_named_wherever_it_stands() -> None:
