@@ -1,12 +1,14 @@
 """Plays many schedules on all processors: python -m tests.simulation [--first SEED] [--only KIND] SCHEDULES
 
 What is done is noted in build/simulation.json after every few seconds: the same command goes on from there, as long as
-the commit is the same. A schedule that fails is made short and printed as a test.
+no module of Penstock or of the simulation that takes part in it has changed. A schedule that fails is made short and
+printed as a test.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -94,7 +96,7 @@ def main() -> int:
     parser.add_argument("--only", choices=list(KINDS), help="of one process, of many, or of handlers that await")
     arguments = parser.parse_args()
     commit = _commit()
-    notes = Notes.read({**vars(arguments), "commit": commit})
+    notes = Notes.read({**vars(arguments), "code": _code()})
     shares = _shares(arguments.schedules, arguments.only)
     chunks = list(_chunks(shares, arguments.first))
     if notes.chunks:
@@ -214,6 +216,17 @@ def _line(shares: dict[str, int], first: int, commit: str, notes: Notes) -> str:
 def _commit() -> str:
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def _code() -> str:
+    """A hash of every module that takes part: those that are loaded when one schedule of each kind has been played."""
+    for kind in KINDS:
+        _play(Chunk(kind, range(1)))
+    digest = hashlib.sha256()
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith(("penstock.", "tests.")) and module.__file__:
+            digest.update(name.encode() + b"\0" + Path(module.__file__).read_bytes())
+    return digest.hexdigest()
 
 
 def _processes() -> int:
