@@ -82,12 +82,14 @@ class Run:
             self._command = [*keeper, *self._command]
         else:
             self._command += ["--dir", str(directory), "--workers", str(workers)]
-        self._environment = {**os.environ, "PROOF_NAME": name, "PYTHONPATH": python_path(), **(environment or {})}
+        self._permits = directory / "permits"
+        own = {"PROOF_NAME": name, "PROOF_PERMITS": str(self._permits), "PYTHONPATH": python_path()}
+        self._environment = {**os.environ, **own, **(environment or {})}
         self._process: asyncio.subprocess.Process
         self._leader = 0
 
     async def __aenter__(self) -> Self:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._permits.mkdir(parents=True, exist_ok=True)
         await create_topics(self.bootstrap, self.name, replicas=self._replicas)
         await self.start()
         try:
@@ -229,6 +231,11 @@ class Run:
         """SIGTERM: it stops in an orderly way."""
         self.count("orderly stop")
         _signal(pid, signal.SIGTERM)
+
+    def permit(self, ends: int) -> None:
+        """Let processes of `tests.kafka.proof.crashing` meet their end so many times in all, from now on."""
+        for number in range(ends):
+            (self._permits / str(number)).touch()
 
     def thaw(self, pid: int) -> None:
         _signal(pid, signal.SIGCONT)

@@ -49,6 +49,7 @@ async def run_round(cluster: Cluster, directory: Path, seed: int, seconds: float
         deadline = time.monotonic() + seconds
         try:
             while time.monotonic() < deadline:
+                run.permit(2)
                 if choose.random() < 0.2:
                     await strike_broker(run, cluster, choose.random() * choose.choice((1, 10)))
                 else:
