@@ -29,6 +29,7 @@ class AccessLog:
                     "at": self._place,
                     "source": request.caller.typename if request.caller is not None else "",
                     "identity": request.identity,
+                    "behalf": request.behalf,
                     "destination": request.address.typename,
                     "kind": request.kind.value,
                     "attempt": request.attempt,

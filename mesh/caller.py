@@ -162,7 +162,7 @@ def _asked(request: Request, now_s: float) -> Asked:
         request.address.typename,
         request.address.id,
         request.headers,
-        request.caller.typename if request.caller is not None else request.identity,
+        request.caller.typename if request.caller is not None else request.behalf or request.identity,
         bool(request.key),
         None if deadline_s is None else max(0, int((deadline_s - now_s) * 1000)),
         request.kind is Kind.DELIVER,

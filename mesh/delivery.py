@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from penstock.ids import Address
 from penstock.mesh.outbox import Deliver, Refusal
 from penstock.mesh.store import Kept
-from penstock.mesh.wire import KIND, PROMISE, Kind, Reply, Request, error_of
+from penstock.mesh.wire import FOR_OTHERS, KIND, PROMISE, Kind, Reply, Request, error_of
 
 _FINAL: Final = frozenset({400, 403, 404, 413, 422})
 """Statuses that say something of the message, and would be the same tomorrow."""
@@ -37,9 +37,10 @@ def request_of(kept: Kept) -> Request:
         kind,
         outgoing.key,
         attempt=kept.attempts + 1,
-        caller=None if outgoing.outside else kept.sender,
+        caller=outgoing.caller if outgoing.outside else kept.sender,
         headers=headers,
         promise=promise,
+        behalf=outgoing.identity,
     )
 
 
@@ -47,4 +48,6 @@ def refusal_of(reply: Reply, whom: str) -> Refusal | None:
     """Why a message was not taken; None when it was."""
     if reply.status == 200:
         return None
-    return Refusal(str(error_of(reply, whom)), final=reply.status in _FINAL)
+    error = error_of(reply, whom)
+    # Who delivers may not speak for others there: that says nothing of the message, which waits until it is mended.
+    return Refusal(str(error), final=reply.status in _FINAL and error.code != FOR_OTHERS)

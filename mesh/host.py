@@ -34,7 +34,7 @@ from penstock.mesh.policies.guard import Admission, Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.store import Answer, Commit, Committed, Kept, Loaded, Outgoing, Store, VersionMismatch
 from penstock.mesh.turn import Turns
-from penstock.mesh.wire import NO, NOTHING, YES, Kind, Reply, Request, failure, new_key, reply_of
+from penstock.mesh.wire import FOR_OTHERS, NO, NOTHING, YES, Kind, Reply, Request, failure, new_key, reply_of
 from penstock.state.stateful import Stateful
 
 CONFLICTS_MAX: Final = 20
@@ -84,13 +84,16 @@ class Host:
         *,
         options: HostOptions = DEFAULT_OPTIONS,
         only: frozenset[str] = frozenset(),
+        identity: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`identity` tells the one that this process proves to others; empty when it proves none."""
         self._store = store
         self._session = session
         self._policies = policies
         self._outbox = outbox
         self._options = options
+        self._identity = identity
         self._clock = clock
         self._turns = Turns()
         self._interrupts = Interrupts()
@@ -113,6 +116,10 @@ class Host:
         function = self._served.get(request.address.typename)
         if function is None:
             return self._unknown(request.address.typename)
+        if request.behalf:
+            if not request.identity or request.identity != self._identity():
+                return _speaks_for_others(request)
+            request = request._replace(identity=request.behalf, behalf="")
         if request.kind is Kind.CANCEL and request.key:
             return self._interrupt(request)  # Whoever knows the key has asked, and was admitted then.
         if self.draining:
@@ -305,7 +312,17 @@ class Host:
             key=f"sent {key}",
             answer=Answer(200, NOTHING),
             answer_until_ms=now_ms + self._options.keep_answers_ms,
-            outgoing=[Outgoing(*request.address, request.payload, key, headers=dict(request.headers), outside=True)],
+            outgoing=[
+                Outgoing(
+                    *request.address,
+                    request.payload,
+                    key,
+                    headers=dict(request.headers),
+                    outside=True,
+                    caller=request.caller,
+                    identity=request.identity,
+                )
+            ],
         )
         with suppress(VersionMismatch):  # It was taken before, under this key.
             await self.commit(commit)
@@ -440,6 +457,17 @@ def _refusal(refusal: Refusal) -> Reply:
         refusal.message,
         refused=refused,
         retry_after_s=refusal.retry_after_s or None,
+    )
+
+
+def _speaks_for_others(request: Request) -> Reply:
+    who = request.identity or "Somebody without a certificate"
+    return failure(
+        403,
+        FOR_OTHERS,
+        f"{who} asks something of {request.address} on behalf of {request.behalf}. Only processes with the identity of "
+        "this host may do so: give all hosts of one store the same --identity.",
+        refused=True,
     )
 
 

@@ -75,6 +75,7 @@ class Node:
         self._labels = labels or {}
         self._zone = zone
         self._alive = alive
+        self._identity = identity
         self._transport = LocalTransport(transport, identity)
         self._lease: Lease | None = None
         self._draining = False
@@ -106,6 +107,7 @@ class Node:
             self.background,
             options=self._options,
             only=self._only,
+            identity=lambda: "" if self._identity is None else self._identity.id,
         )
         self._transport.hosts[self.name] = self.host
 

@@ -80,7 +80,11 @@ class Outgoing(NamedTuple):
     """Names a delayed message, so that its sender can cancel it."""
     headers: Mapping[str, str] = {}
     outside: bool = False
-    """It came from outside the mesh: whoever gets it sees no caller."""
+    """It was taken in for somebody else than its sender: whoever gets it sees `caller`, if anybody."""
+    caller: Address | None = None
+    """The function that it was taken in from, by its own word."""
+    identity: str = ""
+    """Who was proven to have asked for it when it was taken in. Stores written before there was this have none."""
 
 
 class Kept(NamedTuple):

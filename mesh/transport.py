@@ -1,7 +1,8 @@
 """The ways to hosts: over HTTP, and directly to one of this very process.
 
 What always holds: a request that had no answer says how far it came, as the policies need to know; whoever stops
-waiting does not stop the host, here as little as over a connection. Retries nothing.
+waiting does not stop the host, here as little as over a connection; who proves no identity speaks for nobody else.
+Retries nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, endpoint: Somewhere, request: Request, timeout_s: float | None) -> Reply:
-        path, headers = write(request, monotonic())
         where = url_of(endpoint, self._identity)
+        if self._identity is None or not where.startswith("https:"):
+            request = request._replace(behalf="")
+        path, headers = write(request, monotonic())
         url = URL(where + path, encoded=True)
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         options: dict[str, Any] = {} if self._identity is None else {"ssl": self._identity.client}
@@ -109,8 +112,8 @@ class LocalTransport:
             if self._others is None:
                 raise NoAnswer(Failure.CONNECT)
             return await self._others.send(endpoint, request, timeout_s)
-        if self._identity is not None:
-            request = request._replace(identity=self._identity.id)
+        own = "" if self._identity is None else self._identity.id
+        request = request._replace(identity=own, behalf=request.behalf if own else "")
         carried_out = asyncio.ensure_future(host.handle(request))
         try:
             async with asyncio.timeout(timeout_s):

@@ -6,6 +6,7 @@
     penstock-timeout-ms                 what is left of the deadline when the request is sent
     penstock-attempt                    1 at the first try
     penstock-caller, penstock-chain     the address that asks, and all that wait for it, the outermost first
+    penstock-behalf                     the identity for which a process of the mesh asks: see `Request.behalf`
 
     200 the answer    400 bad input    403 denied    404 unknown    409 changed by others again and again
     413 too large     422 the handler failed for good    429 too many    503 not now    504 the deadline has passed
@@ -47,12 +48,16 @@ CALLER: Final = "penstock-caller"
 CHAIN: Final = "penstock-chain"
 PROMISE: Final = "penstock-promise"
 SHADOW: Final = "penstock-shadow"
+BEHALF: Final = "penstock-behalf"
 REFUSED: Final = "penstock-refused"
 RETRY_AFTER: Final = "retry-after"
 
-_OURS: Final = frozenset({KIND, TIMEOUT_MS, ATTEMPT, CALLER, CHAIN, PROMISE, SHADOW})
+_OURS: Final = frozenset({KIND, TIMEOUT_MS, ATTEMPT, CALLER, CHAIN, PROMISE, SHADOW, BEHALF})
 TRACING: Final = ("traceparent", "tracestate")
 """Headers that go on to whoever is called."""
+
+FOR_OTHERS: Final = "PEN0811"
+"""The code of the answer to who may not speak for others."""
 
 NOTHING: Final = b"\xc0"
 """The answer of who has nothing to say."""
@@ -97,6 +102,9 @@ class Request(NamedTuple):
     """A copy that is run to see what happens, and leaves nothing behind."""
     identity: str = ""
     """Who asks, as proven by a certificate. Never taken from a header."""
+    behalf: str = ""
+    """The identity that was proven to whoever passes this on, such as that of a client whose message is delivered. A
+    claim: a host believes it of processes that have its own identity."""
 
 
 class Reply(NamedTuple):
@@ -134,6 +142,8 @@ def write(request: Request, now_s: float) -> tuple[str, dict[str, str]]:
         headers[PROMISE] = quote(request.promise, safe="")
     if request.shadow:
         headers[SHADOW] = "1"
+    if request.behalf:
+        headers[BEHALF] = quote(request.behalf, safe=":/")
     return PATH + _write_address(request.address), headers
 
 
@@ -154,6 +164,7 @@ def read(path: str, headers: Mapping[str, str], body: bytes, now_s: float, *, id
             unquote(headers.get(PROMISE, ""), errors="strict"),
             SHADOW in headers,
             identity,
+            unquote(headers.get(BEHALF, ""), errors="strict"),
         )
     except ValueError as error:
         raise InvalidInput(

@@ -461,7 +461,13 @@ async def test_nothing_of_a_session_is_written_once_it_is_fenced(stores: Stores)
 @with_stores
 async def test_messages_are_kept_with_their_commit(stores: Stores) -> None:
     one = await stores.open()
-    outgoing = Outgoing("shop/stock", "x\0y", b"\xff", "key/1", headers={"traceparent": "00-1"})
+    outgoing = Outgoing(
+        *("shop/stock", "x\0y", b"\xff", "key/1"),
+        headers={"traceparent": "00-1"},
+        outside=True,
+        caller=Address("shop/order", "7"),
+        identity="spiffe://demo.local/ns/default/sa/shop",
+    )
 
     committed = await one.store.commit(one.commit_of("alice", 0, b"1", outgoing=(outgoing, message(b"2"))))
 

@@ -48,6 +48,7 @@ requests = st.builds(
     promise=st.just("") | texts,
     shadow=st.booleans(),
     identity=st.just(""),
+    behalf=st.just("") | texts,
 )
 
 
@@ -66,6 +67,7 @@ def test_what_hosts_say_to_one_another_is_not_taken_from_a_client() -> None:
         "penstock-kind": "resolve",
         "penstock-promise": "paid",
         "penstock-shadow": "1",
+        "penstock-behalf": "spiffe://demo.local/ns/default/sa/shop",
         "penstock-timeout-ms": "soon",
     }
     asked = Request(Address("shop/cart", "ada"), b"", headers=claimed | {"penstock-tenant": "a"})
