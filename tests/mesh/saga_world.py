@@ -10,8 +10,9 @@ What may never happen is in `check`: it knows what participants did, and how the
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -33,9 +34,12 @@ PATIENCE_S: Final = 15.0
 """How long a call waits for its answer."""
 LATE_S: Final = 40.0
 """Long after that: the saga has turned back, and perhaps ended, when such a message arrives."""
+DELIVERED_S: Final = 1.0
+"""What is sent arrives so long after the commit."""
 REVIVED_S: Final = 60.0
 """After a crash. In some worlds it takes until the deadline has passed."""
 DEADLINE_S: Final = 600.0
+REVIVALS: Final = (REVIVED_S, DEADLINE_S + 1)
 ENDED_S: Final = 86_400.0
 """A saga that has not ended by then never will: no fault strikes twice."""
 
@@ -58,7 +62,9 @@ class Fault(Enum):
     """It dies when the command is on its way, or the commit is done."""
 
 
-ON_COMMITS: Final = (Fault.CRASH, Fault.CRASH_AFTER)
+CRASHES: Final = frozenset({Fault.CRASH, Fault.CRASH_AFTER})
+OPERATIONS_MAX: Final = 18
+"""Those of an undisturbed saga, and some more."""
 
 
 class Did(NamedTuple):
@@ -206,6 +212,8 @@ class World:
         self.saga = Address(saga, ID)
         self.operations: list[str] = []
         """What each was: `commit`, or whom it asked."""
+        self.done_when_answered: Counter[Did] = Counter()
+        """What participants had done when the saga said how it ended."""
         self._faults = faults
         self._keyed = keyed
         self._revived_s = revived_s
@@ -219,6 +227,10 @@ class World:
         if declines:
             address = Address(f"sagas/{declines}", ID)
             self._loop.run(self.execute(Request(address, msgspec.msgpack.encode(True))))
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{fault.value} at {number}" for number, fault in sorted(self._faults.items()))
+        return f"{self.saga}: {faults}; keyed: {self._keyed}, revived after {self._revived_s} s, {self.operations}"
 
     def run(self) -> Any:
         """Play it to the end, until nothing is under way. Returns what the saga answered."""
@@ -234,6 +246,7 @@ class World:
         while reply is None:
             await asyncio.sleep(self._revived_s)
             reply = await self._live()
+        self.done_when_answered = Counter(DID)
         while self._under_way:
             await asyncio.wait(self._under_way)
         assert reply.status == 200, reply
@@ -286,7 +299,7 @@ class World:
         for each in commit.outgoing:
             if not each.due_ms:
                 to = Address(each.target, each.id)
-                self._start(self.execute(Request(to, each.payload, Kind.DELIVER, each.key)))
+                self._start(self._later(Request(to, each.payload, Kind.DELIVER, each.key), DELIVERED_S))
         return Committed(row.version + 1, ())
 
     def _start(self, work: Any) -> None:
@@ -335,8 +348,8 @@ class World:
     def outlive(self, task: asyncio.Task[None]) -> None:
         self._start(asyncio.wait([task]))
 
-    async def _later(self, request: Request) -> None:
-        await asyncio.sleep(LATE_S)
+    async def _later(self, request: Request, delay_s: float = LATE_S) -> None:
+        await asyncio.sleep(delay_s)
         await self.execute(request)
 
     def _strikes(self, operation: str) -> Fault | None:
@@ -349,6 +362,25 @@ class World:
         self._crashed = True
         self._host.cancel()
         raise asyncio.CancelledError
+
+
+def worlds_of_one_fault(saga: str, *, keyed: bool) -> Iterator[World]:
+    """No fault, and each fault at each operation, whoever declines. Each is to be played before the next is asked."""
+    for declines in ("", *SCENARIOS[saga]):
+        undisturbed = World(saga, {}, declines=declines, keyed=keyed)
+        yield undisturbed
+        for number, operation in enumerate(undisturbed.operations, start=1):
+            for fault in (each for each in Fault if operation != "commit" or each in CRASHES):
+                for revived_s in REVIVALS if fault in CRASHES else REVIVALS[:1]:
+                    yield World(saga, {number: fault}, declines=declines, keyed=keyed, revived_s=revived_s)
+
+
+def world_of_two_faults(saga: str, seed: int) -> World:
+    """Any two faults, anywhere."""
+    dice = random.Random(f"{saga} {seed}")
+    declines = dice.choice(("", "", *SCENARIOS[saga]))
+    faults = {number: dice.choice(list(Fault)) for number in dice.sample(range(1, OPERATIONS_MAX), 2)}
+    return World(saga, faults, declines=declines, keyed=dice.random() < 0.5, revived_s=dice.choice(REVIVALS))
 
 
 def check(world: World, outcome: Any) -> None:
@@ -367,8 +399,9 @@ def check(world: World, outcome: Any) -> None:
             raise Violation(f"{step} is {phase}, and was tried {tried} times and cancelled {cancelled} times: {DID}")
         if not completed and is_done:
             raise Violation(f"{step} is {phase}, and the saga was compensated: {DID}")
-        if step in CONFIRMED and counts[Did("confirm", step)] != is_done:
-            raise Violation(f"{step} is {phase}, and was confirmed {counts[Did('confirm', step)]} times: {DID}")
+        for confirmed in (world.done_when_answered, counts) if step in CONFIRMED else ():
+            if confirmed[Did("confirm", step)] != is_done:
+                raise Violation(f"{step} is {phase}, and was confirmed {confirmed[Did('confirm', step)]} times: {DID}")
     if completed and len(outcome.value) != sum(phase == "confirmed" for phase in steps.values()):
         raise Violation(f"The saga is completed with {outcome.value}, and of its steps {steps}.")
     if not completed:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,10 +11,7 @@ from penstock.functions import participant
 from penstock.functions.fence import Move, Ruling
 from penstock.mesh import awaits, invocation
 from tests.mesh.saga_world import (
-    DEADLINE_S,
     DID,
-    ON_COMMITS,
-    REVIVED_S,
     SCENARIOS,
     Clock,
     Did,
@@ -24,6 +19,8 @@ from tests.mesh.saga_world import (
     Violation,
     World,
     check,
+    world_of_two_faults,
+    worlds_of_one_fault,
 )
 
 PAIRS = 400
@@ -36,30 +33,14 @@ def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "time", Clock())
 
 
-REVIVALS = (REVIVED_S, DEADLINE_S + 1)
-CRASHES = {Fault.CRASH, Fault.CRASH_AFTER}
-
-
-def schedules(saga: str, *, keyed: bool) -> Iterator[tuple[dict[int, Fault], str]]:
-    """Each fault at each operation, whoever declines."""
-    for declines in ("", *SCENARIOS[saga]):
-        undisturbed = World(saga, {}, declines=declines, keyed=keyed)
-        check(undisturbed, undisturbed.run())
-        for number, operation in enumerate(undisturbed.operations, start=1):
-            for fault in ON_COMMITS if operation == "commit" else Fault:
-                yield {number: fault}, declines
-
-
 @pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "unkeyed"])
 @pytest.mark.parametrize("saga", SCENARIOS)
 def test_any_single_fault(saga: str, keyed: bool) -> None:
     ends = Counter[str]()
-    for faults, declines in schedules(saga, keyed=keyed):
-        for revived_s in REVIVALS if CRASHES & set(faults.values()) else REVIVALS[:1]:
-            world = World(saga, faults, declines=declines, keyed=keyed, revived_s=revived_s)
-            outcome = world.run()
-            check(world, outcome)
-            ends[type(outcome).__name__] += 1
+    for world in worlds_of_one_fault(saga, keyed=keyed):
+        outcome = world.run()
+        check(world, outcome)
+        ends[type(outcome).__name__] += 1
 
     assert ends["Completed"] > 10
     assert ends["Compensated"] > 10
@@ -68,14 +49,11 @@ def test_any_single_fault(saga: str, keyed: bool) -> None:
 @pytest.mark.parametrize("saga", SCENARIOS)
 def test_random_pairs_of_faults(saga: str) -> None:
     for seed in range(PAIRS):
-        dice = random.Random(f"{saga} {seed}")
-        declines = dice.choice(("", "", *SCENARIOS[saga]))
-        faults = {number: dice.choice(list(Fault)) for number in dice.sample(range(1, 18), 2)}
-        world = World(saga, faults, declines=declines, keyed=dice.random() < 0.5, revived_s=dice.choice(REVIVALS))
+        world = world_of_two_faults(saga, seed)
         try:
             check(world, world.run())
         except Violation as violation:
-            raise AssertionError(f"seed {seed}: {faults}, {declines} declines") from violation
+            raise AssertionError(f"seed {seed}: {world}") from violation
 
 
 def test_an_undisturbed_saga_does_each_step_once() -> None:
