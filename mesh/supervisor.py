@@ -1,8 +1,9 @@
 """Starts host processes and the gateway before them, and replaces hosts that end.
 
-What always holds: so many hosts run as were asked for, or are on their way; one that ends unasked is started again,
-after a wait that grows while it fails at once; SIGTERM drains the hosts and ends the gateway last; SIGHUP replaces the
-hosts one after the other, each only when the one before serves again, and the gateway goes on.
+What always holds: so many hosts run as were asked for, or are on their way; one that ends unasked is started again, at
+once if it had run for some time, else after a wait that grows up to a few seconds; SIGTERM drains the hosts and ends
+the gateway last; SIGHUP replaces the hosts one after the other, each stopped only when its successor serves, so that a
+lone one can be replaced as well, and the gateway goes on. A successor that can't start leaves everything as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
@@ -39,7 +39,10 @@ from penstock.signals import stopped_by_signals
 LASTED_S: Final = 10.0
 """A host that has run for so long has not failed at once: it is started again without waiting."""
 WAIT_S: Final = 0.5
-WAIT_MAX_S: Final = 30.0
+WAIT_MAX_S: Final = 5.0
+"""Doubled from the first to the longest. The only host of a mesh is an outage while it waits, and one that could not
+start because of its database should be there soon after that is; a start costs half a second of a processor, so that
+one that never succeeds takes a tenth of one."""
 
 
 class Replica:
@@ -58,18 +61,18 @@ class Replica:
     async def keep(self) -> None:
         """Have a host run here until cancelled, or until all is done if that is wanted. Raises ConfigurationError when
         none can."""
-        wait_s = WAIT_S
+        failures, clock = 0, asyncio.get_running_loop().time
         while True:
-            began_s = time.monotonic()
+            began_s = clock()
             code = await self._run()
             if code == 0 and self._options.until_done:
                 return
-            lasted = time.monotonic() - began_s >= LASTED_S
-            logger.warning("Host %d has ended (%s) and is started again.", self.number, _ending(code))
+            failures = 0 if clock() - began_s >= LASTED_S else failures + 1
+            wait_s = restart_wait_s(failures)
+            when = f" in {wait_s:g} s" if wait_s else ""
+            logger.warning("Host %d has ended (%s) and is started again%s.", self.number, _ending(code), when)
             self.restarts += 1
-            wait_s = WAIT_S if lasted else min(2 * wait_s, WAIT_MAX_S)
-            if not lasted:
-                await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)
 
     async def stop(self) -> None:
         """Drain the host and wait for its end."""
@@ -125,7 +128,7 @@ class Supervisor:
         self._options = options
         self._has_gateway = gateway
         self.replicas = [Replica(number, options, self._host_ended) for number in range(1, options.replicas + 1)]
-        self._keeping: dict[int, asyncio.Task[None]] = {}
+        self._keeping: dict[Replica, asyncio.Task[None]] = {}
         self._stopped = asyncio.Event()
         self._failure: BaseException | None = None
         self._replacing: asyncio.Task[None] | None = None
@@ -160,11 +163,33 @@ class Supervisor:
             self._replacing = asyncio.create_task(self._replace())
 
     async def _replace(self) -> None:
-        for replica in self.replicas:
-            await self._end(replica)
-            self._keep(replica)
-            await replica.serving.wait()
+        for index, replica in enumerate(self.replicas):
+            if self._options.host_port:
+                await self._end(replica)  # Two can't listen there.
+            successor = Replica(replica.number, self._options, self._host_ended)
+            if not await self._begin(successor):
+                return
+            self.replicas[index] = successor
+            if replica in self._keeping:
+                await self._end(replica)
         logger.info("%s replaced.", counted(len(self.replicas), "host"))
+
+    async def _begin(self, successor: Replica) -> bool:
+        """Start a host that takes the place of another. False when it does not come to serve."""
+        keeping = self._keeping[successor] = asyncio.create_task(successor.keep())
+        serving = asyncio.create_task(successor.serving.wait())
+        try:
+            await asyncio.wait([keeping, serving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            serving.cancel()
+        serves = successor.serving.is_set()
+        error = keeping.exception() if keeping.done() else None
+        if error is not None and not serves and not self._options.host_port:
+            del self._keeping[successor]
+            logger.error("%s The hosts that serve go on.", error)
+        else:
+            keeping.add_done_callback(self._kept)
+        return serves
 
     async def _host_ended(self, url: str) -> None:
         """Let nobody ask a host any more that is known to be dead, instead of waiting for the end of its lease."""
@@ -185,7 +210,7 @@ class Supervisor:
         lock.announce(self.url)
 
     def _keep(self, replica: Replica) -> None:
-        task = self._keeping[replica.number] = asyncio.create_task(replica.keep())
+        task = self._keeping[replica] = asyncio.create_task(replica.keep())
         task.add_done_callback(self._kept)
 
     def _kept(self, task: asyncio.Task[None]) -> None:
@@ -198,7 +223,7 @@ class Supervisor:
             self._stopped.set()
 
     async def _end(self, replica: Replica) -> None:
-        task = self._keeping.pop(replica.number)
+        task = self._keeping.pop(replica)
         task.cancel()
         await asyncio.wait([task])
         await replica.stop()
@@ -207,8 +232,7 @@ class Supervisor:
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait([self._replacing])
-        kept = [replica for replica in self.replicas if replica.number in self._keeping]
-        await asyncio.gather(*map(self._end, kept))
+        await asyncio.gather(*map(self._end, list(self._keeping)))
 
     async def _open_gateway(self, stack: AsyncExitStack) -> None:
         options, registry = self._options, self._registry
@@ -249,6 +273,11 @@ def hosts_health(registry: Registry) -> Health:
     """Whether anybody can carry out requests."""
     ready = [endpoint.name for endpoint in registry.view().endpoints if endpoint.ready]
     return Health(Status.UP if ready else Status.INIT, {"ready": len(ready)})
+
+
+def restart_wait_s(failures: int) -> float:
+    """Before a host is started again that has failed at once so often in a row."""
+    return min(WAIT_S * 2 ** (failures - 1), WAIT_MAX_S) if failures else 0.0
 
 
 def _ending(code: int) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.mesh.identity import load_credentials
 from tests.mesh.authorities import authority, identity
-from tests.mesh.test_processes import Mesh, under_load
+from tests.mesh.processes import Mesh, under_load
 
 SHOP = "spiffe://demo.local/ns/default/sa/shop"
 POLICIES = f"""
