@@ -36,6 +36,8 @@ class Interrupt:
         self.is_running = False
         self._task: asyncio.Task[object] | None = None
         """The one to be interrupted, where it can be."""
+        self._cancelled: asyncio.Task[object] | None = None
+        """The one that has been, as long as it may not have heard of it."""
 
     def interrupt(self) -> None:
         """Raise CancelledError in the handler, now or as soon as it waits; end any other wait."""
@@ -55,6 +57,7 @@ class Interrupt:
             yield
         finally:
             self.is_running, self._task = False, None
+            self._take_back()
             if again is not None:
                 again.cancel()
 
@@ -64,6 +67,7 @@ class Interrupt:
         try:
             await work
         except asyncio.CancelledError:
+            self._take_back()
             if not self.requested or (task is not None and task.cancelling()):
                 raise
             return False
@@ -74,7 +78,15 @@ class Interrupt:
     def _raise(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            self._task.uncancel()  # Nobody wants the task to end.
+            self._cancelled = self._task
+            asyncio.get_running_loop().call_soon(self._take_back)
+
+    def _take_back(self) -> None:
+        """Nobody wants the task to end. From Python 3.13 on, what is taken back before the task has heard of it does
+        not reach it."""
+        if self._cancelled is not None:
+            self._cancelled.uncancel()
+            self._cancelled = None
 
 
 class Interrupts:
