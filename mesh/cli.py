@@ -60,6 +60,13 @@ def mesh() -> None:
 @click.option("--no-gateway", is_flag=True, help="Start hosts alone, beside a gateway that runs elsewhere.")
 @click.option("--dir", "directory", metavar="DIR", help="Its data directory, .penstock if left out.")
 @click.option("--store", metavar="PLACE", help="A directory, if not below --dir, or postgresql://user@host/database.")
+@click.option(
+    "--store-connections",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="To PostgreSQL, of each host at most.",
+)
 @click.option("--registry", metavar="PLACE", help="A file, dns://NAME:PORT or kubernetes://SERVICE.")
 @click.option("--policies", metavar="FILE", help="What becomes of requests: a policy file, which may change meanwhile.")
 @click.option("--version", metavar="TEXT", default="", help="Of these hosts, for routes that split by version.")

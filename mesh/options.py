@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from penstock.files import MESH_FOLDER
+from penstock.mesh.store import CONNECTIONS_MAX
 
 DIRECTORY: Final = ".penstock"
 HOME: Final = f"{DIRECTORY}/{MESH_FOLDER}"
@@ -29,6 +30,8 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the mesh keeps on this machine lies below."""
     store: str = ""
     """A directory, or `postgresql://...`; empty for one below `directory`."""
+    store_connections: int = CONNECTIONS_MAX
+    """To PostgreSQL, of each host at most."""
     registry: str = ""
     """A file, `dns://...` or `kubernetes://...`; empty for a file beside the store."""
     policies: str = ""

@@ -10,18 +10,17 @@ Text that users choose is stored as bytes in UTF-8: PostgreSQL's own text has no
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
-
-import psycopg
-from psycopg import AsyncConnection, AsyncCursor, sql
 
 from penstock.errors import PenstockError
 from penstock.ids import Address
+from penstock.mesh.postgres_commits import FENCED, FUNCTIONS, LOCK, STATEMENT, Group, choose, in_steps
+from penstock.mesh.postgres_pool import Connection, Pool, Row, Told
 from penstock.mesh.store import (
+    CONNECTIONS_MAX,
     PURGED_AT_ONCE,
     SCHEMA,
     Answer,
@@ -42,15 +41,12 @@ from penstock.mesh.store import (
     decode_position,
     decode_rejected,
     decode_row,
-    encode_outgoing,
     encode_position,
     encode_rejected,
-    encode_row,
     fenced,
-    lane_of,
     newer_schema,
-    unavailable,
 )
+from penstock.mesh.together import Together
 
 _TABLES = """
 CREATE TABLE schema (number integer NOT NULL, instance uuid NOT NULL DEFAULT gen_random_uuid());
@@ -111,68 +107,27 @@ CREATE TABLE dead (
 );
 """
 
-_LOCK: Final = 0x70656E73
-"""The first half of all our advisory locks; the second is a session, or one of these."""
+_CONFLICTS_MAX: Final = 20
+"""So often a commit is tried that others get in the way of: each time, one of them has gone on."""
+_GROUP_CONFLICTS_MAX: Final = 3
+"""So often a group is tried as a whole, before one that is often in others' way keeps all of it up."""
 _CREATION, _ADOPTION = -1, -2
-
-_STANDSTILL_MAX = "10s"
-"""A process that does not go on with its transaction for so long is taken for dead by the server."""
+"""What is locked beside sessions."""
 
 _LOAD = """
-SELECT version, value, status, body
-FROM (SELECT 1) AS one
-LEFT JOIN state ON state.typename = %(typename)s AND state.id = %(id)s
-LEFT JOIN answers ON answers.typename = %(typename)s AND answers.id = %(id)s AND key = %(key)s
-"""
-_LOAD_ROWS = """
 SELECT version, value, status, body,
-    (SELECT array_agg(key ORDER BY key) FROM rows WHERE typename = %(typename)s AND id = %(id)s),
-    (SELECT array_agg(value ORDER BY key) FROM rows WHERE typename = %(typename)s AND id = %(id)s)
-FROM (SELECT 1) AS one
-LEFT JOIN state ON state.typename = %(typename)s AND state.id = %(id)s
-LEFT JOIN answers ON answers.typename = %(typename)s AND answers.id = %(id)s AND key = %(key)s
+    CASE WHEN with_rows THEN
+        (SELECT array_agg(key ORDER BY key) FROM rows WHERE typename = c.typename AND id = c.id) END,
+    CASE WHEN with_rows THEN
+        (SELECT array_agg(value ORDER BY key) FROM rows WHERE typename = c.typename AND id = c.id) END
+FROM unnest(%b::text[], %b::bytea[], %b::bytea[], %s::boolean[]) WITH ORDINALITY
+    AS c (typename, id, answered, with_rows, n)
+LEFT JOIN state USING (typename, id)
+LEFT JOIN answers ON answers.typename = c.typename AND answers.id = c.id AND answers.key = c.answered
+ORDER BY n
 """
-"""One statement, so that all of it is of one moment."""
-
-_COMPARE = "SELECT version FROM state WHERE typename = %(typename)s AND id = %(id)s"
-# The value stays what it is when only rows have changed.
-_CREATE = """
-INSERT INTO state VALUES (%(typename)s, %(id)s, nextval('versions'), coalesce(%(value)s, ''::bytea))
-ON CONFLICT (typename, id) DO NOTHING RETURNING version
-"""
-_REPLACE = """
-UPDATE state SET version = nextval('versions'), value = coalesce(%(value)s, value)
-WHERE typename = %(typename)s AND id = %(id)s AND version = %(version)s RETURNING version
-"""
-_PUT = """
-INSERT INTO state VALUES (%(typename)s, %(id)s, nextval('versions'), coalesce(%(value)s, ''::bytea))
-ON CONFLICT (typename, id) DO UPDATE SET version = excluded.version, value = coalesce(%(value)s, state.value)
-RETURNING version
-"""
-_REMOVE_EMPTY = """
-DELETE FROM state WHERE typename = %(typename)s AND id = %(id)s AND value = ''
-AND NOT EXISTS (SELECT 1 FROM rows WHERE typename = %(typename)s AND id = %(id)s) RETURNING version
-"""
-_ANSWER = """
-INSERT INTO answers VALUES (%(typename)s, %(id)s, %(key)s, %(status)s, %(body)s, %(until_ms)s)
-ON CONFLICT (typename, id, key) DO NOTHING RETURNING status
-"""
-_KEEP = """
-WITH previous AS (
-    SELECT number, session FROM messages WHERE lane = %(lane)s AND due_ms = 0 AND %(due_ms)s = 0
-    ORDER BY number DESC LIMIT 1 FOR SHARE
-), kept AS (
-    INSERT INTO messages (session, lane, due_ms, typename, sender, token, data)
-    SELECT coalesce((SELECT session FROM previous), %(session)s),
-        %(lane)s, %(due_ms)s, %(typename)s, %(id)s, %(token)s, %(data)s
-    RETURNING number, session
-)
-SELECT kept.number, kept.session, coalesce((SELECT number FROM previous), 0) FROM kept
-"""
-"""The lane stays with whoever has what is before: two who deliver could change the order. Its last message is locked,
-so that it is not adopted at the same time."""
-_CANCEL = "DELETE FROM messages WHERE typename = %s AND sender = %s AND token = %s"
-_EMIT = "INSERT INTO emitted (egress, typename, sender, data) VALUES (%s, %s, %s, %s)"
+"""One statement, so that all of an address is of one moment."""
+_ALLOW = "SELECT allow(%s)"
 _KEPT = "number, typename, sender, attempts, data"
 
 
@@ -184,44 +139,45 @@ class PostgresStore:
         dsn: str,
         *,
         schema: str = "penstock_mesh",
-        connections_max: int = 8,
+        connections_max: int = CONNECTIONS_MAX,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._dsn = dsn
-        self._schema = sql.Identifier(schema)
+        self._pool = Pool(dsn, schema, connections_max=connections_max)
+        self._schema = schema
         self._clock = clock
-        self._idle: list[AsyncConnection] = []
-        self._free = asyncio.Semaphore(connections_max)
+        self._loads = Together(self._load_all)
+        self._commits = Together(self._commit_group, choose)
+        self._done = Together(self._done_all, _of_one_session)
         self._functions: set[str] = set()
         """Typenames that are known to be in the table."""
 
     @property
-    def _where(self) -> str:
-        """The database, without what may be a password."""
-        found = psycopg.conninfo.conninfo_to_dict(self._dsn)
-        return f"PostgreSQL {found.get('host', '')}:{found.get('port', 5432)}/{found.get('dbname', '')}"
+    def connections(self) -> int:
+        """How many there are now."""
+        return self._pool.count
 
     async def open(self) -> None:
         """Make the tables if there are none. Raises Unavailable, and Refused for those of a later Penstock."""
-        async with self._connection() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, _CREATION))
+        async with self._pool.transaction() as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK, _CREATION))
             cursor = await connection.execute("SELECT to_regclass('schema')")
             if await _one(cursor) == (None,):
-                await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(self._schema))
+                await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
                 await connection.execute(_TABLES)
                 await connection.execute("INSERT INTO schema (number) VALUES (%s)", (SCHEMA,))
             (found,) = await _one(await connection.execute("SELECT number FROM schema"))
             if found > SCHEMA:
-                raise newer_schema(self._where, found)
+                raise newer_schema(self._pool.where, found)
+            await connection.execute(FUNCTIONS)
 
     async def instance(self) -> str:
-        (name,) = await self._row("SELECT instance FROM schema")
+        (name,) = await self._pool.row("SELECT instance FROM schema")
         return str(name.hex)
 
     # Sessions.
 
     async def begin_session(self, holder: str) -> int:
-        (number,) = await self._row(
+        (number,) = await self._pool.row(
             "INSERT INTO sessions (holder, begun_ms) VALUES (%s, %s) RETURNING number",
             holder,
             int(self._clock() * 1000),
@@ -229,47 +185,71 @@ class PostgresStore:
         return int(number)
 
     async def fence(self, session: int) -> None:
-        async with self._connection() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, session))
-            await connection.execute("UPDATE sessions SET fenced = true WHERE number = %s", (session,))
+        await self._pool.together(
+            ("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK, session)),
+            ("UPDATE sessions SET fenced = true WHERE number = %s", (session,)),
+        )
 
     async def sessions(self) -> list[Session]:
-        return [Session(*row) for row in await self._rows("SELECT * FROM sessions ORDER BY number")]
+        return [Session(*row) for row in await self._pool.rows("SELECT * FROM sessions ORDER BY number")]
 
     # Addresses.
 
     async def load(self, typename: str, id: str, key: str = "", *, rows: bool = False) -> Loaded:
-        arguments = {"typename": typename, "id": id.encode(), "key": key.encode()}
-        async with self._connection() as connection:
-            cursor = await connection.execute(_LOAD_ROWS if rows else _LOAD, arguments)
-            version, value, status, body, *collections = await _one(cursor)
-        answer = None if status is None else Answer(status, body)
-        found = zip(*(part or () for part in collections), strict=True) if collections else ()
-        return Loaded(value or b"", version or 0, answer, dict(found))
+        return await self._loads.ask((typename, id, key, rows))
+
+    async def _load_all(self, asked: Sequence[tuple[str, str, str, bool]]) -> list[Loaded]:
+        found = await self._pool.rows(
+            _LOAD,
+            [typename for typename, _, _, _ in asked],
+            [id.encode() for _, id, _, _ in asked],
+            [key.encode() for _, _, key, _ in asked],
+            [rows for _, _, _, rows in asked],
+        )
+        return [_loaded(*row) for row in found]
 
     async def commit(self, commit: Commit) -> Committed:
-        (committed,) = await self.commit_all([commit])
-        return committed
+        return await self._commits.ask(commit)
+
+    async def _commit_group(self, commits: Sequence[Commit]) -> Sequence[Committed | PenstockError]:
+        """Together, or one by one where one of them keeps the others from it."""
+        await self._know({commit.typename for commit in commits})
+        left = _CONFLICTS_MAX if len(commits) == 1 else _GROUP_CONFLICTS_MAX
+        while True:
+            group = Group(commits)
+            try:
+                return group.outcomes(*await self._pool.row(STATEMENT, *group.arguments))
+            except Told as told:
+                left -= 1
+                if left and told.conflict:
+                    continue
+                if told.sqlstate == FENCED or len(commits) == 1:
+                    return [_refusal(commit, told) for commit in commits]
+            return [outcome for commit in commits for outcome in await self._commit_group([commit])]
 
     async def commit_all(self, commits: Sequence[Commit]) -> list[Committed]:
-        await self._know(commits[0].typename)
+        await self._know({commits[0].typename})
+        committed: list[Committed] = []
         try:
-            async with self._connection() as connection, connection.pipeline(), connection.transaction():
-                checks = {session: await _check(connection, session) for session in {each.session for each in commits}}
-                begun = [await _Begun.of(connection, commit) for commit in commits]
-                for session, check in checks.items():
-                    await _allowed(check, session)
-                return [await each.finished() for each in begun]
-        except psycopg.errors.DeadlockDetected as error:
-            raise VersionMismatch(commits[0].address, "another transaction waited for this one") from error
+            async with self._pool.transaction() as connection:
+                for step in in_steps(commits):
+                    group = Group(step)
+                    cursor = await connection.execute(STATEMENT, group.arguments, binary=True)
+                    for outcome in group.outcomes(*await _one(cursor)):
+                        if isinstance(outcome, VersionMismatch):
+                            raise outcome
+                        committed.append(outcome)
+        except Told as told:
+            raise _refusal(commits[0], told) from told
+        return committed
 
     async def typenames(self) -> list[str]:
-        found = await self._rows('SELECT typename FROM functions ORDER BY typename COLLATE "C"')
+        found = await self._pool.rows('SELECT typename FROM functions ORDER BY typename COLLATE "C"')
         return [typename for (typename,) in found]
 
     async def ids(self, typename: str, *, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
         end = after_prefix(prefix)
-        found = await self._rows(
+        found = await self._pool.rows(
             "SELECT id FROM state WHERE typename = %s AND id > %s AND id >= %s AND (%s::bytea IS NULL OR id < %s) "
             "ORDER BY id LIMIT %s",
             typename,
@@ -291,7 +271,7 @@ class PostgresStore:
         return bool(found)
 
     async def resolution(self, address: Address, name: str) -> bytes | None:
-        found = await self._rows(
+        found = await self._pool.rows(
             "SELECT value FROM promises WHERE typename = %s AND id = %s AND name = %s",
             *(address.typename, address.id.encode(), name.encode()),
         )
@@ -300,10 +280,10 @@ class PostgresStore:
     # Messages that wait.
 
     async def due(self, session: int, now_ms: int, limit: int) -> list[Kept]:
-        at_once = await self._rows(
+        at_once = await self._pool.rows(
             f"SELECT {_KEPT} FROM messages WHERE session = %s AND due_ms = 0 ORDER BY number LIMIT %s", session, limit
         )
-        delayed = await self._rows(
+        delayed = await self._pool.rows(
             f"SELECT {_KEPT} FROM messages WHERE session = %s AND due_ms BETWEEN 1 AND %s "
             "ORDER BY due_ms, number LIMIT %s",
             *(session, now_ms, limit),
@@ -314,13 +294,18 @@ class PostgresStore:
         ]
 
     async def next_due_ms(self, session: int, after_ms: int) -> int | None:
-        (due_ms,) = await self._row(
+        (due_ms,) = await self._pool.row(
             "SELECT min(due_ms) FROM messages WHERE session = %s AND due_ms > %s", session, max(0, after_ms)
         )
         return None if due_ms is None else int(due_ms)
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
-        await self._written(session, "DELETE FROM messages WHERE number = ANY (%s)", list(numbers))
+        await self._done.ask((session, numbers))
+
+    async def _done_all(self, asked: Sequence[tuple[int, Collection[int]]]) -> list[None]:
+        gone = [number for _, numbers in asked for number in numbers]
+        await self._written(asked[0][0], "DELETE FROM messages WHERE number = ANY (%s)", gone)
+        return [None] * len(asked)
 
     async def failed(self, session: int, number: int) -> None:
         await self._written(session, "UPDATE messages SET attempts = attempts + 1 WHERE number = %s", number)
@@ -334,26 +319,27 @@ class PostgresStore:
         )
 
     async def adopt(self, session: int) -> int:
-        if not await self._rows(
+        if not await self._pool.rows(
             "SELECT 1 FROM messages JOIN sessions ON sessions.number = session WHERE fenced LIMIT 1"
         ):
             return 0  # Whoever looks again and again writes nothing.
         async with self._writing(session) as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, _ADOPTION))
-            adopted = 0
+            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK, _ADOPTION))
+            adopted, found = 0, 1
             # Again, until there is none: one that joined a lane meanwhile was committed before the lane was ours.
-            while count := await _count(
-                connection,
-                "UPDATE messages SET session = %s WHERE session IN (SELECT number FROM sessions WHERE fenced)",
-                session,
-            ):
-                adopted += count
+            while found:
+                cursor = await connection.execute(
+                    "UPDATE messages SET session = %s WHERE session IN (SELECT number FROM sessions WHERE fenced)",
+                    (session,),
+                )
+                found = cursor.rowcount
+                adopted += found
         return adopted
 
     # Rows for egresses.
 
     async def open_batch(self, session: int, egress: str, limit: int) -> list[Batch]:
-        if not await self._rows("SELECT 1 FROM emitted WHERE egress = %s LIMIT 1", egress):
+        if not await self._pool.rows("SELECT 1 FROM emitted WHERE egress = %s LIMIT 1", egress):
             return []
         async with self._writing(session) as connection:
             number = await _open_batch(connection, egress, limit)
@@ -364,13 +350,13 @@ class PostgresStore:
         return [Batch(0, number, rows)] if rows else []
 
     async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
-        async with self._writing(session) as connection:
-            for number, reason in refused.items():
-                await connection.execute(
-                    "WITH gone AS (DELETE FROM emitted WHERE number = %s RETURNING *) "
-                    "INSERT INTO dead SELECT number, typename, sender, egress, %s, 1, %s, data FROM gone",
-                    (number, _storable(reason), now_ms),
-                )
+        statement = (
+            "WITH gone AS (DELETE FROM emitted WHERE number = %s RETURNING *) "
+            "INSERT INTO dead SELECT number, typename, sender, egress, %s, 1, %s, data FROM gone"
+        )
+        await self._write(
+            session, *((statement, (number, _storable(reason), now_ms)) for number, reason in refused.items())
+        )
 
     async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
         await self._written(session, "DELETE FROM emitted WHERE egress = %s AND batch = %s", *(egress, batch.number))
@@ -378,23 +364,19 @@ class PostgresStore:
     # Dead letters.
 
     async def dead_letters(self, *, after: int = 0, limit: int = 1_000) -> list[DeadLetter]:
-        found = await self._rows("SELECT * FROM dead WHERE number > %s ORDER BY number LIMIT %s", after, limit)
+        found = await self._pool.rows("SELECT * FROM dead WHERE number > %s ORDER BY number LIMIT %s", after, limit)
         return [_dead_letter(*row) for row in found]
 
     async def redrive(self, session: int, numbers: Collection[int]) -> int:
         async with self._writing(session) as connection:
             cursor = await connection.execute(
                 "DELETE FROM dead WHERE number = ANY (%s) AND typename <> '' "
-                "RETURNING number, typename, sender, egress, data",
+                "RETURNING number, typename, sender, egress, reason, attempts, died_ms, data",
                 (list(numbers),),
             )
-            letters = sorted(await cursor.fetchall())
-            for _, typename, sender, egress, data in letters:
-                if egress:
-                    await connection.execute(_EMIT, (egress, typename, sender, data))
-                else:
-                    outgoing = decode_outgoing(data)._replace(due_ms=0, token="")
-                    await _keep(connection, session, Address(typename, sender.decode()), outgoing)
+            letters = [_dead_letter(*row) for row in sorted(await cursor.fetchall())]
+            if letters:
+                await connection.execute(STATEMENT, Group([_again(session, letter) for letter in letters]).arguments)
         return len(letters)
 
     async def discard(self, session: int, numbers: Collection[int]) -> int:
@@ -404,7 +386,7 @@ class PostgresStore:
     # Work that one process does for all.
 
     async def claim(self, session: int, name: str) -> bool:
-        owned = await self._rows(
+        owned = await self._pool.rows(
             "SELECT session FROM claims JOIN sessions ON number = session WHERE name = %s AND NOT fenced "
             "AND session <> %s",
             *(name, session),
@@ -421,29 +403,22 @@ class PostgresStore:
         return bool(found)
 
     async def position(self, ingress: str) -> Any:
-        found = await self._rows("SELECT position FROM positions WHERE ingress = %s", ingress)
+        found = await self._pool.rows("SELECT position FROM positions WHERE ingress = %s", ingress)
         return decode_position(found[0][0]) if found else None
 
     async def keep_position(
         self, session: int, ingress: str, position: Any, rejected: Sequence[RejectedRecord] = (), now_ms: int = 0
     ) -> None:
-        async with self._writing(session) as connection:
-            await connection.execute(
-                "INSERT INTO positions VALUES (%s, %s) "
-                "ON CONFLICT (ingress) DO UPDATE SET position = excluded.position",
-                (ingress, encode_position(position)),
-            )
-            for record in rejected:
-                await connection.execute(
-                    "INSERT INTO dead VALUES (nextval('numbers'), '', '', '', %s, 1, %s, %s)",
-                    (_storable(record.reason), now_ms, encode_rejected(record)),
-                )
+        keep = "INSERT INTO positions VALUES (%s, %s) ON CONFLICT (ingress) DO UPDATE SET position = excluded.position"
+        bury = "INSERT INTO dead VALUES (nextval('numbers'), '', '', '', %s, 1, %s, %s)"
+        letters = [(bury, (_storable(each.reason), now_ms, encode_rejected(each))) for each in rejected]
+        await self._write(session, (keep, (ingress, encode_position(position))), *letters)
 
     # Upkeep.
 
     async def pending(self) -> Pending:
         return Pending(
-            *await self._row(
+            *await self._pool.row(
                 "SELECT (SELECT count(*) FROM messages WHERE due_ms = 0), "
                 "(SELECT count(*) FROM messages WHERE due_ms > 0), (SELECT count(*) FROM emitted)"
             )
@@ -452,213 +427,45 @@ class PostgresStore:
     async def purge(self, now_ms: int) -> int:
         forgotten, found = 0, PURGED_AT_ONCE
         while found == PURGED_AT_ONCE:
-            async with self._connection() as connection:
-                found = await _count(
-                    connection,
-                    "DELETE FROM answers WHERE ctid = ANY (ARRAY("
-                    "SELECT ctid FROM answers WHERE until_ms < %s ORDER BY until_ms LIMIT %s FOR UPDATE SKIP LOCKED))",
-                    *(now_ms, PURGED_AT_ONCE),
-                )
+            (found,) = await self._pool.row(
+                "WITH forgotten AS (DELETE FROM answers WHERE ctid = ANY (ARRAY("
+                "SELECT ctid FROM answers WHERE until_ms < %s ORDER BY until_ms LIMIT %s FOR UPDATE SKIP LOCKED)) "
+                "RETURNING 1) SELECT count(*) FROM forgotten",
+                *(now_ms, PURGED_AT_ONCE),
+            )
             forgotten += found
         return forgotten
 
     async def close(self) -> None:
-        while self._idle:
-            await self._idle.pop().close()
+        for each in (self._loads, self._commits, self._done):
+            await each.wait_quiet()
+        await self._pool.close()
 
-    # Connections.
+    # What they have in common.
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for one use. One that had an error is not used again: nothing on it is certain."""
-        async with self._free:
-            connection = self._idle.pop() if self._idle else await self._connect()
-            try:
+    async def _writing(self, session: int) -> AsyncIterator[Connection]:
+        """A transaction of a session, for statements that depend on one another. Raises Fenced."""
+        with _told(session):
+            async with self._pool.transaction() as connection:
+                await connection.execute(_ALLOW, (session,))
                 yield connection
-            except psycopg.errors.DeadlockDetected:
-                self._idle.append(connection)
-                raise
-            except psycopg.Error as error:
-                await _given_up(connection)
-                raise unavailable(self._where, _text(error)) from error
-            except PenstockError:
-                self._idle.append(connection)  # Something was refused, and is rolled back.
-                raise
-            except BaseException:
-                await _given_up(connection)
-                raise
-            else:
-                self._idle.append(connection)
 
-    async def _connect(self) -> AsyncConnection:
-        try:
-            connection = await AsyncConnection.connect(self._dsn, autocommit=True)
-        except psycopg.Error as error:
-            raise unavailable(self._where, _text(error)) from error
-        await connection.execute(sql.SQL("SET search_path TO {}").format(self._schema))
-        await connection.execute(f"SET idle_in_transaction_session_timeout = '{_STANDSTILL_MAX}'")
-        return connection
+    async def _written(self, session: int, statement: str, *arguments: object) -> list[Row]:
+        return await self._write(session, (statement, arguments))
 
-    @asynccontextmanager
-    async def _writing(self, session: int) -> AsyncIterator[AsyncConnection]:
-        """A transaction of a session. Raises Fenced."""
-        async with self._connection() as connection, connection.transaction():
-            await _allowed(await _check(connection, session), session)
-            yield connection
+    async def _write(self, session: int, *statements: tuple[str, Sequence[object]]) -> list[Row]:
+        """Carry out statements as one transaction of a session; returns what the last returns. Raises Fenced."""
+        with _told(session):
+            return await self._pool.together((_ALLOW, (session,)), *statements)
 
-    async def _written(self, session: int, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
-        async with self._writing(session) as connection:
-            cursor = await connection.execute(statement, arguments)
-            return await cursor.fetchall() if cursor.description else []
-
-    async def _rows(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
-        async with self._connection() as connection:
-            return await (await connection.execute(statement, arguments)).fetchall()
-
-    async def _row(self, statement: str, *arguments: object) -> tuple[Any, ...]:
-        (row,) = await self._rows(statement, *arguments)
-        return row
-
-    async def _know(self, typename: str) -> None:
-        if typename not in self._functions:
-            async with self._connection() as connection:
-                await connection.execute(
-                    "INSERT INTO functions VALUES (%s) ON CONFLICT (typename) DO NOTHING", (typename,)
-                )
+    async def _know(self, typenames: Set[str]) -> None:
+        for typename in typenames - self._functions:
+            await self._pool.rows("INSERT INTO functions VALUES (%s) ON CONFLICT (typename) DO NOTHING", typename)
             self._functions.add(typename)
 
 
-# A commit, in one pipeline: all is sent before the first result is looked at.
-
-
-class _Begun:
-    """A commit whose statements are sent."""
-
-    def __init__(self, commit: Commit) -> None:
-        self._commit = commit
-        self._state: AsyncCursor | None = None
-        self._removed: AsyncCursor | None = None
-        self._answer: AsyncCursor | None = None
-        self._kept: list[tuple[Outgoing, AsyncCursor]] = []
-
-    @classmethod
-    async def of(cls, connection: AsyncConnection, commit: Commit) -> _Begun:
-        begun = cls(commit)
-        await begun._send_state(connection)
-        await begun._send_rest(connection)
-        return begun
-
-    async def _send_state(self, connection: AsyncConnection) -> None:
-        commit = self._commit
-        arguments = {
-            "typename": commit.typename,
-            "id": commit.id.encode(),
-            "version": commit.version,
-            "value": commit.value,
-        }
-        if commit.changes_state:
-            statement = _PUT if commit.version is None else _REPLACE if commit.version else _CREATE
-            self._state = await connection.execute(statement, arguments)
-            await self._send_rows(connection)
-            if not commit.value:
-                self._removed = await connection.execute(_REMOVE_EMPTY, arguments)
-        elif commit.version is not None:
-            self._state = await connection.execute(_COMPARE, arguments)
-
-    async def _send_rows(self, connection: AsyncConnection) -> None:
-        commit = self._commit
-        for key, row in commit.rows.items():
-            of = (commit.typename, commit.id.encode(), key)
-            if row is None:
-                await connection.execute("DELETE FROM rows WHERE typename = %s AND id = %s AND key = %s", of)
-            else:
-                await connection.execute(
-                    "INSERT INTO rows VALUES (%s, %s, %s, %s) "
-                    "ON CONFLICT (typename, id, key) DO UPDATE SET value = excluded.value",
-                    (*of, row),
-                )
-
-    async def _send_rest(self, connection: AsyncConnection) -> None:
-        commit = self._commit
-        owner = (commit.typename, commit.id.encode())
-        if commit.key and commit.answer is not None:
-            arguments = {
-                "typename": commit.typename,
-                "id": commit.id.encode(),
-                "key": commit.key.encode(),
-                "until_ms": commit.answer_until_ms,
-            }
-            self._answer = await connection.execute(_ANSWER, arguments | commit.answer._asdict())
-        for name in commit.promises:
-            await connection.execute(
-                "DELETE FROM promises WHERE typename = %s AND id = %s AND name = %s", (*owner, name.encode())
-            )
-        for token in commit.cancelled:
-            await connection.execute(_CANCEL, (*owner, token.encode()))
-        for outgoing in commit.outgoing:
-            self._kept.append((outgoing, await _keep(connection, commit.session, commit.address, outgoing)))
-        for egress, row in commit.emitted:
-            await connection.execute(_EMIT, (egress, *owner, encode_row(row)))
-
-    async def finished(self) -> Committed:
-        """What it came to. Raises VersionMismatch: then all is rolled back."""
-        commit = self._commit
-        version = commit.version or 0
-        if self._state is not None:
-            found = await self._state.fetchone()
-            version = 0 if found is None else found[0]
-            self._compare(version)
-        if self._removed is not None and await self._removed.fetchone() is not None:
-            version = 0
-        if self._answer is not None and await self._answer.fetchone() is None:
-            raise VersionMismatch(commit.address, f"key {commit.key!r} is answered already")
-        kept = [await self._kept_here(outgoing, cursor) for outgoing, cursor in self._kept]
-        return Committed(version, [each for each in kept if each is not None])
-
-    def _compare(self, found: int) -> None:
-        commit = self._commit
-        if commit.changes_state:
-            if not found:
-                raise VersionMismatch(commit.address, f"it does not have version {commit.version} any more")
-        elif found != commit.version:
-            raise VersionMismatch(commit.address, f"it has version {found}, and {commit.version} was expected")
-
-    async def _kept_here(self, outgoing: Outgoing, cursor: AsyncCursor) -> Kept | None:
-        number, session, previous = await _one(cursor)
-        if outgoing.due_ms or session != self._commit.session:
-            return None
-        return Kept(number, self._commit.address, outgoing, 0, previous)
-
-
-async def _check(connection: AsyncConnection, session: int) -> AsyncCursor:
-    await connection.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (_LOCK, session))
-    # A statement of its own: it sees what was committed while the lock was waited for.
-    return await connection.execute("SELECT 1 FROM sessions WHERE number = %s AND NOT fenced", (session,))
-
-
-async def _allowed(check: AsyncCursor, session: int) -> None:
-    if await check.fetchone() is None:
-        raise fenced(session)
-
-
-async def _keep(connection: AsyncConnection, session: int, sender: Address, outgoing: Outgoing) -> AsyncCursor:
-    if outgoing.token:
-        await connection.execute(_CANCEL, (sender.typename, sender.id.encode(), outgoing.token.encode()))
-    return await connection.execute(
-        _KEEP,
-        {
-            "session": session,
-            "lane": lane_of(sender, outgoing),
-            "due_ms": outgoing.due_ms,
-            "typename": sender.typename,
-            "id": sender.id.encode(),
-            "token": outgoing.token.encode(),
-            "data": encode_outgoing(outgoing),
-        },
-    )
-
-
-async def _open_batch(connection: AsyncConnection, egress: str, limit: int) -> int:
+async def _open_batch(connection: Connection, egress: str, limit: int) -> int:
     """The number of the batch that has rows, which may be a new one."""
     cursor = await connection.execute("SELECT last FROM batches WHERE egress = %s FOR UPDATE", (egress,))
     (last,) = await cursor.fetchone() or (0,)
@@ -686,26 +493,56 @@ def _dead_letter(
     return DeadLetter(number, Address(typename, sender.decode()), what, reason, attempts, died_ms)
 
 
-async def _count(connection: AsyncConnection, statement: str, *arguments: object) -> int:
-    return (await connection.execute(statement, arguments)).rowcount
+@contextmanager
+def _told(session: int) -> Iterator[None]:
+    try:
+        yield
+    except Told as told:
+        if told.sqlstate == FENCED:
+            raise fenced(session) from told
+        raise
 
 
-async def _one(cursor: AsyncCursor) -> tuple[Any, ...]:
-    row = await cursor.fetchone()
+def _refusal(commit: Commit, told: Told) -> PenstockError:
+    """What became of a commit of which the server has said that."""
+    if told.sqlstate == FENCED:
+        return fenced(commit.session)
+    if told.conflict:
+        return VersionMismatch(commit.address, "another transaction was in its way")
+    return told
+
+
+def _of_one_session(asked: Sequence[tuple[int, Collection[int]]]) -> list[bool]:
+    return [session == asked[0][0] for session, _ in asked]
+
+
+def _loaded(
+    version: int | None,
+    value: bytes | None,
+    status: int | None,
+    body: bytes,
+    keys: Sequence[bytes] | None,
+    values: Sequence[bytes] | None,
+) -> Loaded:
+    answer = None if status is None else Answer(status, body)
+    return Loaded(value or b"", version or 0, answer, dict(zip(keys or (), values or (), strict=True)))
+
+
+def _again(session: int, letter: DeadLetter) -> Commit:
+    """A commit of a dead letter's sender that asks for the same once more."""
+    assert letter.sender is not None, "records are not delivered again"
+    if isinstance(letter.what, Emitted):
+        return Commit(session, *letter.sender, emitted=[letter.what])
+    assert isinstance(letter.what, Outgoing)
+    return Commit(session, *letter.sender, outgoing=[letter.what._replace(due_ms=0, token="")])
+
+
+async def _one(cursor: Any) -> Row:
+    row: Row | None = await cursor.fetchone()
     assert row is not None
     return row
-
-
-async def _given_up(connection: AsyncConnection) -> None:
-    with suppress(psycopg.Error):
-        await connection.close()
 
 
 def _storable(text: str) -> str:
     """Text as PostgreSQL can hold it."""
     return text.replace("\0", "\\0")
-
-
-def _text(error: psycopg.Error) -> str:
-    """The first line: what follows are hints for a terminal."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -159,7 +159,7 @@ async def opened_registry(options: MeshOptions) -> AsyncIterator[Registry]:
 @asynccontextmanager
 async def opened_store(options: MeshOptions) -> AsyncIterator[Store]:
     """The store, which is closed behind the block. Raises ConfigurationError and Unavailable."""
-    store = await open_store(options.store_place)
+    store = await open_store(options.store_place, connections_max=options.store_connections)
     try:
         yield store
     finally:

@@ -27,6 +27,10 @@ from penstock.errors import Fenced, Refused, Unavailable
 from penstock.ids import Address
 from penstock.records import EgressRow
 
+CONNECTIONS_MAX = 4
+"""To a store that is a server, of one process: one has commits, one loads, and two are left for messages, rows and
+upkeep. More would make none of them quicker."""
+
 PURGED_AT_ONCE = 1_000
 """Answers that are forgotten in one transaction: commits wait for no more."""
 

@@ -6,19 +6,20 @@ from pathlib import Path
 
 from penstock.errors import ConfigurationError
 from penstock.mesh.sqlite_store import SqliteStore
-from penstock.mesh.store import Store
+from penstock.mesh.store import CONNECTIONS_MAX, Store
 
 _POSTGRES = ("postgresql://", "postgres://")
 
 
-async def open_store(where: str) -> Store:
-    """The store at `where`: `mesh-data`, or `postgresql://user@host/database`. It is made if there is none.
+async def open_store(where: str, *, connections_max: int = CONNECTIONS_MAX) -> Store:
+    """The store at `where`: `mesh-data`, or `postgresql://user@host/database`, to which this process makes so many
+    connections at most. It is made if there is none.
 
     Raises ConfigurationError for what names no store, Unavailable when it does not answer, and Refused when a later
     Penstock has written it.
     """
     if where.startswith(_POSTGRES):
-        return await _postgres(where)
+        return await _postgres(where, connections_max)
     scheme, separator, _ = where.partition("://")
     if separator:
         raise ConfigurationError(
@@ -28,7 +29,7 @@ async def open_store(where: str) -> Store:
     return SqliteStore(Path(where))
 
 
-async def _postgres(dsn: str) -> Store:
+async def _postgres(dsn: str, connections_max: int) -> Store:
     try:
         from penstock.mesh.postgres_store import PostgresStore
     except ImportError as error:
@@ -36,6 +37,6 @@ async def _postgres(dsn: str) -> Store:
             "PEN0824",
             "A store in PostgreSQL needs psycopg, which is missing. Install it: pip install 'penstock[postgres]'.",
         ) from error
-    store = PostgresStore(dsn)
+    store = PostgresStore(dsn, connections_max=connections_max)
     await store.open()
     return store

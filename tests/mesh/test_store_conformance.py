@@ -27,13 +27,6 @@ from penstock.mesh.store import (
 )
 from penstock.records import EgressRow
 from tests.mesh.stores import ALICE, CART, Opened, Stores, message, quick_directory, with_stores
-from tests.postgres import Server, running_server
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running_server() as running:
-        yield running
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -258,6 +251,60 @@ async def test_of_many_at_once_only_the_wrong_one_is_refused(stores: Stores) -> 
     assert [error.address.id for error in refused if isinstance(error, VersionMismatch)] == ["id-7"]
     loaded = await asyncio.gather(*(one.store.load(CART, f"id-{n}") for n in range(20)))
     assert [each.value for each in loaded] == [b"there" if n == 7 else b"%d" % n for n in range(20)]
+
+
+@with_stores
+async def test_of_many_at_once_a_fenced_session_is_refused_alone(stores: Stores) -> None:
+    one, other = await stores.open(), await stores.open()
+    ended = await one.store.begin_session("ended")
+    await other.store.fence(ended)
+    commits = [Commit(one.session if n % 2 else ended, CART, f"id-{n}", 0, b"1") for n in range(10)]
+
+    outcomes = await asyncio.gather(*map(one.store.commit, commits), return_exceptions=True)
+
+    assert [isinstance(outcome, Fenced) for outcome in outcomes] == [True, False] * 5
+    assert await one.store.ids(CART) == ["id-1", "id-3", "id-5", "id-7", "id-9"]
+
+
+@with_stores
+async def test_of_many_at_once_those_that_meet_are_told_apart(stores: Stores) -> None:
+    """The same address, the same key and the same token: what comes first is first."""
+    one = await stores.open()
+    await one.put("somebody", b"1")
+    commit_of = one.commit_of
+
+    outcomes = await asyncio.gather(
+        one.store.commit(commit_of("alice", 0, b"1")),
+        one.store.commit(commit_of("alice", 0, b"2")),
+        one.store.commit(commit_of("alice", 0, b"")),
+        one.store.commit(commit_of("bob", None, answered=("key", b"first"))),
+        one.store.commit(commit_of("bob", None, answered=("key", b"second"))),
+        one.store.commit(commit_of("carol", None, outgoing=(message(b"m", due_ms=100, token="t"),))),
+        one.store.commit(commit_of("carol", None, cancelled=("t",))),
+        return_exceptions=True,
+    )
+
+    refused = [isinstance(outcome, VersionMismatch) for outcome in outcomes]
+    assert refused == [False, True, True, False, True, False, False]
+    assert (await one.store.load(CART, "alice")).value == b"1"
+    assert (await one.store.load(CART, "bob", "key")).answer == Answer(200, b"first")
+    assert await one.waiting(100) == []
+
+
+@with_stores
+async def test_of_many_at_once_each_message_knows_who_is_before_it_in_its_lane(stores: Stores) -> None:
+    one = await stores.open()
+    texts = [b"%d" % n for n in range(6)]
+
+    committed = await asyncio.gather(
+        *(one.store.commit(one.commit_of(version=None, outgoing=(message(text), message(text, to=f"id-{n}"))))
+          for n, text in enumerate(texts))
+    )  # fmt: skip
+
+    lane = [each.kept[0] for each in committed]
+    assert [kept.outgoing.payload for kept in lane] == texts
+    assert [kept.previous for kept in lane] == [0, *(kept.number for kept in lane[:-1])]
+    assert [each.kept[1].previous for each in committed] == [0] * 6
 
 
 @with_stores

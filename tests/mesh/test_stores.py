@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import sqlite3
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,8 @@ from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Commit, Committed, VersionMismatch
 from penstock.mesh.stores import open_store
 from tests.mesh.stores import CART, message
-from tests.postgres import Server, running_server
+from tests.postgres import Server
 from tests.small_disk import small_disk
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running_server() as running:
-        yield running
-
 
 # Names.
 
