@@ -34,6 +34,8 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 
 HOST: Final = "127.0.0.1"
+SHUTDOWN_S: Final = 0.1
+"""A request that takes longer by then is not done."""
 
 
 class Mode(StrEnum):
@@ -126,10 +128,12 @@ class Books:
                 return None if account.captured else (asked.what, asked.amount)
             case What.VOID if account.captured:
                 raise Refused(f"{asked.order} is captured, so it can't be voided: refund it.")
-        account.is_closed = True  # Also when there was nothing to undo: what is to be undone may still be on its way.
+        if account.is_closed:
+            return None
         if account.captured:
             return What.REFUND, account.captured[0]
-        return (What.VOID, account.authorised[0]) if account.authorised else None
+        # Also of nothing: what is to be undone may still be on its way.
+        return What.VOID, sum(account.authorised)
 
 
 class Refused(Exception):
@@ -221,7 +225,7 @@ class Bank:
 
 async def serve(bank: Bank, port: int, stopped: asyncio.Event) -> None:
     """Until it is stopped. Says where it is, once it can be asked."""
-    runner = web.AppRunner(bank.application(), access_log=None)
+    runner = web.AppRunner(bank.application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         await web.TCPSite(runner, HOST, port).start()
