@@ -102,6 +102,7 @@ class Mesh:
         if store is None:
             store = SqliteStore(self._directory)
             self._closing.push_async_callback(store.close)
+            await store.open()
             leases = SqliteRegistry(self._directory / REGISTRY)
             await leases.open()
             self._closing.push_async_callback(leases.close)

@@ -143,6 +143,7 @@ class Sidecar:
     async def start(self) -> None:
         """Raises ConfigurationError for ports that are taken."""
         await self._registry.open()
+        await self.storage.open()
         self.port = await self._serve_application()
         self.mesh_port = await self._serve_others()
         await self.actors.start()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from penstock.files import make_directory
@@ -46,6 +46,8 @@ from penstock.mesh.store import (
     fenced,
     lane_of,
 )
+
+T = TypeVar("T")
 
 _SHARED_SCHEMA = """
 CREATE TABLE sessions (
@@ -126,36 +128,41 @@ class SqliteStore:
         self._shared = File(directory / "mesh.sqlite", _SHARED_SCHEMA)
         self._functions: dict[str, _Function] = {}
 
+    async def open(self) -> None:
+        """Make the files if there are none. It is done by whatever is asked for first, too. Raises Unavailable, and
+        Refused for those of a later Penstock."""
+        await self._shared.open()
+
     async def instance(self) -> str:
-        ((name,),) = self._shared.read("SELECT name FROM instance")
+        ((name,),) = await self._read("SELECT name FROM instance")
         return str(name)
 
     # Sessions.
 
     async def begin_session(self, holder: str) -> int:
         begun_ms = int(self._clock() * 1000)
-        return await self._shared.write(
+        return await self._write(
             lambda transaction: transaction.insert(
                 "INSERT INTO sessions (holder, begun_ms) VALUES (?, ?)", holder, begun_ms
             )
         )
 
     async def fence(self, session: int) -> None:
-        await self._shared.write(
+        await self._write(
             lambda transaction: transaction.execute("UPDATE sessions SET fenced = 1 WHERE number = ?", session)
         )
         # Listed after it is noted: a file that is not in the list yet is made by one who reads the note.
-        for function in self._all():
+        for function in await self._all():
             await function.fence(session)
 
     async def sessions(self) -> list[Session]:
-        found = self._shared.read("SELECT number, holder, begun_ms, fenced FROM sessions ORDER BY number")
+        found = await self._read("SELECT number, holder, begun_ms, fenced FROM sessions ORDER BY number")
         return [Session(number, holder, begun_ms, bool(ended)) for number, holder, begun_ms, ended in found]
 
     # Addresses.
 
     async def load(self, typename: str, id: str, key: str = "", *, rows: bool = False) -> Loaded:
-        function = self._existing(typename)
+        function = await self._existing(typename)
         return Loaded(b"", 0, None, {}) if function is None else function.load(id, key, rows=rows)
 
     async def commit(self, commit: Commit) -> Committed:
@@ -164,14 +171,14 @@ class SqliteStore:
 
     async def commit_all(self, commits: Sequence[Commit]) -> list[Committed]:
         assert len({commit.typename for commit in commits}) == 1, "of one function type"
-        function = self._functions.get(commits[0].typename) or await self._made(commits[0].typename)
+        function = await self._made(commits[0].typename)
         return await function.commit(commits)
 
     async def typenames(self) -> list[str]:
-        return [typename for (typename,) in self._shared.read("SELECT typename FROM functions ORDER BY typename")]
+        return [typename for (typename,) in await self._read("SELECT typename FROM functions ORDER BY typename")]
 
     async def ids(self, typename: str, *, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
-        function = self._existing(typename)
+        function = await self._existing(typename)
         return [] if function is None else function.ids(prefix, after, limit)
 
     # Promises.
@@ -180,69 +187,71 @@ class SqliteStore:
         return await (await self._made(address.typename)).resolve(session, address.id, name, value)
 
     async def resolution(self, address: Address, name: str) -> bytes | None:
-        function = self._existing(address.typename)
+        function = await self._existing(address.typename)
         return None if function is None else function.resolution(address.id, name)
 
     # Messages that wait.
 
     async def due(self, session: int, now_ms: int, limit: int) -> list[Kept]:
-        return [kept for function in self._all() for kept in function.due(session, now_ms, limit)]
+        return [kept for function in await self._all() for kept in function.due(session, now_ms, limit)]
 
     async def next_due_ms(self, session: int, after_ms: int) -> int | None:
-        found = (function.next_due_ms(session, after_ms) for function in self._all())
+        found = (function.next_due_ms(session, after_ms) for function in await self._all())
         return min((due_ms for due_ms in found if due_ms is not None), default=None)
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
-        for function, of_function in self._by_function(numbers):
+        for function, of_function in await self._by_function(numbers):
             await function.done(session, of_function)
 
     async def failed(self, session: int, number: int) -> None:
-        for function, _ in self._by_function([number]):
+        for function, _ in await self._by_function([number]):
             await function.failed(session, number)
 
     async def bury(self, session: int, number: int, reason: str, now_ms: int) -> None:
-        for function, _ in self._by_function([number]):
+        for function, _ in await self._by_function([number]):
             await function.bury(session, number, reason, now_ms)
 
     async def adopt(self, session: int) -> int:
-        return sum([await function.adopt(session) for function in self._all()])
+        return sum([await function.adopt(session) for function in await self._all()])
 
     # Rows for egresses.
 
     async def open_batch(self, session: int, egress: str, limit: int) -> list[Batch]:
-        batches = [await function.open_batch(session, egress, limit) for function in self._all()]
+        batches = [await function.open_batch(session, egress, limit) for function in await self._all()]
         return [batch for batch in batches if batch is not None]
 
     async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
-        for function, numbers in self._by_function(refused):
+        for function, numbers in await self._by_function(refused):
             await function.refuse_rows(session, {number: refused[number] for number in numbers}, now_ms)
 
     async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
-        for function in self._all():
+        for function in await self._all():
             if function.number == batch.lane:
                 await function.close_batch(session, egress, batch)
 
     # Dead letters.
 
     async def dead_letters(self, *, after: int = 0, limit: int = 1_000) -> list[DeadLetter]:
-        found = self._shared.read(
+        found = await self._read(
             "SELECT number, died_ms, data FROM rejected WHERE number > ? ORDER BY number LIMIT ?", after, limit
         )
         letters = [_rejected_letter(*row) for row in found]
-        for function in self._all():
+        for function in await self._all():
             letters += function.dead_letters(after, limit)
         return letters[:limit]  # In order: functions are numbered, and their letters behind their own number.
 
     async def redrive(self, session: int, numbers: Collection[int]) -> int:
-        return sum([await function.redrive(session, some) for function, some in self._by_function(numbers)])
+        return sum([await function.redrive(session, some) for function, some in await self._by_function(numbers)])
 
     async def discard(self, session: int, numbers: Collection[int]) -> int:
         def work(transaction: Transaction) -> int:
             self._check_session(transaction, session)
             return sum(transaction.execute("DELETE FROM rejected WHERE number = ?", number) for number in numbers)
 
-        discarded = await self._shared.write(work)
-        return discarded + sum([await function.discard(session, some) for function, some in self._by_function(numbers)])
+        discarded = await self._write(work)
+        return discarded + sum(
+            [await function.discard(session, some) for function, some in await self._by_function(numbers)]
+        )
 
     # Work that one process does for all.
 
@@ -258,17 +267,17 @@ class SqliteStore:
             (owner,) = transaction.one("SELECT session FROM claims WHERE name = ?", name)
             return bool(owner == session)
 
-        if self._shared.read(
+        if await self._read(
             "SELECT 1 FROM claims WHERE name = ? AND session NOT IN "
             "(SELECT number FROM sessions WHERE fenced OR number = ?)",
             name,
             session,
         ):
             return False  # Whoever asks again and again writes nothing.
-        return await self._shared.write(work)
+        return await self._write(work)
 
     async def position(self, ingress: str) -> Any:
-        found = self._shared.read("SELECT position FROM positions WHERE ingress = ?", ingress)
+        found = await self._read("SELECT position FROM positions WHERE ingress = ?", ingress)
         return decode_position(found[0][0]) if found else None
 
     async def keep_position(
@@ -283,16 +292,16 @@ class SqliteStore:
             for letter in letters:
                 transaction.execute("INSERT INTO rejected (died_ms, data) VALUES (?, ?)", now_ms, letter)
 
-        await self._shared.write(work)
+        await self._write(work)
 
     # Upkeep.
 
     async def pending(self) -> Pending:
-        counts = [function.pending() for function in self._all()]
+        counts = [function.pending() for function in await self._all()]
         return Pending(*(sum(column) for column in zip(Pending(0, 0, 0), *counts, strict=True)))
 
     async def purge(self, now_ms: int) -> int:
-        return sum([await function.purge(now_ms) for function in self._all()])
+        return sum([await function.purge(now_ms) for function in await self._all()])
 
     async def close(self) -> None:
         for function in self._functions.values():
@@ -301,46 +310,57 @@ class SqliteStore:
 
     # The files.
 
-    def _existing(self, typename: str) -> _Function | None:
+    async def _read(self, statement: str, *arguments: object) -> list[Any]:
+        """From the file of all."""
+        await self._shared.open()
+        return self._shared.read(statement, *arguments)
+
+    async def _write(self, work: Callable[[Transaction], T]) -> T:
+        await self._shared.open()
+        return await self._shared.write(work)
+
+    async def _existing(self, typename: str) -> _Function | None:
         """The file of a function type, if anything was ever written for that."""
-        function = self._functions.get(typename)
-        if function is None:
-            for (number,) in self._shared.read("SELECT number FROM functions WHERE typename = ?", typename):
-                function = self._opened(typename, number)
-        return function
+        if (function := self._functions.get(typename)) is not None:
+            await function.open()
+            return function
+        for (number,) in await self._read("SELECT number FROM functions WHERE typename = ?", typename):
+            return await self._opened(typename, number)
+        return None
 
     async def _made(self, typename: str) -> _Function:
         """The file of a function type, for somebody who will write to it."""
-        function = self._existing(typename)
+        function = await self._existing(typename)
         while function is None:
-            await self._shared.write(
+            await self._write(
                 lambda transaction: transaction.execute(
                     "INSERT OR IGNORE INTO functions (typename) VALUES (?)", typename
                 )
             )
-            function = self._existing(typename)
+            function = await self._existing(typename)
         return function
 
-    def _all(self) -> list[_Function]:
-        found = self._shared.read("SELECT typename, number FROM functions ORDER BY number")
-        return [self._opened(typename, number) for typename, number in found]
+    async def _all(self) -> list[_Function]:
+        found = await self._read("SELECT typename, number FROM functions ORDER BY number")
+        return [await self._opened(typename, number) for typename, number in found]
 
-    def _by_function(self, numbers: Iterable[int]) -> list[tuple[_Function, list[int]]]:
+    async def _by_function(self, numbers: Iterable[int]) -> list[tuple[_Function, list[int]]]:
         found: dict[int, list[int]] = {}
         for number in numbers:
             found.setdefault(number >> _NUMBER_BITS, []).append(number)
-        return [(function, found[function.number]) for function in self._all() if function.number in found]
+        return [(function, found[function.number]) for function in await self._all() if function.number in found]
 
-    def _opened(self, typename: str, number: int) -> _Function:
+    async def _opened(self, typename: str, number: int) -> _Function:
         function = self._functions.get(typename)
         if function is None:
             path = self._directory / "functions" / f"{quote(typename, safe='')}.sqlite"
-            function = _Function(path, typename, number, self._fenced_sessions)
-            self._functions[typename] = function
+            function = self._functions[typename] = _Function(path, typename, number, self._fenced_sessions)
+        await function.open()
         return function
 
     def _fenced_sessions(self) -> list[int]:
-        return [number for (number,) in self._shared.read("SELECT number FROM sessions WHERE fenced")]
+        """For the thread that writes a file."""
+        return [number for (number,) in self._shared.read_apart("SELECT number FROM sessions WHERE fenced")]
 
     @staticmethod
     def _check_session(transaction: Transaction, session: int) -> None:
@@ -372,6 +392,7 @@ class _Function:
                     transaction.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", table, last)
 
         self._file = File(path, _FUNCTION_SCHEMA, prepare)
+        self.open = self._file.open
         self.close = self._file.close
 
     async def fence(self, session: int) -> None:

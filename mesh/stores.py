@@ -26,7 +26,9 @@ async def open_store(where: str, *, connections_max: int = CONNECTIONS_MAX) -> S
             "PEN0825",
             f"{scheme}:// names no store of a mesh. Give a directory, or postgresql://user@host/database.",
         )
-    return SqliteStore(Path(where))
+    store = SqliteStore(Path(where))
+    await store.open()
+    return store
 
 
 async def _postgres(dsn: str, connections_max: int) -> Store:

@@ -223,7 +223,8 @@ def failure(
 def reply_of(error: PenstockError, *, refused: bool = False) -> Reply:
     """The answer to a request that ended with `error`."""
     told = _Told(error.code, error.message, getattr(error, "path", None))
-    return Reply(_STATUS.get(error.code) or _status_of(error), msgspec.json.encode(told), refused)
+    status = _STATUS.get(error.code) or _status_of(error)
+    return Reply(status, msgspec.json.encode(told), refused, getattr(error, "retry_after_s", None))
 
 
 def _status_of(error: PenstockError) -> int:

@@ -112,6 +112,10 @@ class Storage:
         self._clock = clock
         self._file = File(directory / FILE, _SCHEMA)
 
+    async def open(self) -> None:
+        """Comes first. Raises Unavailable, and Refused for the file of a later Penstock."""
+        await self._file.open()
+
     async def close(self) -> None:
         await self._file.close()
 

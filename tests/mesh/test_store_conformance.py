@@ -294,6 +294,7 @@ async def test_of_many_at_once_those_that_meet_are_told_apart(stores: Stores) ->
 @with_stores
 async def test_of_many_at_once_each_message_knows_who_is_before_it_in_its_lane(stores: Stores) -> None:
     one = await stores.open()
+    await one.put("somebody", b"1")
     texts = [b"%d" % n for n in range(6)]
 
     committed = await asyncio.gather(

@@ -46,20 +46,31 @@ def test_postgresql_needs_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_of_a_later_release_are_refused(tmp_path: Path) -> None:
-    asyncio.run(SqliteStore(tmp_path).close())
+    made(tmp_path)
     with sqlite3.connect(tmp_path / "mesh.sqlite") as connection:
         connection.execute("PRAGMA user_version = 7")
     connection.close()
 
     with pytest.raises(Refused, match=r"PEN0823 .*mesh.sqlite has schema 7"):
-        SqliteStore(tmp_path)
+        made(tmp_path)
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mesh.sqlite").write_bytes(b"not a database" * 100)
 
     with pytest.raises(Unavailable, match=r"PEN0820 .*mesh.sqlite"):
-        SqliteStore(tmp_path)
+        made(tmp_path)
+
+
+def made(directory: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(directory)
+        try:
+            await store.open()
+        finally:
+            await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_write_that_can_not_be_written_spares_those_it_shares_a_sync_with(tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ class TestState:
             async with world(tmp_path) as here:
                 sidecar = await self.active(here)
                 other = Storage(tmp_path)
+                await other.open()
                 await other.activate("Cart", "1")
                 told = await here.ask(sidecar, "PUT", f"{PATH}/state", change)
                 assert told.error == (500, "ERR_ACTOR_STATE_TRANSACTION_SAVE")
