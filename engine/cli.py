@@ -39,6 +39,7 @@ VERBS: Final = {
     "dead": _Verb("cli_dead", "Look at messages that were given up, and send them again."),
     "calls": _Verb("cli_calls", "Look at what waits, and end it or let it go on."),
     "cancel": _Verb("cli_calls", "End what an address is busy with."),
+    "saga": _Verb("cli_saga", "Look at sagas that are under way."),
     "schedule": _Verb("cli_schedule", "Look at schedules, pause them, and run them besides."),
     "checkpoint": _Verb("cli_checkpoint", "Look at checkpoints, and take one."),
     "savepoint": _Verb("cli_savepoint", "Copy an application's state to another place, to restore it there."),

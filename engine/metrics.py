@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
 
 from penstock.engine.serving import Served
 from penstock.exposition import CounterMetricFamily, Exposition, GaugeMetricFamily, Metric, SummaryMetricFamily
+from penstock.functions.saga import SagaFunction
+from penstock.functions.saga_record import SagaRecord
+from penstock.saga_figures import saga_figures, sagas_of
+
+SAGAS_READ_MAX: Final = 10_000
+"""Of one function and task: how far a saga is stands in its state, and so many are read in a tenth of a second."""
 
 
 class Metrics(Exposition):
@@ -28,6 +36,7 @@ class Metrics(Exposition):
             yield from self._edges()
             yield from self._checkpoints()
             yield from self._state()
+            yield from self._sagas()
             yield from self._sharing()
 
     def _messages(self) -> Iterator[Metric]:
@@ -168,3 +177,17 @@ class Metrics(Exposition):
             "What the last start took to restore.",
             value=self._worker.recovery.took_s,
         )
+
+    def _sagas(self) -> Iterator[Metric]:
+        sagas = sagas_of(self._worker.app.functions)
+        if sagas:
+            yield from saga_figures(((saga, self._under_way(saga)) for saga in sagas), int(self._clock() * 1000))
+
+    def _under_way(self, saga: SagaFunction) -> Iterator[SagaRecord]:
+        """What is kept of the sagas that have begun and not ended; those in line have no record."""
+        for unit in self._worker.units:
+            (task,) = unit.core.view().tasks
+            entry = task.entries[saga.typename]
+            for id in islice(task.held().get(saga.typename, ()), SAGAS_READ_MAX):
+                data = entry.plain_state(entry.raw(id))
+                yield entry.decode_state(data) if data else SagaRecord()

@@ -25,6 +25,7 @@ from penstock.functions.function import Function
 from penstock.functions.participant import Action
 from penstock.functions.saga_course import Course, Plan, Saga, Stage
 from penstock.functions.saga_record import Compensated, Completed, SagaAlert, SagaRecord
+from penstock.functions.saga_tally import Tally
 from penstock.functions.types import Codec, type_text
 
 M = TypeVar("M")
@@ -62,6 +63,7 @@ class SagaFunction(Function[Any, Any]):
         if not inspect.iscoroutinefunction(self.handler):
             self._refuse("PEN0894", "is the code of a saga, which awaits its steps. Declare it with async def.")
         self.alert = options.alert
+        self.tally = Tally()
         plan = self._plan(options)
         for action, stage in plan.stages.items():
             self._check_action(action, stage, functions)
@@ -111,6 +113,7 @@ class SagaFunction(Function[Any, Any]):
             retry,
             options.alert_after,
             options.alert,
+            self.tally,
         )
 
     def _staged_once(self, staged: Sequence[tuple[Action[Any, Any], Stage]]) -> dict[Action[Any, Any], Stage]:

@@ -40,6 +40,7 @@ from penstock.functions.saga_record import (
     StepPhase,
     StepRecord,
 )
+from penstock.functions.saga_tally import Tally
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -81,6 +82,7 @@ class Plan(NamedTuple):
     """How long it waits between the tries of what has to succeed. How many there are is not limited."""
     alert_after: int
     alert: Function[Any, Any] | None
+    tally: Tally
 
     def stage_of(self, record: StepRecord) -> Stage:
         """Of what the code does not have any more there is nothing to say but that it can be taken back."""
@@ -203,6 +205,11 @@ class Course:
         record = self.ctx.state
         if record.ended is not None:
             return record.ended.outcome
+        with self._plan.tally.watch(self.ctx):
+            return await self._carry_on(message)
+
+    async def _carry_on(self, message: Any) -> Completed[Any] | Compensated:
+        record = self.ctx.state
         if record.phase is Phase.NEW:
             record.began_ms = self.ctx.now_ms
             self._enter(Phase.FORWARD if self._plan.goes_forward else Phase.RUNNING)
@@ -389,8 +396,7 @@ class Course:
             await self._turn_back(failure)
         if self.ctx.state.phase is Phase.FORWARD:
             self._failures += 1
-            self._alert("", Asked.TRY, self._failures, reason)
-            await self._pause(self._failures)
+            await self._again("", Asked.TRY, self._failures, reason)
 
     async def _turn_back(self, failure: Compensated) -> None:
         """Go back, unless the pivot turns out to be done."""
@@ -440,7 +446,9 @@ class Course:
         record = self.ctx.state
         self._enter(Phase.NEW)
         record.ended = Ended(outcome, {step.name: step.phase for step in record.steps})
-        record.steps, record.failure, record.began_ms = [], None, 0
+        record.steps, record.failure, record.trouble, record.began_ms = [], None, None, 0
+        if not self._keeper.replaying:
+            self._plan.tally.ended[type(outcome).__name__.lower()] += 1
         if not self._keeper.is_journaled:
             self.ctx.cancel(_WATCH_TOKEN)
         return outcome
@@ -469,6 +477,7 @@ class Course:
             try:
                 verdict = msgspec.convert(await self._ask(record, asked, detached=True), Verdict)
                 if verdict.ruled in final:
+                    self._untroubled(record.name)
                     if asked is Asked.TRY:
                         record.phase, record.answer = StepPhase.DONE, verdict.answer
                     return verdict
@@ -480,25 +489,34 @@ class Course:
                     raise
                 continue  # Somebody wants the saga to end, and this is on the way there.
             tries += 1
-            self._alert(record.name, asked, tries, reason)
-            await self._pause(tries)
+            await self._again(record.name, asked, tries, reason)
 
-    async def _pause(self, tries: int) -> None:
+    async def _again(self, step: str, asked: Asked, tries: int, reason: str) -> None:
+        """Say that something has failed, if that is due, and wait before it is tried again."""
+        if not self._keeper.replaying:
+            self._plan.tally.retries += 1
+        if tries % self._plan.alert_after == 0:
+            self._alert(SagaAlert(str(self.ctx.address), step, asked, tries, reason))
+            await self._keeper.commit()
         try:
             await self.ctx.sleep(self._plan.retry.wait_ms(tries) / 1000)
         except asyncio.CancelledError:
             if not self._keeper.is_journaled:
                 raise
 
-    def _alert(self, step: str, asked: Asked, tries: int, reason: str) -> None:
-        if tries % self._plan.alert_after:
-            return
-        what = f"{asked} of step {step}" if step else "What it does after its pivot"
+    def _alert(self, alert: SagaAlert) -> None:
+        self.ctx.state.trouble = alert
         if not self._keeper.replaying:
-            self.ctx.log.error("PEN0897 %s has failed %d times: %s It is tried again.", what, tries, reason)
+            what = f"{alert.asked} of step {alert.step}" if alert.step else "What it does after its pivot"
+            text = "PEN0897 %s has failed %d times: %s It is tried again."
+            self.ctx.log.error(text, what, alert.tries, alert.reason)
         if self._plan.alert is not None:
-            alert = SagaAlert(str(self.ctx.address), step, asked, tries, reason)
             self.ctx.send(self._plan.alert, self.ctx.id, alert)
+
+    def _untroubled(self, step: str) -> None:
+        trouble = self.ctx.state.trouble
+        if trouble is not None and trouble.step == step:
+            self.ctx.state.trouble = None
 
     # What it is and how far.
 

@@ -115,4 +115,6 @@ class SagaRecord(State):
     steps: list[StepRecord] = []  # noqa: RUF012  # A field, not a shared list.
     failure: Compensated | None = None
     """Why it goes back."""
+    trouble: SagaAlert | None = None
+    """What was last raised an alert for, and has not succeeded since."""
     ended: Annotated[Ended | None, Expire(after_write="7d")] = None

@@ -8,13 +8,15 @@ did, before anything was tried again. Envoy's names stay where they fit, such as
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from penstock.exposition import CounterMetricFamily, Exposition, GaugeMetricFamily, HistogramMetricFamily, Metric
+from penstock.functions.saga import SagaFunction
 from penstock.mesh.background import Background
 from penstock.mesh.edges import BUCKETS_S, Edge, Edges
 from penstock.mesh.policies.live import Policies
+from penstock.saga_figures import saga_figures
 
 if TYPE_CHECKING:
     from penstock.mesh.host import Host  # A sidecar has none, and should not hold what comes with one.
@@ -53,7 +55,7 @@ _FIELDS: Final = {
 
 
 class MeshMetrics(Exposition):
-    """Of one process: its calls, and its host with the work beside that, if it has one."""
+    """Of one process: its calls, its host with the work beside that, if it has one, and the sagas it carries out."""
 
     def __init__(
         self,
@@ -62,12 +64,14 @@ class MeshMetrics(Exposition):
         policies: Policies,
         host: Host | None = None,
         background: Background | None = None,
+        sagas: Sequence[SagaFunction] = (),
     ) -> None:
         super().__init__(app)
         self._edges = edges
         self._policies = policies
         self._host = host
         self._background = background
+        self._sagas = sagas
 
     def figures(self) -> Iterator[Metric]:
         yield from self._calls()
@@ -76,6 +80,9 @@ class MeshMetrics(Exposition):
             yield from self._served(self._host)
         if self._background is not None:
             yield from _moved(self._background)
+        if self._sagas:
+            under_way = ((saga, saga.tally.records()) for saga in self._sagas)
+            yield from saga_figures(under_way, time.time_ns() // 1_000_000)
 
     def _calls(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

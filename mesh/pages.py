@@ -15,6 +15,7 @@ from penstock.mesh.doing import CALLS_PATH, STATUS_PATH, calls_of_host, status_o
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.policy_watch import PolicyWatch
 from penstock.mesh.server import Page
+from penstock.saga_figures import sagas_of
 
 if TYPE_CHECKING:
     from penstock.mesh.node import Node  # A sidecar has none, and should not hold what comes with one.
@@ -27,7 +28,8 @@ def pages_of(node: Node, watch: PolicyWatch | None) -> dict[str, Page]:
         readiness={"host": node.health, "registry": node.registry_health, "policies": lambda: policy_health(watch)},
         info=lambda: info_of(node.app.name) | {"host": {"name": node.name, "session": node.session}},
     )
-    metrics = MeshMetrics(node.app.name, node.edges, node.policies, node.host, node.background)
+    sagas = sagas_of(node.app.functions)
+    metrics = MeshMetrics(node.app.name, node.edges, node.policies, node.host, node.background, sagas)
     return (
         actuator_pages(actuator)
         | metrics_page(metrics)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -24,6 +21,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from tests.kill.machine import Machine
 from tests.kill.saga_checker import check
 from tests.kill.sagas import PLACES, Entry
 from tests.mesh.processes import Mesh
@@ -38,36 +36,6 @@ VICTIMS = ("orchestrates", "participates", "compensates", "decides")
 AGAIN_S = 0.1
 """After an error, and between two looks at a saga."""
 PARTICIPANTS = ("kills/stock", "kills/seat", "kills/car", "kills/bank", "kills/post")
-
-
-class Machine:
-    """`penstock run` in a process of its own, or in the next one once it was killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.url = ""
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[str]:
-        command = "from penstock.engine.cli import main; main()"
-        options = ["--dir", "data", "--port", "0", "--interval", "100ms"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", command, "run", APP, *options],
-            cwd=self._folder,
-            env=os.environ | {"TOLD": str(self._folder / "told")},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if (found := re.search(r"interface +(\S+)", line)) is not None:
-                self.url = found[1]
-                return self.process
-        pytest.fail("it does not start")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 class Callers:
@@ -198,7 +166,8 @@ def test_sagas_of_a_mesh_end_whoever_is_killed(tmp_path: Path, capsys: pytest.Ca
 def test_sagas_of_one_machine_end_however_often_it_is_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told, machine = Told(tmp_path / "told"), Machine(tmp_path)
+    told = Told(tmp_path / "told")
+    machine = Machine(tmp_path, APP, "--interval", "100ms", environ={"TOLD": str(tmp_path / "told")})
     callers = Callers(lambda: machine.url)
 
     async def kill() -> None:
@@ -210,7 +179,6 @@ def test_sagas_of_one_machine_end_however_often_it_is_killed(
     try:
         asyncio.run(callers.run(kill()))
         judge(callers, told, tmp_path, capsys)
-        machine.process.terminate()
     finally:
-        machine.process.communicate()
-    assert machine.process.returncode == 0
+        code = machine.end()
+    assert code == 0

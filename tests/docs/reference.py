@@ -26,7 +26,7 @@ from penstock import faults
 from penstock.engine import settings
 from penstock.engine.cli import VERBS, cli
 from penstock.engine.config import Config
-from penstock.engine.metrics import Metrics
+from penstock.engine.metrics import SAGAS_READ_MAX, Metrics
 from penstock.engine.serving import SharedStatistics
 from penstock.engine.worker import Worker
 from penstock.functions.function import DEFAULT_OPTIONS
@@ -36,6 +36,7 @@ from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet
 from penstock.mesh.registry import LocalRegistry
 from penstock.mesh.sqlite_store import SqliteStore
+from penstock.saga_figures import saga_figures
 from tests.docs.pages import DOCS
 from tests.engine.serving import until
 
@@ -417,7 +418,7 @@ A program that runs an application itself calls `penstock.faults.arm("settle.tol
 
 def metrics_page(metrics: Sequence[Metric], of_mesh: Sequence[Metric]) -> str:
     """docs/reference/metrics.md, of the metrics that a running application exports, and a process of a mesh."""
-    rows, mesh_rows = map(_metric_rows, (metrics, of_mesh))
+    rows, mesh_rows, saga_rows = map(_metric_rows, (metrics, of_mesh, list(saga_figures([], 0))))
     return f"""# Metrics
 
 `GET /metrics` answers in the text format of Prometheus. Figures are read from counters the engine keeps anyway; a
@@ -442,6 +443,18 @@ that of calls, the actual one that of attempts. A mesh that retries looks health
 
 A histogram is exported as `..._bucket`, `..._sum` and `..._count`. Names that begin with `upstream_rq_` and
 `outlier_detection_` are Envoy's.
+
+## Sagas
+
+An application with sagas has these in either runtime. In the mesh each host tells of the sagas that it carries out; one
+whose host was killed is seen again when another goes on with it, within a minute. Of each function and task, the first
+{SAGAS_READ_MAX:,} are looked at.
+
+| metric | type | labels | tells |
+|---|---|---|---|
+{chr(10).join(saga_rows)}
+
+[Which they are](../how-to/sagas.md#look-after-them), and what they do not get over, says `penstock saga list`.
 """
 
 
@@ -501,7 +514,7 @@ def collected_mesh_metrics(directory: Path) -> list[Metric]:
         registry, store = LocalRegistry(), SqliteStore(directory)
         node = Node(app, store, registry, policies)
         await node.start()
-        found = list(MeshMetrics(app.name, node.edges, policies, node.host).collect())
+        found = list(MeshMetrics(app.name, node.edges, policies, node.host, node.background).collect())
         await node.close()
         await store.close()
         return found[1:]  # What was built is told by both runtimes.
