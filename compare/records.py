@@ -286,16 +286,7 @@ class RunDirectory:
 
     def events(self) -> Iterator[Event]:
         """In the order of the file. Raises InvalidInput for a file that is cut off, or of another run."""
-        path = self.directory / "events.jsonl"
-        lines = _lines(path)
-        head = _decode(next(lines, b""), Head, path, 1)
-        if head.run != self.name:
-            raise _mixed(path, f"it has the events of {head.run}")
-        if head.version != VERSION:
-            raise _unreadable(path, 1, f"version {head.version}, and version {VERSION} is read here")
-        decoder = msgspec.json.Decoder(Event)
-        for number, line in enumerate(lines, 2):
-            yield _decoded(decoder, line, path, number)
+        return read_events(self.directory / "events.jsonl", self.name)
 
     def ledger(self) -> list[LedgerEntry]:
         return _read_lines(self.directory / "ledger.jsonl", LedgerEntry)
@@ -353,6 +344,19 @@ class Comparison:
                 if (run.run, run.plan) != (directory.name, self.plan_sha256):
                     raise _mixed(directory.directory, f"its run.json is of {run.run} by the plan {run.plan[:12]}")
                 yield run, directory
+
+
+def read_events(path: Path, run: str) -> Iterator[Event]:
+    """Those of a run that one file has."""
+    lines = _lines(path)
+    head = _decode(next(lines, b""), Head, path, 1)
+    if head.run != run:
+        raise _mixed(path, f"it has the events of {head.run}")
+    if head.version != VERSION:
+        raise _unreadable(path, 1, f"version {head.version}, and version {VERSION} is read here")
+    decoder = msgspec.json.Decoder(Event)
+    for number, line in enumerate(lines, 2):
+        yield _decoded(decoder, line, path, number)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

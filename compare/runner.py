@@ -1,0 +1,393 @@
+"""One run: an arm under a fault with a seed, from nothing to a verdict.
+
+    bank, relays, runtime -> warm-up and load, beside it the fault script -> quiescence -> states -> oracle -> run.json
+
+What always holds: every process that was started is stopped, however the run ends; run.json is written last; what was
+measured is told as it is, and a run whose load or whose faults were late is told to be invalid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from penstock.compare.arms import DETECTION_S
+from penstock.compare.checkout import data
+from penstock.compare.faulting import LATE_MAX_S, Faulting, crash_points
+from penstock.compare.load import LoadOptions, LoadResult
+from penstock.compare.processes import Launched
+from penstock.compare.records import (
+    Event,
+    EventFile,
+    Head,
+    Initial,
+    LedgerEntry,
+    Plan,
+    PlannedArm,
+    PlannedFault,
+    Run,
+    RunDirectory,
+    StateRecord,
+    Status,
+    read_events,
+    run_name,
+    write_json,
+    write_lines,
+)
+from penstock.compare.relay import Relay
+from penstock.compare.runtimes import Runtime, Wanted, runtime_of
+from penstock.compare.sampling import Sampler
+from penstock.compare.schedule import offers, poisoned
+from penstock.errors import PenstockError, Unavailable
+from penstock.faults import FAULT_VARIABLE
+from penstock.files import make_directory
+
+SHOP: Final = "penstock.compare.checkout.app:app"
+BANK_START_S: Final = 20.0
+LEAD_S: Final = 1.5
+"""Between the start of the load generator and its first request: it imports and makes its requests in that time."""
+LATE_P99_MAX_MS: Final = 5.0
+QUIET_S: Final = 1.0
+"""Nothing has moved for so long: it has come to rest."""
+REST_MAX_S: Final = 45.0
+LOOK_S: Final = 0.25
+STATES_MAX: Final = 100_000
+BUSY: Final = ("queued", "held", "staged", "waiting", "calls_in_flight")
+"""Figures of the status of an application that are zero at rest."""
+
+
+class Conditions(NamedTuple):
+    """What all runs of a comparison have in common, beside the plan."""
+
+    folder: Path
+    """Where the application is loaded from."""
+    workers: int
+    interval_s: float
+    kafka: str = ""
+    kafka_pid: int = 0
+    load: str = ""
+    checks: tuple[str, ...] = ()
+    keep: bool = False
+    """Whether state and logs of the run stay, to be looked at."""
+
+
+class Runner:
+    """Carries out runs of a plan."""
+
+    def __init__(self, plan: Plan, plan_sha256: str, conditions: Conditions) -> None:
+        self.plan = plan
+        self.plan_sha256 = plan_sha256
+        self.conditions = conditions
+
+    async def run(self, directory: Path, arm: PlannedArm, fault: PlannedFault, seed: int) -> Run:
+        """Carry it out anew, and write run.json. Raises ConfigurationError when the application does not load."""
+        name = run_name(arm.name, fault.name, seed)
+        shutil.rmtree(directory, ignore_errors=True)
+        make_directory(directory)
+        reason = self.plan.na.get(f"{arm.name}-{fault.name}", "")
+        if reason:
+            run = Run(name, arm.name, fault.name, seed, self.plan_sha256, "na", reason)
+        else:
+            run = await _Carried(self, directory, arm, fault, seed).run()
+        write_json(directory / "run.json", run)
+        return run
+
+
+class _Carried:
+    """See `Runner`."""
+
+    def __init__(self, runner: Runner, directory: Path, arm: PlannedArm, fault: PlannedFault, seed: int) -> None:
+        self._plan = runner.plan
+        self._plan_sha256 = runner.plan_sha256
+        self._conditions = runner.conditions
+        self._directory = directory
+        self._work = directory / "work"
+        self._arm = arm
+        self._fault = fault
+        self._seed = seed
+        self._name = run_name(arm.name, fault.name, seed)
+        self._events: list[Event] = []
+        self._origin_s = 0.0
+
+    @property
+    def _of_the_shop(self) -> bool:
+        return self._plan.app.name == SHOP
+
+    async def run(self) -> Run:
+        self._work.mkdir()
+        try:
+            async with AsyncExitStack() as stack:
+                run = await self._measure(stack)
+        except Unavailable as error:
+            return self._told("failed", str(error))
+        if not self._conditions.keep and run.status != "failed":
+            shutil.rmtree(self._work, ignore_errors=True)
+        return run
+
+    def _told(self, status: Status, reason: str, **more: Any) -> Run:
+        return Run(self._name, self._arm.name, self._fault.name, self._seed, self._plan_sha256, status, reason, **more)
+
+    async def _measure(self, stack: AsyncExitStack) -> Run:
+        bank_url = await self._start_bank(stack)
+        relays = {"bank": await self._relay(stack, bank_url)} if bank_url else {}
+        runtime = runtime_of(self._arm.mode, self._wanted(relays["bank"].url if bank_url else ""))
+        stack.push_async_callback(runtime.stop)
+        await runtime.start()
+        relays["client"] = await self._relay(stack, runtime.url)
+        self._origin_s = time.monotonic() + LEAD_S + self._plan.warmup_s
+        sampling = asyncio.create_task(Sampler(runtime, self._origin_s, self._events.append).run())
+        stack.callback(sampling.cancel)
+        faulting = Faulting(
+            self._fault.steps,
+            runtime=runtime,
+            relays=relays,
+            bank_url=bank_url,
+            kafka_pid=self._conditions.kafka_pid,
+            seed=self._seed,
+            origin_s=self._origin_s,
+            note=self._events.append,
+        )
+        load, _ = await asyncio.gather(self._offer_load(stack, relays["client"].url), faulting.run())
+        quiet_s = await self._rest(runtime)
+        write_lines(self._directory / "states.jsonl", await asyncio.to_thread(lambda: list(self._states(runtime))))
+        self._events += await asyncio.to_thread(lambda: list(self._checkpoints(runtime)))
+        sampling.cancel()
+        await runtime.stop()
+        self._write_events()
+        await self._judge()
+        status, reason = self._status(load, faulting)
+        return self._told(
+            status,
+            reason,
+            seconds=self._plan.seconds,
+            rate=round(load.offered / self._plan.seconds, 3),
+            late_p99_ms=load.late_p99_ms,
+            quiet_s=quiet_s,
+            initial=msgspec.convert(data.initial(), Initial) if self._of_the_shop else Initial(),
+            protection=self._protection(runtime, faulting),
+        )
+
+    # What runs.
+
+    async def _start_bank(self, stack: AsyncExitStack) -> str:
+        """Its URL; empty for an application of one's own, which has none."""
+        if not self._of_the_shop:
+            return ""
+        command = [sys.executable, "-m", "penstock.compare.checkout.bank", "--port", "0"]
+        command += ["--ledger", str(self._work / "ledger.jsonl"), "--mode", self._arm.bank]
+        bank = Launched("bank", command, self._work / "bank.log", {}, self._conditions.folder)
+        stack.push_async_callback(bank.stop)
+        await bank.start()
+        until_s = time.monotonic() + BANK_START_S
+        while not bank.said().startswith("http://"):
+            if not bank.pid or time.monotonic() > until_s:
+                raise Unavailable("PEN0907", f"The bank does not start: {bank.said().strip() or 'it says nothing'}.")
+            await asyncio.sleep(0.02)
+        return bank.said().strip()
+
+    async def _relay(self, stack: AsyncExitStack, url: str) -> Relay:
+        host, _, port = url.removeprefix("http://").partition(":")
+        relay = Relay((host, int(port)), seed=self._seed)
+        await relay.open()
+        stack.push_async_callback(relay.close)
+        return relay
+
+    def _wanted(self, bank_url: str) -> Wanted:
+        plan, conditions = self._plan, self._conditions
+        environment = dict(self._arm.settings.get("environment", {}))
+        if self._of_the_shop:
+            environment |= {
+                "COMPARE_FLOW": self._arm.flow,
+                "COMPARE_BANK": bank_url,
+                "COMPARE_BANK_MODE": self._arm.bank,
+                "COMPARE_WITNESS": str(self._work / "witness.jsonl"),
+                "COMPARE_POISON": self._poison(),
+            }
+        if points := crash_points(self._fault.steps, warmup_s=plan.warmup_s, interval_s=conditions.interval_s):
+            environment[FAULT_VARIABLE] = points
+        return Wanted(
+            plan.app.name,
+            f"compare-{self._name.lower()}-{time.time_ns() // 1_000_000_000}",
+            conditions.folder,
+            self._work,
+            environment,
+            conditions.workers,
+            conditions.interval_s,
+            DETECTION_S,
+            conditions.kafka,
+            self._arm.settings.get("policies", ""),
+        )
+
+    def _poison(self) -> str:
+        """The id of the order that is."""
+        plan, steps = self._plan, self._fault.steps
+        offered = offers(self._seed, rate=plan.rate, warmup_s=plan.warmup_s, seconds=plan.seconds, steps=steps)
+        number = poisoned(offered, steps)
+        return "" if number is None else data.order(self._seed, number, plan.theta).id
+
+    async def _offer_load(self, stack: AsyncExitStack, url: str) -> LoadResult:
+        """Until the last request is answered."""
+        plan = self._plan
+        options = LoadOptions(
+            url=url,
+            out=str(self._work / "load.jsonl"),
+            head=self._head(),
+            origin=self._origin_s,
+            seed=self._seed,
+            rate=plan.rate,
+            warmup_s=plan.warmup_s,
+            seconds=plan.seconds,
+            steps=self._fault.steps,
+            theta=plan.theta,
+            source=self._conditions.load,
+            folder=str(self._conditions.folder),
+            attempts_max=self._arm.settings["client_attempts"],
+            keyed=self._arm.settings["client_keys"],
+        )
+        (self._work / "load.json").write_bytes(msgspec.json.encode(options))
+        command = [sys.executable, "-m", "penstock.compare.load", str(self._work / "load.json")]
+        load = Launched("load", command, self._work / "load.log", {}, self._conditions.folder)
+        stack.push_async_callback(load.stop)
+        await load.start()
+        code = await load.ended()
+        if code != 0:
+            raise Unavailable("PEN0907", f"The load generator has ended with {code}: {load.said()[-2000:]}")
+        return msgspec.json.decode(load.said().strip().splitlines()[-1], type=LoadResult)
+
+    async def _rest(self, runtime: Runtime) -> float | None:
+        """When everything had come to rest; None if it did not in REST_MAX_S."""
+        began_s = still_since_s = time.monotonic()
+        before: Any = None
+        while time.monotonic() < began_s + REST_MAX_S:
+            seen = await asyncio.to_thread(self._unrest, runtime)
+            now_s = time.monotonic()
+            if seen != before or seen[0] != 0:
+                still_since_s = now_s
+            elif now_s - still_since_s >= QUIET_S:
+                return round(still_since_s - self._origin_s, 3)
+            before = seen
+            await asyncio.sleep(LOOK_S)
+        return None
+
+    def _unrest(self, runtime: Runtime) -> tuple[int, ...]:
+        """How much is under way, which is 0 at rest, and how much has been done outside."""
+        try:
+            status = runtime.client.status()
+        except PenstockError:
+            return (1,)
+        # A status without one of these figures is that of a runtime that has no such thing.
+        busy = sum(status.get(name) or 0 for name in BUSY)
+        return busy, *(path.stat().st_size for path in sorted(self._work.glob("*.jsonl")))
+
+    # What is kept of it.
+
+    def _states(self, runtime: Runtime) -> Iterator[StateRecord]:
+        """Of every address, as anybody can ask for it."""
+        client = runtime.client
+        for function in client.functions():
+            typename = function["function"]
+            if function.get("state") is None:
+                continue
+            for id in client.state_ids(typename, prefix="", limit=STATES_MAX):
+                yield StateRecord(typename, id, client.state(typename, id)["state"])
+
+    def _checkpoints(self, runtime: Runtime) -> Iterator[Event]:
+        if self._arm.mode != "stream":
+            return
+        ahead_s = time.time() - time.monotonic() + self._origin_s
+        with suppress(PenstockError):
+            for each in runtime.client.checkpoints():
+                t = round(datetime.fromisoformat(each["at"]).timestamp() - ahead_s, 4)
+                yield Event(t, "ckpt_commit", epoch=each["checkpoint"], bytes=each.get("delta_bytes"))
+
+    def _head(self) -> Head:
+        return Head(self._name, self._arm.name, self._fault.name, self._seed)
+
+    def _write_events(self) -> None:
+        with EventFile(self._directory / "events.jsonl", self._head()) as file:
+            file.write_all(self._events)
+            file.write_all(read_events(self._work / "load.jsonl", self._name))
+            file.write_all(_witnessed(self._work / "witness.jsonl", self._origin_s))
+        if self._of_the_shop:
+            write_lines(self._directory / "ledger.jsonl", _ledger(self._work / "ledger.jsonl", self._origin_s))
+
+    async def _judge(self) -> None:
+        """Let processes that know nothing of the runtimes say what is right."""
+        if self._of_the_shop:
+            await self._run_judge("penstock.compare.checkout.oracle", str(self._directory))
+        elif self._conditions.checks:
+            await self._run_judge("penstock.compare.checks", str(self._directory), *self._conditions.checks)
+
+    async def _run_judge(self, module: str, *arguments: str) -> None:
+        if self._of_the_shop:
+            # It needs to know what there was in the beginning, which run.json tells once more when all is done.
+            write_json(self._directory / "initial.json", msgspec.convert(data.initial(), Initial))
+        judge = Launched(
+            "oracle",
+            [sys.executable, "-m", module, *arguments],
+            self._work / "oracle.log",
+            {},
+            self._conditions.folder,
+        )
+        await judge.start()
+        try:
+            code = await judge.ended()
+        finally:
+            await judge.stop()
+        if code != 0:
+            raise Unavailable("PEN0907", f"The oracle has ended with {code}: {judge.said()[-2000:]}")
+
+    def _status(self, load: LoadResult, faulting: Faulting) -> tuple[Status, str]:
+        """Whether the run proves anything."""
+        if load.late_p99_ms > LATE_P99_MAX_MS:
+            return "invalid", f"the load generator was late by {load.late_p99_ms:g} ms (p99), and 5 ms are allowed"
+        if faulting.late_max_s > LATE_MAX_S:
+            return "invalid", f"a fault was late by {1000 * faulting.late_max_s:.0f} ms, and 50 ms are allowed"
+        if faulting.misses:
+            return "invalid", f"nothing was struck: {'; '.join(faulting.misses)}"
+        counted = self._arm.settings.get("controls", {}).get(self._fault.name, "")
+        verdict = RunDirectory(self._directory).verdict()
+        if counted and verdict is not None and not verdict.counts.get(counted):
+            return "invalid", f"a control that was to show damage ({counted}) shows none, so others prove nothing"
+        return "complete", ""
+
+    def _protection(self, runtime: Runtime, faulting: Faulting) -> Mapping[str, Any]:
+        conditions = self._conditions
+        return {
+            "flow": self._arm.flow,
+            "bank": self._arm.bank,
+            **self._arm.settings,
+            "interval_s": conditions.interval_s if self._arm.mode == "stream" else None,
+            "workers": conditions.workers if self._arm.mode == "mesh" or conditions.kafka else 1,
+            "kafka": bool(conditions.kafka) if self._arm.mode == "stream" else False,
+            "restarts": runtime.restarts,
+            "fault_late_max_ms": round(1000 * faulting.late_max_s, 1),
+        }
+
+
+def _witnessed(path: Path, origin_s: float) -> Iterator[Event]:
+    """What handlers have noted. The last line of a process that was killed may be half a line."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError, msgspec.ValidationError):
+                event = msgspec.convert(json.loads(line), Event)
+                yield msgspec.structs.replace(event, t=round(event.t - origin_s, 6))
+
+
+def _ledger(path: Path, origin_s: float) -> Iterator[LedgerEntry]:
+    with path.open("rb") as file:
+        for line in file:
+            entry = msgspec.json.decode(line, type=LedgerEntry)
+            yield msgspec.structs.replace(entry, t=round(entry.t - origin_s, 6))
