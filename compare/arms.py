@@ -153,7 +153,7 @@ def choose_arms(names: Sequence[str], known: Mapping[str, Arm] = ARMS) -> list[A
 
 
 def na_reason(arm: PlannedArm, steps: Sequence[Mapping[str, Any]], *, kafka: bool, broker: bool) -> str:
-    """Why an arm can't express a fault; empty when it can. `kafka`: streams run on it; `broker`: we know its process."""
+    """Why an arm can't express a fault; empty when it can. `kafka`: streams run on it; `broker`: its pid is known."""
     stream = arm.mode == "stream"
     for step in steps:
         match step["what"], step["where"]:

@@ -8,7 +8,7 @@ or whose answer was not waited for, is not used again. Speaks HTTP/1.1 as Pensto
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 HEAD_END: Final = b"\r\n\r\n"
 
@@ -87,8 +87,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # Those of uvloop have no such base class.
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -86,7 +87,7 @@ class Faulting:
             await self._until(step["at_s"] + step["for_s"])
             self._noted("fault_off", step, step["at_s"] + step["for_s"])
             if undo := self._undo.pop(number, None):
-                await asyncio.to_thread(undo)
+                undo()
         return None
 
     async def _until(self, at_s: float) -> None:
@@ -109,12 +110,10 @@ class Faulting:
                 send_signal(self._kafka_pid, signal.SIGSTOP)
                 self._undo[number] = lambda: _thaw(self._kafka_pid)
             case "slow":
-                await asyncio.to_thread(self._slow, step["where"], step["delay_s"])
+                self._slow(step["where"], step["delay_s"])
                 self._undo[number] = lambda: self._slow(step["where"], 0.0)
             case "delay" | "cut" | "lose-replies":
-                relay = self._relays[step["where"]]
-                _set(relay, step)
-                self._undo[number] = relay.mend
+                self._undo[number] = _set(self._relays[step["where"]], step)
             case "replace":
                 await self._runtime.replace()
             case "rescale":
@@ -147,14 +146,21 @@ class Faulting:
         self._note(Event(time.monotonic() - self._origin_s, "fault_on", what="crash", where=step["point"]))
 
 
-def _set(relay: Relay, step: Step) -> None:
-    match step["what"]:
+def _set(relay: Relay, step: Step) -> Callable[[], None]:
+    """Returns what takes it back, and nothing else that is done to the same relay."""
+    what: str = step["what"]
+    match what:
         case "delay":
             relay.delay_s = step["delay_s"]
+            return partial(setattr, relay, "delay_s", 0.0)
         case "cut":
-            relay.cut(*WAYS[step["direction"]])
-        case "lose-replies":
+            ways = WAYS[step["direction"]]
+            relay.cut(*ways)
+            return partial(relay.mend, *ways)
+        case _:
+            assert what == "lose-replies", what
             relay.lost_share = step["share"]
+            return partial(setattr, relay, "lost_share", 0.0)
 
 
 def _thaw(pid: int) -> None:

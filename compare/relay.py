@@ -57,15 +57,14 @@ class Relay:
             await asyncio.wait(self._connections)
 
     def cut(self, *ways: Way) -> None:
-        """Let nothing through these ways, until `mend`. Without one, new connections come to nothing either."""
+        """Let nothing through these ways until they are mended. So do new connections, if it is the way there."""
         for way in ways:
             self._open[way].clear()
 
-    def mend(self) -> None:
-        """Be as if nothing had been."""
-        self.delay_s = self.lost_share = 0.0
-        for gate in self._open.values():
-            gate.set()
+    def mend(self, *ways: Way) -> None:
+        """Let through what was held back, and all that comes."""
+        for way in ways:
+            self._open[way].set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

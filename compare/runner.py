@@ -57,13 +57,13 @@ BANK_START_S: Final = 20.0
 LEAD_S: Final = 1.5
 """Between the start of the load generator and its first request: it imports and makes its requests in that time."""
 LATE_P99_MAX_MS: Final = 5.0
-QUIET_S: Final = 1.0
-"""Nothing has moved for so long: it has come to rest."""
+QUIET_S: Final = 2.5
+"""Nothing has moved for so long: it has come to rest. Longer than the shop waits before it tries something again."""
 REST_MAX_S: Final = 45.0
 LOOK_S: Final = 0.25
 STATES_MAX: Final = 100_000
-BUSY: Final = ("queued", "held", "staged", "waiting", "calls_in_flight")
-"""Figures of the status of an application that are zero at rest."""
+BUSY: Final = ("queued", "staged", "waiting", "calls_in_flight")
+"""Figures of the status of an application that are zero at rest. What is held back for later need not be."""
 
 
 class Conditions(NamedTuple):
@@ -287,7 +287,7 @@ class _Carried:
             return (1,)
         # A status without one of these figures is that of a runtime that has no such thing.
         busy = sum(status.get(name) or 0 for name in BUSY)
-        return busy, *(path.stat().st_size for path in sorted(self._work.glob("*.jsonl")))
+        return busy, status.get("held") or 0, *(path.stat().st_size for path in sorted(self._work.glob("*.jsonl")))
 
     # What is kept of it.
 
