@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,41 +18,27 @@ if TYPE_CHECKING:
     from penstock.compare.runner import Conditions
     from penstock.compare.script import Fault
 
-VERBS: Final = {"report": ("penstock.compare.cli_report", "report")}
-"""What there is besides measuring, and where it is."""
-
 
 class CompareVerbs(click.Group):
     """`penstock compare ...` is short for `penstock compare run ...`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["run", *VERBS]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in VERBS:
-            module, name = VERBS[cmd_name]
-            command: click.Command = getattr(import_module(module), name)
-            return command
-        return run if cmd_name == "run" else None
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] in self.list_commands(ctx):
+        if args and args[0] in self.commands:
             return super().resolve_command(ctx, args)
         return "run", run, args
 
 
-@click.group(cls=CompareVerbs, context_settings={"ignore_unknown_options": True}, invoke_without_command=True)
-@click.pass_context
-def compare(ctx: click.Context) -> None:
-    """Measure what the two runtimes make of failures.
+@click.group(cls=CompareVerbs, context_settings={"ignore_unknown_options": True})
+def compare() -> None:
+    """Measure what failures do to the two runtimes.
 
     `penstock compare --quick` is short for `penstock compare run --quick`.
     """
 
 
-@click.command()
+@compare.command()
 @click.argument("target", metavar="[APP]", default="")
 @click.option("--arms", metavar="NAMES", help="Such as S2,M3. S1 to S3 are streams, M0 to M6 meshes.")
 @click.option("--faults", metavar="NAMES", help="Such as X0,X2. X0 is none; a file ending in .yaml is a script.")

@@ -32,6 +32,8 @@ from penstock.loops import loop_factory
 AGAIN_AFTER_S: Final = 0.25
 """A client waits so long before it asks again."""
 NODE: Final = "client"
+REFUSALS: Final = {"PEN0843": "a breaker is open", "PEN0844": "too many wait", "PEN0848": "load is shed"}
+"""Answers of policies, with the status of a host that is not there. To ask again would be the storm they prevent."""
 
 
 class LoadOptions(msgspec.Struct, frozen=True):
@@ -203,11 +205,8 @@ class Load:
 
 
 def _may_ask_again(status: int, outcome: str) -> bool:
-    """No answer, or one that says that nothing was done and somebody may be there soon. A policy that refused says 503
-    as well, and asking it again would be the storm that it prevents."""
-    return (status == 0 and outcome != "timeout") or (
-        status == 503 and outcome not in ("PEN0843", "PEN0844", "PEN0848")
-    )
+    """No answer, or one that says that nothing was done and somebody may be there soon."""
+    return (status == 0 and outcome != "timeout") or (status == 503 and outcome not in REFUSALS)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ VERBS: Final = {
     "destroy": _Verb("cli_destroy", "Remove the topics of an application from a Kafka cluster."),
     "mesh": _Verb("penstock.mesh.cli", "Run an application as a mesh of requests."),
     "sidecar": _Verb("penstock.mesh.cli_sidecar", "Stand beside an application of any language."),
-    "compare": _Verb("penstock.compare.cli", "Measure what the two runtimes make of failures."),
+    "compare": _Verb("penstock.compare.cli", "Measure what failures do to the two runtimes."),
     "config": _Verb("cli_config", "Show the settings in force."),
     "explain": _Verb("cli_explain", "Explain an error code."),
 }

@@ -8,6 +8,7 @@ Everything an application needs is importable from here. The folders behind it, 
     checkpoint/  snapshots, coordinator, recovery, two-phase sinks
     engine/      the stream runtime: task core, worker, HTTP, CLI
     mesh/        the request runtime of the same functions: hosts, calls, policies, stores
+    compare/     both runtimes side by side, under the same load and the same faults
 
 Importing it starts nothing and reads nothing: a name is looked up where it is defined when it is first used, so that
 the command line, which needs few of them, answers at once.
