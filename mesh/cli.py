@@ -122,7 +122,7 @@ def run(
         app=target,
         folder=str(Path.cwd()),
         only=only,
-        labels=dict(_pair(label) for label in labels),
+        labels=dict(map(name_and_value, labels)),
         drain_s=parse_duration(drain) / 1000,
         token=os.environ.get(TOKEN_VARIABLE, ""),
         **flags,
@@ -143,7 +143,8 @@ def _check(flags: dict[str, Any], no_gateway: bool) -> None:
         check_listening(flags["host"], os.environ.get(TOKEN_VARIABLE))
 
 
-def _pair(label: str) -> tuple[str, str]:
+def name_and_value(label: str) -> tuple[str, str]:
+    """What NAME=VALUE says. Raises UsageError."""
     name, separator, value = label.partition("=")
     if not separator or not name:
         raise click.UsageError(f"--label {label!r} is not NAME=VALUE.")

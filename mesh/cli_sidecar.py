@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from penstock.logs import configure_logging
+from penstock.mesh.cli import name_and_value
 from penstock.output import debug_option
 from penstock.signals import stopped_by_signals
 
@@ -54,6 +55,10 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="DIR",
             help="An identity of penstock mesh ca issue: mutual TLS between sidecars.",
         ),
+        click.option(
+            "--version", metavar="TEXT", default="", help="Of the application, for routes that split by version."
+        ),
+        click.option("--label", multiple=True, metavar="NAME=VALUE", help="Of the application, for subsets."),
         click.option("--state-store", multiple=True, default=("statestore",), show_default=True, metavar="NAME"),
         click.option("--pubsub", multiple=True, default=("pubsub",), show_default=True, metavar="NAME"),
         click.option("--lock-store", multiple=True, default=("lockstore",), show_default=True, metavar="NAME"),
@@ -92,6 +97,8 @@ async def _run(
     registry: str | None,
     policies: Path | None,
     identity: Path | None,
+    version: str,
+    label: tuple[str, ...],
     state_store: tuple[str, ...],
     pubsub: tuple[str, ...],
     lock_store: tuple[str, ...],
@@ -122,6 +129,8 @@ async def _run(
             api_token=os.environ.get("DAPR_API_TOKEN", ""),
             app_token=os.environ.get("APP_API_TOKEN", ""),
             tls_mode=tls_mode(in_force.policy_set),
+            version=version,
+            labels=dict(map(name_and_value, label)),
         )
         found = registry_of(registry or str(data / "registry.db"), os.environ)
         beside = Sidecar(options, found, in_force, Storage(data), own)

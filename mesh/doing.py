@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import penstock
@@ -21,7 +21,7 @@ from penstock.errors import InvalidInput
 from penstock.functions.app import App
 from penstock.ids import Address
 from penstock.mesh.interrupts import Interrupt
-from penstock.mesh.registry import Registry
+from penstock.mesh.registry import Endpoint, Registry
 from penstock.mesh.store import Store
 from penstock.mesh.transport import HttpTransport
 
@@ -93,10 +93,11 @@ def _show(address: Address, line: Sequence[Interrupt]) -> dict[str, Any]:
 
 
 class Looks:
-    """Asks all hosts of a registry."""
+    """Asks all hosts of a registry that serve any of `functions`."""
 
-    def __init__(self, registry: Registry, transport: HttpTransport) -> None:
+    def __init__(self, registry: Registry, functions: Collection[str], transport: HttpTransport) -> None:
         self._registry = registry
+        self._functions = functions
         self._transport = transport
 
     async def calls(self, *, typename: str | None, limit: int) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ class Looks:
             "checkpoint": None,
             "hosts": [
                 {"host": each.name, "url": each.url, "ready": each.ready, "version": each.version}
-                for each in self._registry.view().endpoints
+                for each in self._hosts()
             ],
             "functions": [
                 {"function": name} | _added(told, "functions", name, ("messages", "failures", "queued"))
@@ -160,9 +161,11 @@ class Looks:
         return sorted(rows, key=lambda row: (row["function"], row["id"]))
 
     async def _ask(self, path: str) -> list[Any]:
-        hosts = self._registry.view().endpoints
-        answers = await asyncio.gather(*(self._transport.look(host, path, LOOK_S) for host in hosts))
+        answers = await asyncio.gather(*(self._transport.look(host, path, LOOK_S) for host in self._hosts()))
         return [answer for answer in answers if answer is not None]
+
+    def _hosts(self) -> Sequence[Endpoint]:
+        return self._registry.view().hosts(self._functions)
 
 
 def _in_a_row(row: dict[str, Any]) -> dict[str, Any]:

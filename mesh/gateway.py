@@ -7,7 +7,7 @@
     /admin/...                      for the command line (`penstock.mesh.gateway_admin`)
 
 What always holds: a request without a key is given one, so that it may be tried again and is done once. How requests
-are read and errors told is in `penstock.web`.
+are read and errors told is in `penstock.web`; the first three have another way in, `penstock.mesh.gateway_door`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from penstock.mesh.access import AccessLog
 from penstock.mesh.caller import Caller
 from penstock.mesh.doing import Looks
 from penstock.mesh.gateway_admin import GatewayAdmin
+from penstock.mesh.gateway_door import behalf_of, is_shadow
 from penstock.mesh.server import Page
 from penstock.mesh.store import Store
 from penstock.mesh.wire import Kind, Reply, Request, error_of, new_key
@@ -67,7 +68,9 @@ class Gateway:
         ready: Callable[[], str],
         pages: Mapping[str, Page],
         access_log: AccessLog | None = None,
+        speaks_for_others: bool = False,
     ) -> None:
+        """`speaks_for_others` says that it has the identity of the hosts, who believe it on whose behalf it asks."""
         self._app = app
         self._functions = functions
         self._caller = caller
@@ -75,15 +78,22 @@ class Gateway:
         self._message_bytes_max = message_bytes_max
         self._ready = ready
         self._access_log = access_log
+        self._speaks_for_others = speaks_for_others
         # JSON takes more room than msgpack, but not that much.
-        body_bytes_max = 2 * message_bytes_max
-        guard = Guard(host=host, token=token or None, body_bytes_max=body_bytes_max, open_paths=_OPEN, served=_SERVED)
-        application = web.Application(client_max_size=body_bytes_max, middlewares=[guard.middleware])
+        self.body_bytes_max = 2 * message_bytes_max
+        guard = Guard(
+            host=host, token=token or None, body_bytes_max=self.body_bytes_max, open_paths=_OPEN, served=_SERVED
+        )
+        self.messages = (
+            web.post("/send/{address:.*}", self._send),
+            web.post("/call/{address:.*}", self._call),
+            web.post("/promise/{promise:.*}", self._resolve),
+        )
+        """What others of the mesh may ask as well as programs."""
+        application = web.Application(client_max_size=self.body_bytes_max, middlewares=[guard.middleware])
         application.add_routes(
             [
-                web.post("/send/{address:.*}", self._send),
-                web.post("/call/{address:.*}", self._call),
-                web.post("/promise/{promise:.*}", self._resolve),
+                *self.messages,
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 *GatewayAdmin(app, functions, store, caller, looks).routes(),
@@ -94,7 +104,7 @@ class Gateway:
 
     async def start(self, port: int) -> str:
         """Listen, and return the URL. Raises ConfigurationError."""
-        return await bind(self._runner, self._host, port)
+        return await bind(self._runner, self._host, port, without="--no-gateway")
 
     async def close(self) -> None:
         """Stop listening; answers under way are finished."""
@@ -105,12 +115,12 @@ class Gateway:
     async def _call(self, request: web.Request) -> web.Response:
         deadline_s = time.monotonic() + timeout_ms(request) / 1000 if "timeout" in request.query else None
         message = await self._message(request)
-        reply = await self._ask(message, Kind.CALL, deadline_s)
+        reply = await self._ask(request, message, Kind.CALL, deadline_s)
         return answer_response(request, reply.body) if reply.status == 200 else _failed(reply, message.address)
 
     async def _send(self, request: web.Request) -> web.Response:
         message = await self._message(request)
-        reply = await self._ask(message, Kind.SEND, None)
+        reply = await self._ask(request, message, Kind.SEND, None)
         if reply.status != 200:
             return _failed(reply, message.address)
         return json_response({"accepted": True, "address": str(message.address)}, status=202)
@@ -118,7 +128,9 @@ class Gateway:
     async def _resolve(self, request: web.Request) -> web.Response:
         address, name = parse_name(raw_tail(request), self._functions, what="promise")
         value = await read_json(request, f"value of promise {name!r} of {address}", self._message_bytes_max)
-        reply = await self._caller.call(Request(address, value, Kind.RESOLVE, new_key(), promise=name))
+        reply = await self._caller.call(
+            self._passed_on(request, Request(address, value, Kind.RESOLVE, new_key(), promise=name))
+        )
         if reply.status != 200:
             return _failed(reply, address)
         return json_response({"resolved": True, "address": str(address), "promise": name})
@@ -126,14 +138,23 @@ class Gateway:
     async def _message(self, request: web.Request) -> WebMessage:
         return await read_message(request, self._app.functions, self._message_bytes_max)
 
-    async def _ask(self, message: WebMessage, kind: Kind, deadline_s: float | None) -> Reply:
+    async def _ask(self, request: web.Request, message: WebMessage, kind: Kind, deadline_s: float | None) -> Reply:
         began_s = time.monotonic()
         key = message.idempotency_key or new_key()
-        asked = Request(message.address, message.payload, kind, key, deadline_s, headers=message.headers)
+        asked = self._passed_on(
+            request, Request(message.address, message.payload, kind, key, deadline_s, headers=message.headers)
+        )
         reply = await self._caller.call(asked)
         if self._access_log is not None:
             self._access_log.note(asked, reply, time.monotonic() - began_s)
         return reply
+
+    def _passed_on(self, request: web.Request, asked: Request) -> Request:
+        """As that of who asks, where that is known."""
+        behalf = behalf_of(request) if self._speaks_for_others else ""
+        return (
+            asked._replace(behalf=behalf, key="", shadow=True) if is_shadow(request) else asked._replace(behalf=behalf)
+        )
 
     # Probes.
 

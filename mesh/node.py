@@ -180,5 +180,5 @@ class Node:
 
     def _sessions_in_view(self) -> frozenset[int] | None:
         """Who is at work, by the registry. None when that says nothing of sessions: then nobody is taken for dead."""
-        sessions = frozenset(endpoint.session for endpoint in self.registry.view().endpoints)
+        sessions = frozenset(endpoint.session for endpoint in self.registry.view().hosts(self.app.functions))
         return None if 0 in sessions or self.session not in sessions else sessions

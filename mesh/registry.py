@@ -64,6 +64,11 @@ class View(NamedTuple):
         """Those that are ready and serve `function`."""
         return tuple(endpoint for endpoint in self.endpoints if endpoint.ready and endpoint.serves(function))
 
+    def hosts(self, functions: Iterable[str]) -> tuple[Endpoint, ...]:
+        """Those that serve any of `functions`, ready or not: the others are sidecars and gateways."""
+        wanted = frozenset(functions)
+        return tuple(each for each in self.endpoints if not each.functions or each.functions & wanted)
+
 
 class Lease(Protocol):
     """Held by a host. Renews itself until it is released."""

@@ -7,7 +7,6 @@ changed; a caller that hangs up does not stop what was begun; every answer but 2
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -18,8 +17,8 @@ from penstock.errors import InvalidInput
 from penstock.logs import logger
 from penstock.mesh.access import AccessLog
 from penstock.mesh.identity import Identity, peer_of
-from penstock.mesh.listening import Listening
 from penstock.mesh.policies.settings import TlsMode
+from penstock.mesh.serving import Port
 from penstock.mesh.transport import Handles
 from penstock.mesh.wire import PATH, REFUSED, RETRY_AFTER, Reply, failure, read, reply_of
 from penstock.web import CLOSE_S
@@ -28,7 +27,6 @@ IDLE_S: Final = 75.0
 """Idle connections are closed after this time, long after callers have closed them themselves."""
 BODY_S: Final = 30.0
 """A body that takes longer to arrive is given up, so that slow senders can't hold connections for ever."""
-BACKLOG: Final = 128
 HEADER_BYTES_MAX: Final = 16_384
 """Of one header, and of the path: a chain of callers with long ids is the longest there is."""
 
@@ -50,9 +48,6 @@ class HostServer:
         tls: TlsMode = TlsMode.DISABLE,
     ) -> None:
         self._host = host
-        self._credentials = identity
-        self._tls = tls
-        self._listening: Listening | None = None
         self._access_log = access_log
         self._body_bytes_max = body_bytes_max
         self._pages = pages or {}
@@ -65,25 +60,16 @@ class HostServer:
             max_field_size=HEADER_BYTES_MAX,
         )
         self._runner = web.ServerRunner(self._server, shutdown_timeout=CLOSE_S)
+        self._port = Port(self._runner, identity, tls)
 
     async def start(self, address: str, port: int) -> int:
         """Listen. Returns the port, which 0 leaves open. Raises OSError."""
         await self._runner.setup()
-        if self._credentials is None or self._tls is TlsMode.DISABLE:
-            await web.TCPSite(self._runner, address, port).start()
-            bound: int = self._runner.addresses[0][1]
-            return bound
-        assert self._runner.server is not None, "it is made by setup"
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.create_server((address, port), family=family, backlog=BACKLOG)
-        self._listening = Listening(listener, self._runner.server, self._credentials, self._tls)
-        await self._listening.start()
-        return int(listener.getsockname()[1])
+        return await self._port.open(address, port)
 
     async def close(self) -> None:
         """Stop listening; answers under way are written, what is still carried out is cut off."""
-        if self._listening is not None:
-            await self._listening.close()
+        await self._port.close()
         await self._runner.cleanup()
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:

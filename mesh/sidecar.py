@@ -16,10 +16,9 @@ import logging
 import random
 import secrets
 import socket
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import getpid
 from typing import Any, Final
@@ -30,34 +29,34 @@ from aiohttp import web
 from penstock.errors import ConfigurationError
 from penstock.mesh.actuator import Actuator, Health, Status
 from penstock.mesh.dapr.actors import Actors
+from penstock.mesh.dapr.admitting import Denied, admitted
 from penstock.mesh.dapr.api import BODY_BYTES_MAX, Api, error_response, response_of
 from penstock.mesh.dapr.application import Application, Wants
 from penstock.mesh.dapr.errors import DaprError
 from penstock.mesh.dapr.http_client import Answer
 from penstock.mesh.dapr.peers import (
     APP_ID,
-    CALLER,
     ActorTypes,
     Outgoing,
     Peers,
     actor_function,
     app_function,
+    peer_asking,
 )
 from penstock.mesh.dapr.storage import Storage
 from penstock.mesh.dapr.topics import Topics
 from penstock.mesh.dapr.upkeep import again_and_again
 from penstock.mesh.edges import Edges
 from penstock.mesh.identity import Identity, peer_of
-from penstock.mesh.listening import Listening
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.pages import actuator_pages, info_of, metrics_page
-from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.guard import Refusal
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.settings import PolicySet, TlsMode
 from penstock.mesh.protection import scheme, tls_labels
 from penstock.mesh.registry import POLL_S, Endpoint, Lease, Registry
 from penstock.mesh.server import Page
+from penstock.mesh.serving import Port
 from penstock.mesh.wire import REFUSED
 
 log = logging.getLogger("penstock")
@@ -88,6 +87,8 @@ class SidecarOptions:
     app_token: str = ""
     tls_mode: TlsMode = TlsMode.STRICT
     """Of requests from others, when there is an identity."""
+    version: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
     drain_s: float = 10.0
 
 
@@ -137,7 +138,7 @@ class Sidecar:
         self._quiet.set()
         self._stopped = asyncio.Event()
         self._runners: list[web.AppRunner | web.ServerRunner] = []
-        self._listening: Listening | None = None
+        self._mesh: Port | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -181,8 +182,8 @@ class Sidecar:
         await self.actors.close()
         if self._lease is not None:
             await self._lease.release()
-        if self._listening is not None:
-            await self._listening.close()
+        if self._mesh is not None:
+            await self._mesh.close()
         for runner in self._runners:
             await runner.cleanup()
         await self._peers.close()
@@ -264,26 +265,18 @@ class Sidecar:
         actor = None if APP_ID in request.headers else _actor_of(request)
         function = actor_function(actor[0]) if actor is not None else app_function(self.app)
         operation = actor[2] if actor is not None else request.path.lstrip("/")
-        claimed = request.headers.get(CALLER, "")
-        peer = Peer(app_function(claimed) if claimed else "", peer_of(request.transport))
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        admission = self._policies.admit(function, operation, peer, time.monotonic(), headers)
-        if isinstance(admission, Refusal):
-            raise _denied(admission)
-        succeeded = False
-        try:
-            if admission.delay_s:
-                await asyncio.sleep(admission.delay_s)
-            if admission.abort is not None:
-                raise _denied(admission.abort)
+
+        async def carry_out() -> Answer:
             outgoing = Outgoing(
                 request.method, request.rel_url.raw_path_qs, [*request.headers.items()], await request.read()
             )
-            answer = await (self._ask_application(outgoing) if actor is None else self._take_turn(*actor, outgoing))
-            succeeded = answer.status < 500
-            return answer
-        finally:
-            admission.finish(time.monotonic(), succeeded=succeeded)
+            return await (self._ask_application(outgoing) if actor is None else self._take_turn(*actor, outgoing))
+
+        peer = peer_asking(request.headers, peer_of(request.transport))
+        try:
+            return await admitted(self._policies, function, operation, peer, request.headers, carry_out)
+        except Denied as denied:
+            raise _denied(denied.refusal) from None
 
     async def _ask_application(self, outgoing: Outgoing) -> Answer:
         headers = [(name, value) for name, value in outgoing.headers if name.lower() != APP_ID]
@@ -299,22 +292,15 @@ class Sidecar:
         runner = web.AppRunner(api.application(), access_log=None)
         await runner.setup()
         self._runners.append(runner)
-        listener = _bound("127.0.0.1", self._options.port)
-        await web.SockSite(runner, listener).start()
-        return int(listener.getsockname()[1])
+        return await _open(Port(runner, None, TlsMode.DISABLE), "127.0.0.1", self._options.port)
 
     async def _serve_others(self) -> int:
         server = web.Server(self._from_others, request_factory=_request_factory(), access_log=None)
         runner = web.ServerRunner(server)
         await runner.setup()
         self._runners.append(runner)
-        listener = _bound(self._options.mesh_address, self._options.mesh_port)
-        if self._identity is None or self._options.tls_mode is TlsMode.DISABLE:
-            await web.SockSite(runner, listener).start()
-        else:
-            self._listening = Listening(listener, server, self._identity, self._options.tls_mode)
-            await self._listening.start()
-        return int(listener.getsockname()[1])
+        self._mesh = Port(runner, self._identity, self._options.tls_mode)
+        return await _open(self._mesh, self._options.mesh_address, self._options.mesh_port)
 
     def _pages(self) -> dict[str, Page]:
         """How it is, and its figures."""
@@ -365,7 +351,12 @@ class Sidecar:
         mode = self._options.tls_mode
         url = f"{scheme(self._identity, mode)}://{self._options.mesh_address}:{self.mesh_port}"
         endpoint = Endpoint(
-            self.name, url, labels=tls_labels(self._identity, mode), functions=frozenset(functions), ready=True
+            self.name,
+            url,
+            self._options.version,
+            {**self._options.labels, **tls_labels(self._identity, mode)},
+            frozenset(functions),
+            ready=True,
         )
         self._lease = await self._registry.register(endpoint, LEASE_S)
 
@@ -406,9 +397,9 @@ def _request_factory() -> Callable[..., web.BaseRequest]:
     return partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=BODY_BYTES_MAX)
 
 
-def _bound(address: str, port: int) -> socket.socket:
+async def _open(listening: Port, address: str, port: int) -> int:
     try:
-        return socket.create_server((address, port))
+        return await listening.open(address, port)
     except OSError as error:
         raise ConfigurationError(
             "PEN0884", f"The sidecar can't listen at {address}:{port}: {error.strerror}. Name another port."

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -26,12 +26,20 @@ from penstock.mesh.caller import Caller
 from penstock.mesh.doing import Looks
 from penstock.mesh.edges import Edges
 from penstock.mesh.gateway import Gateway
+from penstock.mesh.gateway_door import Door
 from penstock.mesh.host import functions_of
 from penstock.mesh.metrics import MeshMetrics
 from penstock.mesh.options import MeshOptions, encode_options
 from penstock.mesh.pages import actuator_pages, info_of, metrics_page, policy_health
-from penstock.mesh.process import INPUT_FAILED, MISCONFIGURED, opened_registry, opened_store, policies_of
-from penstock.mesh.protection import identity_of
+from penstock.mesh.process import (
+    INPUT_FAILED,
+    MISCONFIGURED,
+    opened_registry,
+    opened_store,
+    policies_of,
+    reachable,
+)
+from penstock.mesh.protection import identity_of, tls_mode
 from penstock.mesh.registry import Registry
 from penstock.mesh.transport import HttpTransport
 from penstock.signals import stopped_by_signals
@@ -133,6 +141,7 @@ class Supervisor:
         self._failure: BaseException | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._registry: Registry
+        self._door: Door | None = None
         self.url = ""
         """Of the gateway."""
 
@@ -150,7 +159,7 @@ class Supervisor:
                 await self._open_gateway(stack)
             for replica in self.replicas:
                 self._keep(replica)
-            stack.push_async_callback(self._stop_replicas)
+            stack.push_async_callback(self._leave)
             loop.add_signal_handler(signal.SIGHUP, self.replace)
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             await self._stopped.wait()
@@ -228,6 +237,10 @@ class Supervisor:
         await asyncio.wait([task])
         await replica.stop()
 
+    async def _leave(self) -> None:
+        """Both take their time, while requests still come."""
+        await asyncio.gather(self._stop_replicas(), *([] if self._door is None else [self._door.leave()]))
+
     async def _stop_replicas(self) -> None:
         if self._replacing is not None:
             self._replacing.cancel()
@@ -240,14 +253,13 @@ class Supervisor:
         functions = functions_of(app, options.message_bytes_max)
         policies, watch = await stack.enter_async_context(policies_of(app, options))
         store = await stack.enter_async_context(opened_store(options))
-        transport = HttpTransport(
-            await stack.enter_async_context(identity_of(options.identity_folder, policies.policy_set))
-        )
+        identity = await stack.enter_async_context(identity_of(options.identity_folder, policies.policy_set))
+        transport = HttpTransport(identity)
         stack.push_async_callback(transport.close)
         edges = Edges()
         actuator = Actuator(
             liveness={"gateway": lambda: Health(Status.UP)},
-            readiness={"hosts": lambda: hosts_health(registry), "policies": lambda: policy_health(watch)},
+            readiness={"hosts": lambda: hosts_health(registry, functions), "policies": lambda: policy_health(watch)},
             info=lambda: info_of(app.name) | {"replicas": [replica.url for replica in self.replicas]},
         )
         gateway = Gateway(
@@ -255,23 +267,36 @@ class Supervisor:
             functions,
             Caller(registry, policies, transport, edges),
             store,
-            Looks(registry, transport),
+            Looks(registry, functions, transport),
             host=options.host,
             token=options.token,
             message_bytes_max=options.message_bytes_max,
-            ready=lambda: "" if hosts_health(registry).status is Status.UP else "no host is ready",
+            ready=lambda: "" if hosts_health(registry, functions).status is Status.UP else "no host is ready",
             pages=actuator_pages(actuator) | metrics_page(MeshMetrics(app.name, edges, policies)),
             access_log=AccessLog("gateway") if options.access_log else None,
+            speaks_for_others=options.replicas > 0,  # The hosts have its identity.
+        )
+        self._door = Door(
+            app,
+            gateway.messages,
+            registry,
+            policies,
+            host=options.host,
+            body_bytes_max=gateway.body_bytes_max,
+            identity=identity,
+            tls=tls_mode(policies.policy_set),
         )
         self.url = await gateway.start(options.port)
         stack.push_async_callback(gateway.close)
+        stack.push_async_callback(self._door.close)
+        await self._door.start(options.advertise or reachable(options.host))
         self._announce(stack)
         logger.info("%s: gateway at %s, %s.", app.name, self.url, counted(options.replicas, "host"))
 
 
-def hosts_health(registry: Registry) -> Health:
+def hosts_health(registry: Registry, functions: Collection[str]) -> Health:
     """Whether anybody can carry out requests."""
-    ready = [endpoint.name for endpoint in registry.view().endpoints if endpoint.ready]
+    ready = [endpoint.name for endpoint in registry.view().hosts(functions) if endpoint.ready]
     return Health(Status.UP if ready else Status.INIT, {"ready": len(ready)})
 
 

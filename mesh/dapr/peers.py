@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ from penstock.mesh.dapr.http_client import HOP, Answer, HttpClient
 from penstock.mesh.edges import EdgeName, Edges
 from penstock.mesh.identity import Identity, url_of
 from penstock.mesh.performing import perform
+from penstock.mesh.policies.access import Peer
 from penstock.mesh.policies.host import Host
 from penstock.mesh.policies.live import Policies
 from penstock.mesh.policies.outcomes import Failure, Outcome, retry_after_s
@@ -27,7 +28,7 @@ from penstock.mesh.policies.plan import GiveUp, Plan, Request, Try
 from penstock.mesh.policies.ring import Ring
 from penstock.mesh.policies.settings import Balance, LoadBalancing
 from penstock.mesh.registry import Endpoint, Registry
-from penstock.mesh.wire import REFUSED, RETRY_AFTER, SHADOW
+from penstock.mesh.wire import KEY, REFUSED, RETRY_AFTER, SHADOW
 
 APP_ID: Final = "dapr-app-id"
 CALLER: Final = "dapr-caller-app-id"
@@ -42,6 +43,12 @@ def app_function(app: str) -> str:
 
 def actor_function(type: str) -> str:
     return f"actor/{type}"
+
+
+def peer_asking(headers: Mapping[str, str], identity: str) -> Peer:
+    """Who asks an application: by the name it says, and the identity that it has proven."""
+    claimed = headers.get(CALLER, "")
+    return Peer(app_function(claimed) if claimed else "", identity)
 
 
 class ActorTypes:
@@ -133,7 +140,7 @@ class Peers:
         began_s = self._clock()
         edge = EdgeName(app_function(self._app), function)
         headers = {key.lower(): value for key, value in outgoing.headers}
-        request = Request(function, id, headers, app_function(self._app), keyed="idempotency-key" in headers)
+        request = Request(function, id, headers, app_function(self._app), keyed=KEY in headers)
         answer = Answer(500)
 
         def serving() -> list[Endpoint]:
@@ -207,7 +214,9 @@ class Peers:
             with suppress(NoAnswer):
                 await self._send(endpoint, shadow, MIRROR_S, here)
 
-        shadow = outgoing._replace(headers=[*outgoing.headers, (SHADOW, "1")])
+        # Without its key: under that the copy could be taken for the request, and the request for the copy.
+        kept = [(name, value) for name, value in outgoing.headers if name.lower() != KEY]
+        shadow = outgoing._replace(headers=[*kept, (SHADOW, "1")])
         self._keep(asyncio.create_task(send()))
 
     def _keep(self, task: asyncio.Task[Any]) -> None:

@@ -152,8 +152,9 @@ def runner_of(application: web.Application, *, cancelling: bool = False) -> web.
     )
 
 
-async def bind(runner: web.AppRunner, host: str, port: int) -> str:
-    """Listen, and return the URL. Port 0 chooses a free one. Raises ConfigurationError."""
+async def bind(runner: web.AppRunner, host: str, port: int, *, without: str = "--port none") -> str:
+    """Listen, and return the URL. Port 0 chooses a free one; `without` is how the command is told to have none.
+    Raises ConfigurationError."""
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     try:
@@ -163,7 +164,7 @@ async def bind(runner: web.AppRunner, host: str, port: int) -> str:
         raise ConfigurationError(
             "PEN0612",
             f"Can't listen on {host} port {port}: {error.strerror or error}. "
-            "Choose another port with --port N, a free one with --port 0, or none with --port none.",
+            f"Choose another port with --port N, a free one with --port 0, or none with {without}.",
         ) from error
     port = runner.addresses[0][1]
     host = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host

@@ -1,7 +1,7 @@
 """Runs the blocks of one page as a reader would: in an empty directory, in order, with Penstock on the path.
 
 What always holds: every command ends well, or finds differences, unless the page shows the error it ends with; nothing
-of the page outlives it; the port that pages name, 7070, is a free one here.
+of the page outlives it; the ports that pages name, 7070 and 3500, are free ones here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from socket import socket
 from types import ModuleType
@@ -30,6 +30,7 @@ from tests.docs.pages import Block, Command, blocks_of, commands_of, matches
 COMMAND_S = 30
 """A command of a page takes no longer. Most take a quarter of a second."""
 PORT = ":7070"
+SIDECAR_PORT = "3500"
 _CODE = re.compile(r"PEN\d{4} ")
 
 
@@ -85,10 +86,11 @@ class PageRun:
         self._page = page
         self._directory = directory
         self._dsn = dsn
-        self._port = _free_port()
+        self._port, self._sidecar_port = _free_ports(2)
         self._module = ModuleType(f"page_{page.stem.replace('-', '_').lower()}")
         self._printed = ""
-        self._background: Background | None = None
+        self._background: list[Background] = []
+        """The last is the one that a page stops first."""
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "PYTEST_"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -109,13 +111,12 @@ class PageRun:
                 _check("the block above it printed", block.text, self._printed)
             case "console" if "background" in block.words:
                 (command,) = commands_of(text)
-                assert self._background is None, "one command runs already"
-                self._background = Background(command.command, self._directory, self._environment)
-                self._background.read_until(command.output)
+                started = Background(command.command, self._directory, self._environment)
+                self._background.append(started)
+                started.read_until(command.output)
             case "console" if "stop" in block.words:
-                assert self._background is not None
                 expected = text.removeprefix("^C\n")
-                _check("Ctrl-C", expected, self._background.interrupt())
+                _check("Ctrl-C", expected, self._background[-1].interrupt())
                 self._end_background()
             case "console":
                 for command in commands_of(text):
@@ -135,11 +136,12 @@ class PageRun:
 
     def close(self) -> None:
         sys.modules.pop(self._module.__name__, None)
-        self._end_background()
+        while self._background:
+            self._end_background()
 
     def _here(self, text: str) -> str:
-        """With what is particular to this run: the port, and the database."""
-        text = text.replace(PORT, f":{self._port}")
+        """With what is particular to this run: the ports, and the database."""
+        text = text.replace(PORT, f":{self._port}").replace(SIDECAR_PORT, str(self._sidecar_port))
         return text.replace("postgresql://penstock@127.0.0.1:5432/postgres", self._dsn) if self._dsn else text
 
     def _write(self, title: str, text: str) -> None:
@@ -175,8 +177,8 @@ class PageRun:
         assert done.returncode in (0, DIFFERENCES) or may_fail, (
             f"{command.command} ended with {done.returncode}:\n{done.stdout}"
         )
-        if command.command.startswith("kill -9") and self._background is not None:
-            self._background.wait_killed()
+        if command.command.startswith("kill -9") and self._background:
+            self._background[-1].wait_killed()
             self._end_background()
 
     def _check_toml(self, title: str, text: str) -> None:
@@ -191,9 +193,7 @@ class PageRun:
             connection.execute(text.encode())
 
     def _end_background(self) -> None:
-        if self._background is not None:
-            self._background.close()
-            self._background = None
+        self._background.pop().close()
 
 
 def run_page(page: Path, directory: Path, *, dsn: str = "") -> None:
@@ -228,8 +228,9 @@ def _captured() -> Iterator[io.BytesIO]:
         stream.detach()
 
 
-def _free_port() -> int:
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -95,7 +95,7 @@ async def _in_shop(test: Callable[[Shop], Awaitable[None]], directory: Path, tok
         functions_of(app, MESSAGE_MAX),
         Caller(registry, policies, transport, edges),
         store,
-        Looks(registry, transport),
+        Looks(registry, app.functions, transport),
         host="127.0.0.1",
         token=token,
         message_bytes_max=MESSAGE_MAX,

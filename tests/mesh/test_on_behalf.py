@@ -3,111 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import pytest
 
-from penstock.functions.app import App
-from penstock.functions.context import Context
-from penstock.functions.state import State
 from penstock.ids import Address
 from penstock.mesh.delivery import refusal_of, request_of
 from penstock.mesh.identity import Identity
-from penstock.mesh.node import Node
-from penstock.mesh.policies.live import Policies
-from penstock.mesh.policies.settings import TlsMode
-from penstock.mesh.policy_file import read_policies
-from penstock.mesh.registry import Endpoint, LocalRegistry
-from penstock.mesh.server import HostServer
-from penstock.mesh.sqlite_store import SqliteStore
+from penstock.mesh.registry import Endpoint
 from penstock.mesh.store import Kept, Outgoing, decode_outgoing
 from penstock.mesh.transport import HttpTransport, LocalTransport
 from penstock.mesh.wire import Kind, Reply, Request, error_of, failure
 from tests.mesh.authorities import authority, identity
+from tests.mesh.banking import ADA, CLERK, HOSTS, THIEF, Bank
 
-app = App("bank")
-HOSTS, CLERK, THIEF = (f"spiffe://demo.local/ns/default/sa/{name}" for name in ("hosts", "clerk", "thief"))
-ADA = Address("bank/account", "ada")
 IDS = tuple("abcdef")
 """Some of them are owned by the one host, some by the other."""
-
-
-class Account(State):
-    paid: int = 0
-    told_by: str = ""
-
-
-@app.function("bank/account")
-def account(ctx: Context[Account], amount: int) -> None:
-    ctx.state.paid += amount
-    ctx.state.told_by = "" if ctx.caller is None else str(ctx.caller)
-
-
-@app.function("bank/teller")
-def teller(ctx: Context[None], id: str) -> None:
-    ctx.send(account, id, 5)
-
-
-class Bank:
-    """Two hosts of one identity over one store, which reach one another over mutual TLS, or in the clear."""
-
-    def __init__(self, folder: Path, rules: str, *, protected: bool) -> None:
-        self._folder = folder
-        self._protected = protected
-        self._authority = authority(folder / "ca") if protected else None
-        self._policies = Policies(read_policies(rules), draw=lambda: 0.5)
-        self.store = SqliteStore(folder / "store")
-        self.registry = LocalRegistry()
-        self.endpoints: list[Endpoint] = []
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self.store.close)
-            await self.registry.open()
-            for _ in range(2):
-                await self._start(stack)
-            yield
-
-    async def _start(self, stack: AsyncExitStack) -> None:
-        own, mode = self.identity("hosts"), TlsMode.STRICT if self._protected else TlsMode.DISABLE
-        transport = HttpTransport(own)
-        stack.push_async_callback(transport.close)
-        node = Node(app, self.store, self.registry, self._policies, transport=transport, identity=own)
-        await node.start()
-        server = HostServer(node.host, body_bytes_max=1_000, identity=own, tls=mode)
-        port = await server.start("127.0.0.1", 0)
-        stack.push_async_callback(server.close)
-        url = f"http{'s' if self._protected else ''}://127.0.0.1:{port}"
-        await node.announce(url)
-        stack.push_async_callback(node.close)
-        self.endpoints.append(Endpoint(node.name, url))
-
-    def identity(self, name: str) -> Identity | None:
-        return None if self._authority is None else Identity(identity(self._authority, self._folder / name, name))
-
-    async def ask(self, request: Request, *, by: str = "") -> Reply:
-        """At the first host, whoever owns the address."""
-        transport = HttpTransport(self.identity(by) if by else None)
-        try:
-            return await transport.send(self.endpoints[0], request, 10.0)
-        finally:
-            await transport.close()
-
-    async def balance(self, id: str) -> Account:
-        return msgspec.msgpack.decode((await self.store.load("bank/account", id)).value or b"\x80", type=Account)
-
-    async def wait_paid(self, *ids: str) -> None:
-        """Until all of them have something, or a message is a dead letter."""
-        async with asyncio.timeout(30):
-            while not all([(await self.balance(id)).paid for id in ids]):
-                letters = await self.store.dead_letters()
-                assert not letters, letters[0].reason
-                await asyncio.sleep(0.01)
 
 
 def sent(id: str, **fields: object) -> Request:

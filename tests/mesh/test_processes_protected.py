@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -79,6 +83,41 @@ def test_a_host_takes_no_request_without_a_certificate(mesh: Protected) -> None:
     assert refusal(lambda: urlopen(plain, timeout=10)) == (403, "PEN0875")
     with urlopen(Request(url, data=b"\x01"), timeout=10, context=load_credentials(mesh.identity).client) as response:
         assert response.status == 200
+
+
+@contextmanager
+def beside(mesh: Protected, name: str) -> Iterator[str]:
+    """The URL of a sidecar under an identity of that name. What is beside it asks, and is not asked."""
+    own = identity(mesh.authority, mesh.folder / name, name)
+    command = "from penstock.engine.cli import main; main()"
+    places = ["--registry", "data/registry.sqlite", "--data", name, "--identity", str(own)]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = str(closed.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "sidecar", "--app-id", name, "--app-port", nobody, "--port", "0", *places],
+        cwd=mesh.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        found = next(filter(None, (re.search(r"listens at (\S+)\.", line) for line in process.stderr)))
+        yield f"http://{found[1]}"
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def test_an_application_beside_a_sidecar_asks_under_its_own_identity(mesh: Protected) -> None:
+    """The handler it asks asks others under that of its host."""
+
+    def asking(path: str, data: bytes) -> Request:
+        return Request(f"{url}{path}", data=data, headers={"dapr-app-id": "counters"})
+
+    with beside(mesh, "somebody-else") as url:
+        with urlopen(asking("/call/t/tell/1", b'"beside"'), timeout=30) as response:
+            assert json.load(response) == 1
+        assert refusal(lambda: urlopen(asking("/call/t/count/beside", b"1"), timeout=30)) == (403, "PEN0846")
 
 
 def test_what_is_for_another_identity_is_denied(mesh: Protected) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from penstock.mesh.policies.settings import AccessRule, Match, Mirror, PolicySet, Route, TextMatch
+from penstock.mesh.policy_file import read_policies
 from penstock.mesh.sidecar import policies_of_a_sidecar
 from tests.mesh.dapr.world import Asked, FakeApplication, until, world
 
@@ -207,6 +208,25 @@ class TestInvocation:
                 assert (await here.ask(sidecar, "GET", "/v1.0/invoke/stock/method/items")).json == []
                 asked = await stock.is_asked_for("/items", 2)
                 assert sorted("penstock-shadow" in one.headers for one in asked) == [False, True]
+
+        asyncio.run(check())
+
+    def test_a_copy_goes_to_the_subset_that_a_sidecar_belongs_to_and_has_no_key(self, tmp_path: Path) -> None:
+        text = """
+functions: {app/stock: {subsets: {old: {version: v1}, new: {cohort: beta}}}}
+routes: [{match: {function: app/stock}, split: [{subset: old}], mirror: {subset: new}}]
+"""
+
+        async def check() -> None:
+            async with world(tmp_path) as here:
+                old, new = FakeApplication(), FakeApplication()
+                await here.sidecar(old, "stock", version="v1")
+                await here.sidecar(new, "stock", version="v2", labels={"cohort": "beta"})
+                sidecar = await here.sidecar(FakeApplication(), policies=policies_of_a_sidecar(read_policies(text)))
+                await here.ask(sidecar, "POST", "/take", dapr_app_id="stock", idempotency_key="k")
+                (asked,), (copied,) = await old.is_asked_for("/take"), await new.is_asked_for("/take")
+                assert (asked.headers.get("idempotency-key"), asked.headers.get("penstock-shadow")) == ("k", None)
+                assert (copied.headers.get("idempotency-key"), copied.headers.get("penstock-shadow")) == (None, "1")
 
         asyncio.run(check())
 
