@@ -61,6 +61,9 @@ class Relay:
         for way in ways:
             self._open[way].clear()
 
+    def is_open(self, way: Way) -> bool:
+        return self._open[way].is_set()
+
     def mend(self, *ways: Way) -> None:
         """Let through what was held back, and all that comes."""
         for way in ways:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from penstock.compare.processes import STOP_S, Launched, free_port, is_alive, penstock, send_signal
 from penstock.engine.client import Client
-from penstock.errors import ConfigurationError, PenstockError
+from penstock.errors import ConfigurationError, PenstockError, Unavailable
 from penstock.faults import FAULT_VARIABLE
 from penstock.files import read_owner
 from penstock.logs import logger
@@ -66,9 +66,10 @@ class Runtime(ABC):
         until = time.monotonic() + READY_S
         while not await self._is_ready():
             ended = [part for part in self.parts if not part.pid]
-            if ended or time.monotonic() > until:
-                await self.stop()
-                raise self._not_started(ended[0] if ended else self.parts[0])
+            if ended:
+                raise self._not_started(ended[0])
+            if time.monotonic() > until:
+                raise Unavailable("PEN0907", f"{self.wanted.app} is not ready {READY_S:g} s after its start.")
             await asyncio.sleep(0.05)
         self._keeping = [asyncio.create_task(self._keep(part)) for part in self.parts]
 
