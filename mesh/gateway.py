@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from penstock.functions.app import App
 from penstock.ids import Address
+from penstock.logs import Repeated
 from penstock.mesh.access import AccessLog
 from penstock.mesh.caller import Caller
 from penstock.mesh.doing import Looks
@@ -79,6 +81,7 @@ class Gateway:
         self._ready = ready
         self._access_log = access_log
         self._speaks_for_others = speaks_for_others
+        self._repeated = Repeated()
         # JSON takes more room than msgpack, but not that much.
         self.body_bytes_max = 2 * message_bytes_max
         guard = Guard(
@@ -116,13 +119,13 @@ class Gateway:
         deadline_s = time.monotonic() + timeout_ms(request) / 1000 if "timeout" in request.query else None
         message = await self._message(request)
         reply = await self._ask(request, message, Kind.CALL, deadline_s)
-        return answer_response(request, reply.body) if reply.status == 200 else _failed(reply, message.address)
+        return answer_response(request, reply.body) if reply.status == 200 else self._failed(reply, message.address)
 
     async def _send(self, request: web.Request) -> web.Response:
         message = await self._message(request)
         reply = await self._ask(request, message, Kind.SEND, None)
         if reply.status != 200:
-            return _failed(reply, message.address)
+            return self._failed(reply, message.address)
         return json_response({"accepted": True, "address": str(message.address)}, status=202)
 
     async def _resolve(self, request: web.Request) -> web.Response:
@@ -132,7 +135,7 @@ class Gateway:
             self._passed_on(request, Request(address, value, Kind.RESOLVE, new_key(), promise=name))
         )
         if reply.status != 200:
-            return _failed(reply, address)
+            return self._failed(reply, address)
         return json_response({"resolved": True, "address": str(address), "promise": name})
 
     async def _message(self, request: web.Request) -> WebMessage:
@@ -156,6 +159,19 @@ class Gateway:
             asked._replace(behalf=behalf, key="", shadow=True) if is_shadow(request) else asked._replace(behalf=behalf)
         )
 
+    def _failed(self, reply: Reply, address: Address) -> web.Response:
+        """What a host has answered, as programs are told errors."""
+        error = error_of(reply, str(address))
+        if reply.status == 422:
+            response = failed_response(error)
+        else:
+            # Without a host, thousands of requests end the same way.
+            log = partial(self._repeated.warn, f"{address.typename} {error.code}")
+            response = error_response(error, status=reply.status, log=log)
+        if reply.retry_after_s is not None:
+            response.headers["Retry-After"] = str(max(1, round(reply.retry_after_s)))
+        return response
+
     # Probes.
 
     async def _livez(self, request: web.Request) -> web.Response:
@@ -164,12 +180,3 @@ class Gateway:
     async def _readyz(self, request: web.Request) -> web.Response:
         reason = self._ready()
         return json_response({"ready": not reason, "reason": reason}, status=503 if reason else 200)
-
-
-def _failed(reply: Reply, address: Address) -> web.Response:
-    """What a host has answered, as programs are told errors."""
-    error = error_of(reply, str(address))
-    response = failed_response(error) if reply.status == 422 else error_response(error, status=reply.status)
-    if reply.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, round(reply.retry_after_s)))
-    return response

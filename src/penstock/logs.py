@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
-from typing import TextIO
+import time
+from collections.abc import Callable
+from typing import Final, TextIO
 
 logger = logging.getLogger("penstock")
+
+SAY_AGAIN_S: Final = 10.0
 
 
 class JsonFormatter(logging.Formatter):
@@ -53,6 +58,26 @@ def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+class Repeated:
+    """Says what happens again and again once in `SAY_AGAIN_S`, and how often it has happened meanwhile. For a bounded
+    number of things: none is forgotten."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[float, int]] = {}
+        """When it was said, and how often it has happened since."""
+
+    def warn(self, about: str, line: str) -> None:
+        """Something has happened; `about` says what it is the same as."""
+        now_s = self._clock()
+        said_s, unsaid = self._said.get(about, (-math.inf, 0))
+        if now_s - said_s < SAY_AGAIN_S:
+            self._said[about] = said_s, unsaid + 1
+            return
+        self._said[about] = now_s, 0
+        logger.warning("%s%s", line, f" ({counted(unsaid, 'time')} more before this.)" if unsaid else "")
 
 
 def counted(number: int, noun: str) -> str:

@@ -321,8 +321,11 @@ def json_response(value: object, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-def error_response(error: PenstockError, *, status: int | None = None) -> web.Response:
-    """The JSON of a coded error. `path` is where in the value it lies, or null when it is not about a value."""
+def error_response(
+    error: PenstockError, *, status: int | None = None, log: Callable[[str], object] = logger.warning
+) -> web.Response:
+    """The JSON of a coded error. `path` is where in the value it lies, or null when it is not about a value. What is no
+    fault of who asked is told to `log`."""
     status = status or _STATUS.get(error.code) or _status_of(error)
     body = {"code": error.code, "message": error.message, "path": getattr(error, "path", None)}
     response = json_response(body, status=status)
@@ -331,7 +334,7 @@ def error_response(error: PenstockError, *, status: int | None = None) -> web.Re
     if status in (429, 503):
         response.headers["Retry-After"] = _RETRY_AFTER_S
     if status >= 500 and status != 504:
-        logger.warning("%s", error)
+        log(str(error))
     return response
 
 
@@ -354,6 +357,9 @@ def _status_of(error: PenstockError) -> int:
 
 def _no_such_path(request: web.Request, error: web.HTTPException, served: str) -> web.Response:
     """aiohttp's own refusals: an unknown path, or a method it does not have."""
+    if "\n" in request.path:  # No route takes one, so that the path would be said not to be there.
+        text = f"The path {request.path!r} has a newline, which no id that comes by HTTP may have. Encode it otherwise."
+        return error_response(InvalidInput("PEN0610", text))
     text = f"{request.method} {request.path} is not served here. See {served}."
     response = error_response(InvalidInput("PEN0611", text), status=error.status)
     if allow := error.headers.get("Allow"):

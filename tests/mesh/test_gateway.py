@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from penstock import App, Context, FunctionError, InvalidInput, Log, Refused, State, Table, Unavailable
 from penstock.engine.cli_status import page
@@ -216,6 +217,34 @@ def test_without_a_host_it_is_not_ready_and_says_so(tmp_path: Path) -> None:
         assert error.value.code == "PEN0841"
 
     shop(test, hosts=0)(tmp_path)
+
+
+def test_that_there_is_no_host_is_logged_once_for_each_function(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(one: Shop) -> None:
+        for _ in range(5):
+            for function in ("cart", "approval"):
+                with pytest.raises(Unavailable):
+                    await one.ask(one.client.call, f"shop/{function}", "alice", b'"tea"')
+
+    monkeypatch.setattr("penstock.logs.SAY_AGAIN_S", 1e9)
+    shop(test, hosts=0)(tmp_path)
+
+    told = [record.getMessage() for record in caplog.records if "PEN0841" in record.getMessage()]
+    assert len(told) == 2
+    assert "serves shop/cart" in told[0]
+
+
+@shop
+async def test_an_id_with_a_newline_is_refused_for_that(one: Shop) -> None:
+    async with aiohttp.ClientSession() as session:
+        url = URL(f"{one.url}/call/shop/cart/a%0Ab", encoded=True)
+        async with session.post(url, data='"tea"') as response:
+            told = await response.json()
+
+    assert (response.status, told["code"]) == (400, "PEN0610")
+    assert r"a\nb" in told["message"]
 
 
 @shop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,14 @@ def test_what_can_not_be_meant_is_refused(
 
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_port_in_use_is_said_with_what_there_is_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "app.py").write_text('from penstock import App\n\napp = App("shop")\n')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = mesh("app:app", "--port", str(taken.getsockname()[1]))
+
+    assert result.exit_code == 2
+    assert "PEN0612" in result.output
+    assert "a free one with --port 0, or none with --no-gateway." in result.output
