@@ -447,7 +447,7 @@ async def compared(
         ended_s = time.monotonic()
         await asyncio.sleep(max(0.0, began_s + seconds - ended_s))
         over.set()
-    before = [each for each in calls if began_s + WARM_S < each.began_s < disturbed_s - PER_TRY_MS / 1000]
+    before = [each for each in calls if began_s + WARM_S < each.began_s < disturbed_s - each.took_s]
     during = [each for each in calls if -1.0 < each.began_s - disturbed_s < max(2.0, ended_s - disturbed_s)]
     found: dict[str, float] = {"calls": len(calls), "errors": sum(not each.right for each in calls)}
     for typename in typenames:
