@@ -12,26 +12,32 @@ from penstock.output import output_options, print_json
 
 @click.command(name="check-policy")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("target", metavar="[APP]", default="")
 @click.option(
     "--replicas", type=click.IntRange(1), default=None, help="How many hosts there will be, for the warnings."
 )
 @output_options
-def check_policy(file: Path, replicas: int | None, as_json: bool) -> None:
+def check_policy(file: Path, target: str, replicas: int | None, as_json: bool) -> None:
     """Say what is wrong with the policy file FILE, and what in it won't do what it seems to say.
 
     FILE is a mesh.yaml, or has documents of Istio (VirtualService, DestinationRule), SMI (TrafficSplit, TrafficTarget,
-    HTTPRouteGroup) or Dapr (Resiliency).
+    HTTPRouteGroup) or Dapr (Resiliency). With APP, as in `penstock mesh app:app`, it says which names in FILE are no
+    functions of that application.
     """
+    from penstock.loading import load_app
+    from penstock.mesh.policy_checks import unknown_functions
     from penstock.mesh.policy_watch import read_policy_file
 
     policies, digest = read_policy_file(file, replicas=replicas or 0)
+    unknown = unknown_functions(policies, load_app(target, Path.cwd()).app.functions) if target else ()
+    warnings = [*policies.warnings, *unknown]
     found: dict[str, Any] = {
         "file": str(file),
         "digest": digest,
         "functions": sorted(policies.functions),
         "routes": len(policies.routes),
         "access_rules": len(policies.access),
-        "warnings": list(policies.warnings),
+        "warnings": warnings,
     }
     if as_json:
         print_json(found)
@@ -42,7 +48,7 @@ def check_policy(file: Path, replicas: int | None, as_json: bool) -> None:
         _counted(len(policies.access), "access rule"),
     )
     click.echo(f"{file} can be used: {', '.join(counted)} ({digest}).")
-    for warning in policies.warnings:
+    for warning in warnings:
         click.echo(f"Warning: {warning}")
 
 

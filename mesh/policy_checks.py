@@ -6,16 +6,22 @@ be what is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from math import ceil, floor
 from typing import Final
 
 from penstock.durations import format_duration
+from penstock.mesh.policies.access import SPIFFE
 from penstock.mesh.policies.outlier import fits
 from penstock.mesh.policies.settings import Match, OutlierDetection, PolicySet, Retries, Route, TextMatch
 
 _UNSURE: Final = {"5xx", "gateway-error", "reset", "timeout"}
 """Conditions under which the request may have been processed."""
+_OTHERS: Final = ("app/", "actor/", SPIFFE)
+"""What names begin with that are those of others than functions."""
+_NEAR: Final = 0.75
+"""Names of one namespace are alike by that alone: what is meant is a letter or two away."""
 STATUSES_SHOWN: Final = 3
 SMALL_MESH: Final = 4
 """While nobody says how many endpoints there are, a cap under which fewer than so many eject none is worth a word."""
@@ -80,16 +86,29 @@ def retry_warnings(timeout_s: float, retries: Retries) -> Iterator[str]:
 def unknown_functions(policies: PolicySet, functions: Collection[str]) -> Iterator[str]:
     """About names that an application does not have, for which everything that is said does nothing. What is said of
     applications behind sidecars, in the same file, is for those."""
-    named: dict[str, list[str | None]] = {
-        "functions": list(policies.functions),
-        "routes": [match.function.exact for route in policies.routes for match in route.matches],
-        "access": [rule.destination.exact for rule in policies.access],
+    about = {
+        "functions": [TextMatch(exact=name) for name in policies.functions],
+        "routes": [match.function for route in policies.routes for match in route.matches],
+        "access": [rule.destination for rule in policies.access],
     }
-    known = f"There are {', '.join(sorted(functions))}."
-    for where, names in named.items():
-        for name in dict.fromkeys(names):
-            if name is not None and name not in functions and not name.startswith(("app/", "actor/")):
-                yield f"{where}: {name} is no function of this application, so nothing is done for it. {known}"
+    for where, names in about.items():
+        yield from (f"{where}: {told}, so nothing is done for it" for told in _unknown(names, functions))
+    callers = {
+        "routes, caller": [match.caller for route in policies.routes for match in route.matches],
+        "access, sources": [source for rule in policies.access for source in rule.sources],
+    }
+    for where, names in callers.items():
+        yield from (f"{where}: {told}, so nobody asks under that name" for told in _unknown(names, functions))
+
+
+def _unknown(names: Iterable[TextMatch], functions: Collection[str]) -> Iterator[str]:
+    """Those that are no pattern, which may well be meant for functions to come."""
+    for name in dict.fromkeys(each.exact for each in names):
+        if not name or name in functions or name.startswith(_OTHERS):
+            continue
+        near = get_close_matches(name, functions, 1, _NEAR)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(functions)) or 'none'}"
+        yield f"{name} is no function of this application ({hint})"
 
 
 def unreachable(routes: Sequence[Route], route: Route) -> bool:

@@ -154,9 +154,11 @@ def test_names_that_the_application_does_not_have_are_warned_of(path: Path, capl
     with caplog.at_level(logging.WARNING):
         PolicyWatch(path, policies(), functions=["shop/payment", "shop/cart"]).start()
 
-    (warning,) = caplog.messages
+    warning, source = caplog.messages
     assert warning.startswith("mesh.yaml functions: shop/paymint is no function of this application")
-    assert warning.endswith("There are shop/cart, shop/payment.")
+    assert warning.endswith("(did you mean shop/payment?), so nothing is done for it")
+    assert source.startswith("mesh.yaml access, sources: shop/order is no function of this application")
+    assert source.endswith("(there are shop/cart, shop/payment), so nobody asks under that name")
 
 
 def test_a_change_that_needs_a_restart_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
