@@ -26,16 +26,18 @@ from penstock.faults import FAULT_VARIABLE
 
 LATE_MAX_S: Final = 0.05
 LOOK_S: Final = 0.02
+PASSES_PER_S: Final = 40.0
+"""About how often checkpoints complete while requests wait for them: as soon as the last one is durable."""
 WAYS: Final = {"both": (Way.THERE, Way.BACK), "there": (Way.THERE,), "back": (Way.BACK,)}
 
 Step = Mapping[str, Any]
 
 
-def crash_points(steps: Sequence[Step], *, warmup_s: float, interval_s: float) -> str:
-    """What the processes of the run find in PENSTOCK_FAULT. A point is passed once each interval at most, so which time
-    is about when."""
+def crash_points(steps: Sequence[Step], *, warmup_s: float) -> str:
+    """What the processes of the run find in PENSTOCK_FAULT. A point strikes at a count and not at a moment, so when it
+    does is an estimate; it is noted when it has."""
     return ",".join(
-        f"{step['point']}:{max(1, round((warmup_s + step['at_s']) / interval_s))}:{step['action']}"
+        f"{step['point']}:{max(1, round((warmup_s + step['at_s']) * PASSES_PER_S))}:{step['action']}"
         for step in steps
         if step["what"] == "crash"
     )

@@ -213,7 +213,7 @@ class _Carried:
                 "COMPARE_WITNESS": str(self._work / "witness.jsonl"),
                 "COMPARE_POISON": self._poison(),
             }
-        if points := crash_points(self._fault.steps, warmup_s=plan.warmup_s, interval_s=conditions.interval_s):
+        if points := crash_points(self._fault.steps, warmup_s=plan.warmup_s):
             environment[FAULT_VARIABLE] = points
         return Wanted(
             plan.app.name,

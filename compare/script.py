@@ -60,7 +60,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         "a process dies, hangs or raises as it comes past a fault point",
         {"worker": _PROCESSES["worker"]},
         needs=("point",),
-        takes=("action", "count"),
+        takes=("action",),
     ),
     "delay": Kind("everything takes longer", _LINKS, needs=("for", "delay")),
     "cut": Kind(
@@ -105,7 +105,6 @@ class Step(NamedTuple):
     delay_s: float = 0.0
     direction: str = "both"
     share: float = 1.0
-    times: int = 1
     factor: float = 1.0
     point: str = ""
     action: str = "kill"
@@ -120,7 +119,6 @@ class Step(NamedTuple):
             "delay": ("delay_s", self.delay_s),
             "direction": ("direction", self.direction),
             "share": ("share", self.share),
-            "count": ("count", self.times),
             "factor": ("factor", self.factor),
             "point": ("point", self.point),
             "action": ("action", self.action),
@@ -234,8 +232,6 @@ def _with_field(step: Step, section: Section, name: str) -> Step:
             return step._replace(direction=section.parsed("direction", "both", _one_of(DIRECTIONS), "a direction"))
         case "share":
             return step._replace(share=section.percentage("share", 100.0) / 100)
-        case "count":
-            return step._replace(times=section.count("count", 1, least=1, most=1_000_000))
         case "factor":
             return step._replace(factor=section.number("factor", 1.0, least=1.0, most=100.0))
         case "point":
