@@ -264,8 +264,14 @@ class Invocation:
         self.moved = True
         if signal is BACK:
             self.excursion = None
-        elif not self._listening:  # Otherwise a result was delivered since this was told, and it is told again.
+        elif not self._listening and not self._is_coming_back:
+            # Otherwise a result was delivered since this was told, and it is told again.
             self._rested = self._is_composing or self._blocked is not None
+
+    @property
+    def _is_coming_back(self) -> bool:
+        """Whether its excursion is over, and that has not been told: it is behind what is told now."""
+        return self.excursion is not None and self.excursion.ended
 
     def close(self) -> None:
         """Drop the handler, whatever it is doing; what is journaled stays. Its `finally` blocks run, and can do nothing
@@ -539,7 +545,7 @@ class Excursion(Coroutine[Any, Any, Any]):
         self._invocation = invocation
         self._handler = handler
         self._awaited = awaited
-        self._ended = False
+        self.ended = False
         self._began = False
         self.started = False
         """Whether somebody runs it, or is about to."""
@@ -561,8 +567,8 @@ class Excursion(Coroutine[Any, Any, Any]):
         return self._go(self._handler.throw, thrown)
 
     def close(self) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._invocation.drop_handler()
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -581,15 +587,15 @@ class Excursion(Coroutine[Any, Any, Any]):
         try:
             yielded = invocation.run_in_it(step, argument)
         except _Unequal:
-            self._ended = True
+            self.ended = True
             raise StopIteration(BACK) from None
         except BaseException:
-            self._ended = True
+            self.ended = True
             raise
         if type(yielded) is Durable:
             yielded._asyncio_future_blocking = False
             invocation.block(yielded)
-            self._ended = True
+            self.ended = True
             raise StopIteration(BACK)
         invocation.watch_if_composing()
         return yielded

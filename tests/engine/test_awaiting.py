@@ -856,6 +856,28 @@ def test_a_step_in_a_lambda_is_awaited_and_none_ends_the_application(way: dict[s
         assert h.call(order, "o", 5) == ["6", "PEN0271", "PEN0271", "PEN0110"]
 
 
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_a_handler_that_is_back_is_not_taken_for_one_at_rest(seed: int) -> None:
+    """It goes from several results to the last of them alone, while others keep its task from hearing of that."""
+    app, cart = shop()
+
+    @app.function("shop/order")
+    async def order(ctx: Context[Notes], count: int) -> None:
+        asked = [ctx.call(cart, f"{ctx.id}-{number}", number) for number in range(count)]
+        while len(asked) > 1:
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # As futures can.
+            asked = [each for each in asked if not each.done()]
+        for each in asked:
+            await each
+        await ctx.call(cart, ctx.id, 1)
+
+    with Harness(app, seed=seed, parallelism=2) as h:
+        for number in range(20):
+            h.send(order, f"b-{number}", 3)
+        h.advance("1m")
+        assert [h.state(cart, f"b-{number}").n for number in range(20)] == [1] * 20
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_handler_with_many_tasks_goes_the_same_way_after_every_crash(
     seed: int, caplog: pytest.LogCaptureFixture
