@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from penstock.compare.impact import Baseline
 from penstock.compare.orders import LOAD, Order
 from penstock.compare.records import Event, LedgerEntry
 from penstock.compare.series import Counts
@@ -34,7 +35,8 @@ class Work(msgspec.Struct, frozen=True):
     starts: int | None
     """Handlers that began; None if the application keeps no witness."""
     wasted: float | None
-    """Handlers that began again, for each that was useful."""
+    """Handlers that began more often than for the same orders without a fault, for each that was useful. None without
+    such a run of the same seed."""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -45,7 +47,13 @@ class Cost(msgspec.Struct, frozen=True):
     """The sum over processes of the most that each of them held."""
 
 
-def work_of(orders: Sequence[Order], events: Iterable[Event], ledger: Iterable[LedgerEntry], counts: Counts) -> Work:
+def work_of(
+    orders: Sequence[Order],
+    events: Iterable[Event],
+    ledger: Iterable[LedgerEntry],
+    counts: Counts,
+    baseline: Baseline | None,
+) -> Work:
     requests = Counter(entry.order for entry in ledger if entry.what == "request")
     own, by_runtime, sent = 0.0, 0.0, 0
     for event in events:
@@ -60,7 +68,8 @@ def work_of(orders: Sequence[Order], events: Iterable[Event], ledger: Iterable[L
     attempts = (sent or counts.offered) + by_runtime
     unanswered = counts.failed + counts.silent
     starts = sum(order.starts for order in orders)
-    repeats = sum(order.repeats for order in orders)
+    compared = [order for order in orders if baseline and order.name in baseline.starts]
+    repeats = sum(baseline.repeats(order) for order in compared) if baseline else 0
     return Work(
         attempts=attempts,
         amplification=ratio(attempts, counts.offered),
@@ -68,7 +77,7 @@ def work_of(orders: Sequence[Order], events: Iterable[Event], ledger: Iterable[L
         actual_error_rate=ratio(unanswered + own + by_runtime, attempts),
         effective_error_rate=ratio(unanswered, counts.offered),
         starts=starts or None,
-        wasted=ratio(repeats, starts - repeats),
+        wasted=ratio(repeats, sum(order.starts for order in compared) - repeats) if compared and starts else None,
     )
 
 

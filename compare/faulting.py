@@ -83,11 +83,12 @@ class Faulting:
         if step["what"] == "crash":
             return await self._await_crash(step)
         await self._until(step["at_s"])
-        self._noted("fault_on", step, step["at_s"])
-        await self._begin(number, step)
+        pid = self._victim(number, step)
+        self._noted("fault_on", step, step["at_s"], pid)
+        await self._begin(number, step, pid)
         if "for_s" in step:
             await self._until(step["at_s"] + step["for_s"])
-            self._noted("fault_off", step, step["at_s"] + step["for_s"])
+            self._noted("fault_off", step, step["at_s"] + step["for_s"], pid)
             if undo := self._undo.pop(number, None):
                 undo()
         return None
@@ -95,18 +96,19 @@ class Faulting:
     async def _until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, self._origin_s + at_s - time.monotonic()))
 
-    def _noted(self, kind: Any, step: Step, meant_s: float) -> None:
+    def _noted(self, kind: Any, step: Step, meant_s: float, pid: int) -> None:
         now_s = time.monotonic() - self._origin_s
         self.late_max_s = max(self.late_max_s, now_s - meant_s)
-        self._note(Event(now_s, kind, what=step["what"], where=step["where"], value=meant_s))
+        node = f"{pid}" if pid else ""
+        self._note(Event(now_s, kind, node, what=step["what"], where=step["where"], value=meant_s))
 
-    async def _begin(self, number: int, step: Step) -> None:
+    async def _begin(self, number: int, step: Step, pid: int) -> None:
         what: str = step["what"]
         match what:
             case "kill":
-                self._signal(number, step, signal.SIGKILL)
+                self._signal(pid, step, signal.SIGKILL)
             case "stop":
-                pid = self._signal(number, step, signal.SIGSTOP)
+                self._signal(pid, step, signal.SIGSTOP)
                 self._undo[number] = lambda: _thaw(pid)
             case "stop-broker":
                 send_signal(self._kafka_pid, signal.SIGSTOP)
@@ -123,14 +125,15 @@ class Faulting:
             case _:
                 assert what in OF_THE_LOAD, what
 
-    def _signal(self, number: int, step: Step, sent: signal.Signals) -> int:
-        """Returns whom it went to; 0 for nobody."""
-        pids = self._runtime.pids(step["where"])
+    def _victim(self, number: int, step: Step) -> int:
+        """The process that is struck; 0 if it is none, or none was found."""
+        pids = self._runtime.pids(step["where"]) if step["what"] in ("kill", "stop") else []
         # By its place and not by its id, so that in each run of a seed the same one is struck.
-        pid = random.Random(f"{self._seed}/{number}").choice(pids) if pids else 0
+        return random.Random(f"{self._seed}/{number}").choice(pids) if pids else 0
+
+    def _signal(self, pid: int, step: Step, sent: signal.Signals) -> None:
         if not pid or not send_signal(pid, sent):
             self.misses.append(f"{step['what']} found no {step['where']}")
-        return pid
 
     def _slow(self, where: str, delay_s: float) -> None:
         body = {"prepare_s": delay_s, "handler_s": delay_s if where == "handler" else 0.0}

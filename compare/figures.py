@@ -112,10 +112,6 @@ class RunFigures(msgspec.Struct, frozen=True):
     """The settings that were in force."""
 
 
-def baseline_of(figures: RunFigures) -> Baseline | None:
-    return Baseline(figures.latency.p99, figures.latency.p999) if figures.latency else None
-
-
 def figures_of(
     run: Run,
     events: Sequence[Event],
@@ -152,7 +148,7 @@ def figures_of(
         windows=windows,
         recovery=recovery,
         blast=blast_of(every_order, events, windows, recovery, baseline, run.seconds),
-        work=work_of(orders, events, ledger, counts),
+        work=work_of(orders, events, ledger, counts, baseline),
         cost=cost_of(events, run.seconds, counts),
         truth=truth_of(verdict),
         heat=heat_of(orders, events, windows, baseline, run.seconds),

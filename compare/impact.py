@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
 
-from penstock.compare.orders import LOAD, Order, Place
+from penstock.compare.orders import LOAD, Order, Place, orders_of
 from penstock.compare.records import Event
-from penstock.compare.series import Second, seconds_of
+from penstock.compare.series import Second, latency_of, seconds_of
 from penstock.compare.statistics import ratio
 
 WINDOWS: Final = 5
@@ -30,15 +31,59 @@ HEALTHY_P99: Final = 2.0
 HEAT_ROWS: Final = 32
 """Rows of the heat map: enough that a row is a few keys, and few enough that a cell is seen."""
 
+
+def homes_of(orders: Iterable[Order], baseline: Baseline | None) -> dict[str, Place]:
+    """Where each order belongs on the map: at the function of which most orders touch exactly one instance that is not
+    theirs alone, such as the account of who pays. An order that touches none stands for itself."""
+    touched: dict[str, dict[str, list[Place]]] = {}
+    keys = {}
+    for order in orders:
+        by_function = touched[order.name] = {}
+        keys[order.name] = Place("", order.key)
+        for place in baseline.places_of(order) if baseline else order.places:
+            if place.id not in (order.name, order.key) or order.key != order.name:
+                by_function.setdefault(place.fn, []).append(place)
+    single = Counter(fn for by_function in touched.values() for fn, found in by_function.items() if len(found) == 1)
+    if not single:
+        return keys
+    function = max(single, key=lambda fn: (single[fn], fn))
+    found = {name: by_function.get(function, []) for name, by_function in touched.items()}
+    return {name: places[0] if len(places) == 1 else keys[name] for name, places in found.items()}
+
+
 HEAT_CODES: Final = ".orsx"
 """From the best to the worst."""
 
 
-class Baseline(msgspec.Struct, frozen=True):
+class Baseline(NamedTuple):
     """What the same arm does without a fault."""
 
     p99_ms: float
     p999_ms: float
+    starts: Mapping[str, int] = MappingProxyType({})
+    """Handlers that begin for each order of the same seed; empty if the run is of another one."""
+    places: Mapping[str, frozenset[Place]] = MappingProxyType({})
+    """Function instances that each order of the same seed touches: where one belongs that never ran."""
+
+    def of_another_seed(self) -> Baseline:
+        return Baseline(self.p99_ms, self.p999_ms)
+
+    def places_of(self, order: Order) -> frozenset[Place]:
+        return order.places | self.places.get(order.name, frozenset())
+
+    def repeats(self, order: Order) -> int:
+        """Handlers that began for it more often than they have to."""
+        return max(order.starts - self.starts[order.name], 0) if order.name in self.starts else 0
+
+
+def baseline_of(events: Iterable[Event]) -> Baseline | None:
+    """Of a run without a fault; None if it answered nothing."""
+    orders = orders_of(events, None)
+    latency = latency_of(order for order in orders if order.offered_s >= 0)
+    if latency is None:
+        return None
+    starts, places = ({order.name: order.starts for order in orders}, {order.name: order.places for order in orders})
+    return Baseline(latency.p99, latency.p999, starts, places)
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -215,7 +260,7 @@ def blast_of(
     # An impact that is over within a second is still looked for in one, for otherwise nothing would be offered in it.
     in_window = [order for order in orders if on_s <= order.offered_s < max(end_s, on_s + 1)]
     tally: Counter[tuple[str, bool]] = Counter(
-        (_side(order, owners, victims), is_affected(order, baseline)) for order in in_window
+        (_side(order, baseline, owners, victims), is_affected(order, baseline)) for order in in_window
     )
     return Blast(
         own_offered=tally["own", True] + tally["own", False],
@@ -243,9 +288,8 @@ def owners_of(events: Iterable[Event], *, before_s: float) -> dict[Place, str]:
     return {place: node for place, (_, node) in last.items()}
 
 
-def _side(order: Order, owners: dict[Place, str], victims: frozenset[str]) -> str:
-    known = {owners[place] for place in order.places if place in owners}
-    known |= {node for place, node in owners.items() if place.id == order.key} if not known else set()
+def _side(order: Order, baseline: Baseline, owners: dict[Place, str], victims: frozenset[str]) -> str:
+    known = {owners[place] for place in baseline.places_of(order) if place in owners}
     if not known:
         return "unplaced"
     return "own" if known & victims else "collateral"
@@ -259,11 +303,10 @@ def heat_of(
     seconds: float,
 ) -> Heat:
     """Rows of one owner stand together, so that what befell one process is a band."""
-    before_s = windows[0].on_s if windows else math.inf
-    by_id: dict[str, str] = {}
-    for place, node in sorted(owners_of(events, before_s=before_s).items()):
-        by_id[place.id] = node
-    keys = Counter(by_id.get(key, "") for key in {order.key for order in orders})
+    node_of = owners_of(events, before_s=windows[0].on_s if windows else math.inf)
+    homes = homes_of(orders, baseline)
+    owner_of = {home: node_of.get(home, "") for home in homes.values()}
+    keys = Counter(owner_of.values())
     # An owner has rows by the number of its keys, and one at least.
     many = {owner: max(round(HEAT_ROWS * keys[owner] / keys.total()), 1) for owner in sorted(keys)}
     owners = [owner for owner, rows in many.items() for _ in range(rows)]
@@ -273,8 +316,9 @@ def heat_of(
         column = math.floor(order.offered_s)
         if column >= columns:
             continue
-        owner = by_id.get(order.key, "")
-        row = owners.index(owner) + crc32(order.key.encode()) % many[owner]
+        home = homes[order.name]
+        owner = owner_of[home]
+        row = owners.index(owner) + crc32(home.id.encode()) % many[owner]
         cells[row][column] = max(cells[row][column], HEAT_CODES.index(_heat_code(order, baseline)))
     return Heat(owners=owners, rows=["".join(HEAT_CODES[cell] for cell in row) for row in cells])
 
@@ -284,4 +328,4 @@ def _heat_code(order: Order, baseline: Baseline | None) -> str:
         return "x"
     if baseline and order.latency_ms is not None and order.latency_ms > baseline.p999_ms:
         return "s"
-    return "r" if order.repeats else "o"
+    return "r" if baseline and baseline.repeats(order) else "o"

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from penstock.compare.records import Event, Verdict
 
-LOAD: Final = "load"
+LOAD: Final = "client"
 """The node of records that the clients wrote."""
 
 
@@ -53,8 +53,6 @@ class Order:
     places: frozenset[Place]
     starts: int
     """Handlers that began for it."""
-    repeats: int
-    """Those of them that had begun before with the same work."""
 
 
 def orders_of(events: Iterable[Event], verdict: Verdict | None) -> list[Order]:
@@ -85,7 +83,7 @@ def _order(name: str, records: list[Event], blamed: set[str]) -> Order | None:
     latency_ms = None
     if answer:
         latency_ms = answer.dur_ms if answer.dur_ms is not None else (answer.t - offered.t) * 1000
-    work = [(event.fn, event.id, event.xid, event.step) for event in records if event.kind == "start"]
+    starts = [event for event in records if event.kind == "start"]
     return Order(
         name=name,
         key=offered.key or name,
@@ -95,9 +93,8 @@ def _order(name: str, records: list[Event], blamed: set[str]) -> Order | None:
         answered_s=answer.t if answer else None,
         latency_ms=latency_ms,
         right=outcome in (Outcome.CONFIRMED, Outcome.REJECTED) and name not in blamed,
-        places=frozenset(Place(fn, id) for fn, id, _, _ in work),
-        starts=len(work),
-        repeats=len(work) - len(set(work)),
+        places=frozenset(Place(event.fn, event.id) for event in starts),
+        starts=len(starts),
     )
 
 

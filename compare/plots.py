@@ -871,7 +871,7 @@ def _storm(summary: Summary, points: Sequence[_Retries]) -> Picture:
                 after[arm.name] = sum(tails) / len(tails)
         left.set_xlabel("attempts that fail, %")
         left.set_ylabel("attempts for each order")
-        left.legend(ncols=2)
+        figure.legend(loc="outside upper left", ncols=8)
         _bars(right, summary, after, lambda value: percent(value / 100))
         right.set_xlabel("answered rightly after the fault, %")
         return figure

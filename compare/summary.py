@@ -8,14 +8,14 @@ averaged: one order lost in one seed of ten is one order lost.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from penstock.compare.figures import RunFigures, Truth, baseline_of, figures_of
-from penstock.compare.impact import Baseline
+from penstock.compare.figures import RunFigures, Truth, figures_of
+from penstock.compare.impact import Baseline, baseline_of
 from penstock.compare.records import BASELINE, Comparison, Plan, PlannedArm, Run, RunDirectory, run_name
 from penstock.compare.series import Counts
 from penstock.compare.statistics import Estimate, estimate
@@ -112,21 +112,24 @@ def _reasons(runs: Iterable[Run]) -> str:
 
 
 def _all_figures(done: Sequence[tuple[Run, RunDirectory]]) -> list[RunFigures]:
-    """In the order of the plan. Baselines come first, because the others are compared with them."""
-    figures: dict[str, RunFigures] = {}
-    baselines: dict[str, dict[int, Baseline]] = defaultdict(dict)
-    for run, directory in sorted(done, key=lambda each: each[0].fault != BASELINE):
-        by_seed = baselines[run.arm]
-        found = figures[run.run] = _figures(run, directory, by_seed.get(run.seed) or _any(by_seed))
-        own = baseline_of(found)
-        if run.fault == BASELINE and run.status == "complete" and own:
-            by_seed[run.seed] = own
+    """In the order of the plan."""
+    by_arm: dict[str, list[tuple[Run, RunDirectory]]] = defaultdict(list)
+    for run, directory in done:
+        by_arm[run.arm].append((run, directory))
+    figures = {found.run: found for of_arm in by_arm.values() for found in _figures_of_arm(of_arm)}
     return [figures[run.run] for run, _ in done]
 
 
-def _any(by_seed: dict[int, Baseline]) -> Baseline | None:
-    """Of another seed, if that of the same one is missing: it differs in which orders came, not in the arm."""
-    return by_seed[min(by_seed)] if by_seed else None
+def _figures_of_arm(done: Sequence[tuple[Run, RunDirectory]]) -> Iterator[RunFigures]:
+    """What happens without a fault comes first, because the others are compared with it."""
+    by_seed: dict[int, Baseline] = {}
+    for run, directory in done:
+        if (run.fault, run.status) == (BASELINE, "complete") and (found := baseline_of(directory.events())):
+            by_seed[run.seed] = found
+    # Another seed differs in which orders come, and not in the arm.
+    other = by_seed[min(by_seed)].of_another_seed() if by_seed else None
+    for run, directory in done:
+        yield _figures(run, directory, by_seed.get(run.seed, other))
 
 
 def _figures(run: Run, directory: RunDirectory, baseline: Baseline | None) -> RunFigures:

@@ -188,14 +188,14 @@ def _order(t: float, name: str, rng: random.Random, behaviour: Behaviour) -> tup
     if behaviour.failing and hit and behaviour.failing[0] <= t < behaviour.failing[1]:
         outcome = "PEN0816"
     end = t + latency_s
-    events = [Event(t, "offered", **names), Event(t, "sent", "load", attempt=1, **names)]
+    events = [Event(t, "offered", **names), Event(t, "sent", "client", attempt=1, **names)]
     events.append(Event(t + latency_s / 4, "start", node, fn="shop/order", id=name, order=name))
     if outcome == "CONFIRMED":
         events.append(Event(t + latency_s / 2, "start", node, fn="shop/payment", id=key, order=name))
     for attempt in range(behaviour.retries if hit and outcome == "PEN0816" else 0):
-        events.append(Event(t + 0.1, "retry", "load", attempt=attempt + 1, **names))
-        events.append(Event(t + 0.2, "sent", "load", attempt=attempt + 2, **names))
-    events.append(Event(end, "reply", "load", outcome=outcome, status=200, dur_ms=latency_s * 1000, **names))
+        events.append(Event(t + 0.1, "retry", "client", attempt=attempt + 1, **names))
+        events.append(Event(t + 0.2, "sent", "client", attempt=attempt + 2, **names))
+    events.append(Event(end, "reply", "client", outcome=outcome, status=200, dur_ms=latency_s * 1000, **names))
     paid = [
         LedgerEntry(end, "request", order=name, user=key),
         LedgerEntry(end, "capture", order=name, user=key, amount=5),

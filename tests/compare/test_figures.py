@@ -21,25 +21,25 @@ from tests.compare.synthetic import KILL, MESH, NODES, NOTHING, STREAM, Behaviou
 RUN = Run("M3-X2-0", "M3", "X2", 0, "plan", "complete", seconds=4.0, rate=1.0)
 BY_HAND = [
     Event(-0.5, "offered", order="w"),
-    Event(-0.5, "sent", "load", order="w"),
-    Event(-0.4, "reply", "load", order="w", outcome="CONFIRMED", dur_ms=100),
+    Event(-0.5, "sent", "client", order="w"),
+    Event(-0.4, "reply", "client", order="w", outcome="CONFIRMED", dur_ms=100),
     Event(0.2, "offered", order="a"),
-    Event(0.2, "sent", "load", order="a"),
+    Event(0.2, "sent", "client", order="a"),
     Event(0.25, "start", "A", fn="f", id="1", order="a"),
-    Event(0.3, "reply", "load", order="a", outcome="CONFIRMED", dur_ms=100),
+    Event(0.3, "reply", "client", order="a", outcome="CONFIRMED", dur_ms=100),
     Event(0.7, "offered", order="b"),
-    Event(0.7, "sent", "load", order="b"),
+    Event(0.7, "sent", "client", order="b"),
     Event(0.75, "start", "A", fn="f", id="2", order="b"),
     Event(0.8, "start", "A", fn="f", id="2", order="b"),
-    Event(1.1, "reply", "load", order="b", outcome="REJECTED:stock", dur_ms=400),
+    Event(1.1, "reply", "client", order="b", outcome="REJECTED:stock", dur_ms=400),
     Event(2.0, "offered", order="c"),
-    Event(2.0, "sent", "load", order="c"),
-    Event(2.1, "retry", "load", order="c"),
-    Event(2.2, "sent", "load", order="c"),
-    Event(2.5, "reply", "load", order="c", outcome="PEN0816", status=503, dur_ms=500),
+    Event(2.0, "sent", "client", order="c"),
+    Event(2.1, "retry", "client", order="c"),
+    Event(2.2, "sent", "client", order="c"),
+    Event(2.5, "reply", "client", order="c", outcome="PEN0816", status=503, dur_ms=500),
     Event(2.6, "retry", "door", value=3.0),
     Event(3.4, "offered", order="d"),
-    Event(3.4, "sent", "load", order="d"),
+    Event(3.4, "sent", "client", order="d"),
 ]
 
 
@@ -78,12 +78,19 @@ def test_attempts_are_those_of_clients_and_of_the_runtime() -> None:
     # Failed are the two orders without a result, the one that the client sent again, and three within the runtime.
     assert work.actual_error_rate == 6 / 8
     assert work.effective_error_rate == 0.5
-    assert (work.starts, work.wasted) == (3, 0.5)
+    assert work.starts == 3
+    assert work.wasted is None
+
+
+def test_work_is_wasted_that_was_not_needed_without_the_fault() -> None:
+    baseline = Baseline(100, 100, starts={"a": 1, "b": 1, "c": 1})
+    # Of three that began for orders of both runs, one was needless; order c did not come so far.
+    assert figures_of(RUN, BY_HAND, [], None, baseline).work.wasted == 0.5
 
 
 def test_without_a_witness_nothing_is_known_of_repeated_work() -> None:
     counts = counts_of(orders_of(BY_HAND, None))
-    work = work_of([], [event for event in BY_HAND if event.kind != "start"], [], counts)
+    work = work_of([], [event for event in BY_HAND if event.kind != "start"], [], counts, Baseline(1, 1, {"a": 1}))
     assert (work.starts, work.wasted) == (None, None)
 
 

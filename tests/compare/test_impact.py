@@ -8,6 +8,7 @@ from penstock.compare.impact import (
     Baseline,
     blast_of,
     heat_of,
+    homes_of,
     is_affected,
     is_during,
     owners_of,
@@ -34,7 +35,6 @@ def order(t: float, *, latency_ms: float | None = 50.0, right: bool = True, key:
         right=right,
         places=frozenset({Place("shop/payment", fn_id)}) if fn_id else frozenset(),
         starts=1,
-        repeats=0,
     )
 
 
@@ -117,7 +117,7 @@ def test_what_nobody_noticed_is_over_at_once() -> None:
 
 def test_detection_repair_and_catching_up_follow_one_another() -> None:
     orders = outage(4.0, 6.5)
-    events = [Event(3.0, "rollback", "door"), Event(5.0, "rollback", "door"), Event(4.5, "retry", "load")]
+    events = [Event(3.0, "rollback", "door"), Event(5.0, "rollback", "door"), Event(4.5, "retry", "client")]
     found = recovery_of(orders, seconds_of(orders, 20.0), windows_of([KILL], 20.0), events, BASELINE)
     assert found is not None
     assert found.detect_s == 1.0
@@ -143,10 +143,12 @@ def test_without_a_baseline_there_is_nothing_to_recover_to() -> None:
 # ---- the blast
 
 
-def blast(orders: Sequence[Order], events: Sequence[Event]) -> tuple[float | None, float | None]:
+def blast(
+    orders: Sequence[Order], events: Sequence[Event], baseline: Baseline = BASELINE
+) -> tuple[float | None, float | None]:
     windows = windows_of(events, 20.0)
-    recovery = recovery_of(orders, seconds_of(orders, 20.0), windows, events, BASELINE)
-    found = blast_of(orders, events, windows, recovery, BASELINE, 20.0)
+    recovery = recovery_of(orders, seconds_of(orders, 20.0), windows, events, baseline)
+    found = blast_of(orders, events, windows, recovery, baseline, 20.0)
     assert found is not None
     return found.own, found.collateral
 
@@ -169,9 +171,11 @@ def test_a_failure_of_everything_has_collateral() -> None:
     assert blast(orders, [KILL, *starts()]) == (1.0, 1.0)
 
 
-def test_an_order_that_never_ran_is_placed_by_its_key() -> None:
-    orders = [order(t, right=not 4.0 <= t < 6.0, key="ada") for t in every_tenth()]
-    assert blast(orders, [KILL, *starts()]) == (1.0, None)
+def test_an_order_that_never_ran_belongs_where_it_ran_without_the_fault() -> None:
+    orders = [order(t, right=not 4.0 <= t < 6.0) for t in every_tenth()]
+    there = {each.name: frozenset({Place("shop/payment", "ada")}) for each in orders}
+    assert blast(orders, [KILL, *starts()], BASELINE._replace(places=there)) == (1.0, None)
+    assert blast(orders, [KILL, *starts()]) == (None, None)
 
 
 def test_where_no_process_is_hit_there_is_no_blast() -> None:
@@ -201,7 +205,20 @@ def test_a_cell_is_the_worst_that_happened_in_it() -> None:
 
 
 def test_rows_of_one_process_stand_together() -> None:
-    orders = [order(t, key=who) for t in (0.5, 1.5) for who in ("ada", "bob")]
+    orders = [order(t, key=f"{who}{t}", fn_id=who) for t in (0.5, 1.5) for who in ("ada", "bob")]
     heat = heat_of(orders, starts(0.1), [], BASELINE, 2.0)
     assert heat.owners == sorted(heat.owners)
     assert set(heat.owners) == {"A", "B"}
+
+
+def test_an_order_is_at_home_where_others_are_too() -> None:
+    one, two = order(0.5, key="x"), order(1.5, key="y")
+    common = frozenset({Place("shop/payment", "ada"), Place("shop/stock", "tea"), Place("shop/stock", "rice")})
+    homes = homes_of([one, two], BASELINE._replace(places={one.name: common, two.name: common}))
+    assert set(homes.values()) == {Place("shop/payment", "ada")}
+    assert homes_of([one, two], None) == {one.name: Place("", "x"), two.name: Place("", "y")}
+
+
+def test_work_is_repeated_if_more_handlers_begin_than_without_the_fault() -> None:
+    baseline = BASELINE._replace(starts={order(0.1).name: 1, order(1.1).name: 0})
+    assert [row for row in heat_of([order(0.1), order(1.1)], [], [], baseline, 2.0).rows if row.strip(".")] == ["or"]

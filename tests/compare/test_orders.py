@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from penstock.compare.orders import Outcome, blamed_orders, classify, orders_of
+from penstock.compare.orders import Outcome, Place, blamed_orders, classify, orders_of
 from penstock.compare.records import Event, Invariant, Verdict
 
 
@@ -9,7 +9,7 @@ def offered(t: float, order: str = "o-0-1") -> Event:
 
 
 def reply(t: float, outcome: str, order: str = "o-0-1", dur_ms: float | None = None) -> Event:
-    return Event(t, "reply", "load", order=order, outcome=outcome, dur_ms=dur_ms)
+    return Event(t, "reply", "client", order=order, outcome=outcome, dur_ms=dur_ms)
 
 
 def blaming(text: str) -> Verdict:
@@ -59,11 +59,12 @@ def test_blame_falls_on_whole_names_only() -> None:
     assert blamed_orders(blaming("o-0-12: two captures"), {"o-0-1", "o-0-12"}) == {"o-0-12"}
 
 
-def test_a_handler_that_begins_again_with_the_same_work_is_a_repeat() -> None:
+def test_the_places_of_an_order_are_where_its_handlers_began() -> None:
     start = Event(0.1, "start", "1", fn="shop/order", id="o-0-1", order="o-0-1")
     other = Event(0.2, "start", "1", fn="shop/payment", id="ada", order="o-0-1")
     (order,) = orders_of([offered(0.0), start, other, start], None)
-    assert (order.starts, order.repeats) == (3, 1)
+    assert order.starts == 3
+    assert order.places == {Place("shop/order", "o-0-1"), Place("shop/payment", "ada")}
 
 
 def test_what_was_never_offered_is_no_order() -> None:

@@ -21,9 +21,9 @@ from tests.compare.synthetic import (
 
 ANSWERED = [
     Event(0.5, "offered", order="a"),
-    Event(0.5, "reply", "load", order="a", outcome="CONFIRMED", dur_ms=10),
+    Event(0.5, "reply", "client", order="a", outcome="CONFIRMED", dur_ms=10),
 ]
-FAILED = [Event(0.5, "offered", order="a"), Event(0.6, "reply", "load", order="a", outcome="PEN0816", dur_ms=100)]
+FAILED = [Event(0.5, "offered", order="a"), Event(0.6, "reply", "client", order="a", outcome="PEN0816", dur_ms=100)]
 
 
 def directory(path: Path, seeds: int = 2) -> Directory:
