@@ -15,6 +15,7 @@ import msgspec
 from penstock.compare.figures import HARMS, Truth
 from penstock.compare.records import BASELINE, PlannedArm
 from penstock.compare.selection import is_control, leading, protected
+from penstock.compare.series import Counts
 from penstock.compare.statistics import Estimate, estimate, upper_bound_of_none
 from penstock.compare.summary import Cell, Summary
 from penstock.compare.wording import NOTHING, interval, listed, milliseconds, percent, seconds
@@ -48,7 +49,7 @@ def conclusion_of(summary: Summary) -> Conclusion:
     stream, mesh = leading(summary, "stream"), leading(summary, "mesh")
     reasons = _reasons(summary, stream, mesh)
     return Conclusion(
-        headline=_headline(summary),
+        headline=_headline(summary, stream, mesh),
         sentences=[
             *_damage(summary),
             *_controls(summary),
@@ -64,15 +65,24 @@ def conclusion_of(summary: Summary) -> Conclusion:
 # ---- what was damaged
 
 
-def _headline(summary: Summary) -> str:
+def _headline(summary: Summary, stream: str, mesh: str) -> str:
     careful = [*protected(summary, "stream"), *protected(summary, "mesh")]
     harmed = [arm.name for arm in careful if _harm(_cells(summary, arm)).harm]
     if not any(cell.truth for cell in summary.cells):
         return "No oracle judged these runs, so they tell of times and errors only"
-    if not harmed:
-        return f"{listed([arm.name for arm in careful])} kept every order right"
     spared = [arm.name for arm in careful if arm.name not in harmed]
-    return f"{listed(harmed)} did harm" + (f"; {listed(spared)} kept every order right" if spared else "")
+    parts = [f"{listed(harmed)} did harm"] if harmed else []
+    parts += [f"{listed(spared)} did no harm"] if spared else []
+    answered = [told for arm in (stream, mesh) if (told := _answered(summary, arm))]
+    parts += [f"through the failures {listed(answered)} were answered rightly"] if answered else []
+    return "; ".join(parts) or "Only controls were measured"
+
+
+def _answered(summary: Summary, arm: str) -> str:
+    """What became of the orders of all runs with a fault."""
+    cells = [cell for cell in summary.cells if cell.arm == arm and cell.fault != BASELINE and cell.state == "measured"]
+    counts = sum((cell.counts for cell in cells), Counts())
+    return f"{percent(counts.right / counts.offered)} of the orders of {arm}" if counts.offered else ""
 
 
 def _damage(summary: Summary) -> Iterable[str]:
@@ -263,7 +273,5 @@ def _caveats(summary: Summary) -> list[str]:
         )
     late = estimate([run.late_p99_ms for run in summary.runs if run.late_p99_ms is not None])
     if late:
-        found.append(
-            f"The load generator kept its schedule: late by {milliseconds(late.mean)} (p99, mean of the runs)."
-        )
+        found.append(f"The load generator was late by {milliseconds(late.mean)} (p99, mean of the runs).")
     return found

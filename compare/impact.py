@@ -82,8 +82,9 @@ def baseline_of(events: Iterable[Event]) -> Baseline | None:
     latency = latency_of(order for order in orders if order.offered_s >= 0)
     if latency is None:
         return None
-    starts, places = ({order.name: order.starts for order in orders}, {order.name: order.places for order in orders})
-    return Baseline(latency.p99, latency.p999, starts, places)
+    # One that failed here has begun less than it takes.
+    starts = {order.name: order.starts for order in orders if order.right}
+    return Baseline(latency.p99, latency.p999, starts, {order.name: order.places for order in orders})
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -307,8 +308,10 @@ def heat_of(
     homes = homes_of(orders, baseline)
     owner_of = {home: node_of.get(home, "") for home in homes.values()}
     keys = Counter(owner_of.values())
-    # An owner has rows by the number of its keys, and one at least.
-    many = {owner: max(round(HEAT_ROWS * keys[owner] / keys.total()), 1) for owner in sorted(keys)}
+    # An owner has rows by the number of its keys, and one at least; those whose owner is not known come last.
+    many = {owner: max(round(HEAT_ROWS * keys[owner] / keys.total()), 1) for owner in sorted(keys) if owner}
+    if "" in keys:
+        many[""] = max(HEAT_ROWS - sum(many.values()), 1)
     owners = [owner for owner, rows in many.items() for _ in range(rows)]
     columns = math.ceil(seconds - 1e-9)
     cells = [[0] * columns for _ in owners]

@@ -812,7 +812,7 @@ def _bars(axes: Axes, summary: Summary, values: dict[str, float], show: Callable
     axes.invert_yaxis()
     axes.set_xlim(0, max(max(values.values(), default=0.0) * 1.18, 1e-9))
     for place, value in enumerate(values.values()):
-        axes.text(value, place, f" {show(value)}", va="center", fontsize=9)
+        axes.annotate(show(value), (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 # ---- P8, how retries multiply
