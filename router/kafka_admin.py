@@ -63,7 +63,7 @@ from aiokafka.protocol.types import (
 from penstock.errors import ConfigurationError, PenstockError, Refused, Unavailable
 from penstock.router.kafka_connections import Connections
 from penstock.router.kafka_options import KafkaOptions
-from penstock.router.kafka_reader import read_range
+from penstock.router.kafka_reader import OUT_OF_RANGE, read_range
 from penstock.router.kafka_records import Fetched
 
 OLDEST: Final = "3.9"
@@ -414,14 +414,32 @@ class Admin:
         for topic in (await self.topics({topic for topic, _ in partitions})).values():
             if "Read" not in topic.allowed:
                 raise denied(self.options, ["Read"], "topic", topic.name)
-        offsets = await self.offsets(partitions)
-        chosen = {each: where(first, end) for each, (first, end) in offsets.items() if first < end}
+        before = None
+        while True:
+            offsets = await self.offsets(partitions)
+            chosen = {each: where(first, end) for each, (first, end) in offsets.items() if first < end}
+            try:
+                found = await self._read_at(chosen)
+            except Refused as error:
+                if error.code != OUT_OF_RANGE or offsets == before:
+                    raise
+                before = offsets  # Deleted in between, by whoever needs it no more: another one is the first now.
+            else:
+                return found
+
+    async def _read_at(self, chosen: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], Fetched]:
         reading = [
             read_range(self.options, topic, partition, offset, offset + 1, isolation="read_uncommitted")
             for (topic, partition), offset in chosen.items()
         ]
-        found = zip(chosen, await asyncio.gather(*reading), strict=True)
-        return {place: records[0] for place, records in found if records}
+        results = await asyncio.gather(*reading, return_exceptions=True)
+        found = {}
+        for place, result in zip(chosen, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            if result:
+                found[place] = result[0]
+        return found
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` answers, asked again as long as a request may take while partitions change their leaders."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -395,6 +395,28 @@ def test_a_topic_that_something_else_writes_is_refused(options: KafkaOptions, ka
         "something else (key b'order-1', offset 0). The records it needs are gone, and it can't continue. Begin anew, "
         "under another name or after: penstock destroy."
     )
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_records_may_be_deleted_while_topics_are_looked_at(
+    options: KafkaOptions, kafka_app: str, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """A leader gives up what no checkpoint needs at any moment: also while a worker starts."""
+    made(options, kafka_app)
+    deltas = topic_name(kafka_app, "deltas")
+    write(options, deltas)
+    asked(options, lambda admin: admin.delete_records({(deltas, 0): 1}))
+    actual, outdated = Admin.offsets, [0] * looks
+
+    async def offsets(self: Admin, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        found = await actual(self, partitions)
+        if (deltas, 0) in found and outdated:
+            found[deltas, 0] = (outdated.pop(), found[deltas, 0][1])
+        return found
+
+    monkeypatch.setattr(Admin, "offsets", offsets)
+    assert made(options, kafka_app).created == []
+    assert not outdated
 
 
 def test_a_copy_from_another_cluster_is_refused(options: KafkaOptions, kafka_app: str) -> None:
