@@ -49,8 +49,9 @@ def conclusion_of(summary: Summary) -> Conclusion:
     stream, mesh = leading(summary, "stream"), leading(summary, "mesh")
     reasons = _reasons(summary, stream, mesh)
     return Conclusion(
-        headline=_headline(summary, stream, mesh),
+        headline=_headline(summary),
         sentences=[
+            *_answered(summary, [name for name in (stream, mesh) if name]),
             *_damage(summary),
             *_controls(summary),
         ],
@@ -65,7 +66,7 @@ def conclusion_of(summary: Summary) -> Conclusion:
 # ---- what was damaged
 
 
-def _headline(summary: Summary, stream: str, mesh: str) -> str:
+def _headline(summary: Summary) -> str:
     careful = [*protected(summary, "stream"), *protected(summary, "mesh")]
     harmed = [arm.name for arm in careful if _harm(_cells(summary, arm)).harm]
     if not any(cell.truth for cell in summary.cells):
@@ -73,16 +74,19 @@ def _headline(summary: Summary, stream: str, mesh: str) -> str:
     spared = [arm.name for arm in careful if arm.name not in harmed]
     parts = [f"{listed(harmed)} did harm"] if harmed else []
     parts += [f"{listed(spared)} did no harm"] if spared else []
-    answered = [told for arm in (stream, mesh) if (told := _answered(summary, arm))]
-    parts += [f"through the failures {listed(answered)} were answered rightly"] if answered else []
     return "; ".join(parts) or "Only controls were measured"
 
 
-def _answered(summary: Summary, arm: str) -> str:
-    """What became of the orders of all runs with a fault."""
-    cells = [cell for cell in summary.cells if cell.arm == arm and cell.fault != BASELINE and cell.state == "measured"]
-    counts = sum((cell.counts for cell in cells), Counts())
-    return f"{percent(counts.right / counts.offered)} of the orders of {arm}" if counts.offered else ""
+def _answered(summary: Summary, arms: Sequence[str]) -> Iterable[str]:
+    """How much came through the faults. An arm that turns everything away does no harm, and is no better for it."""
+    told = []
+    for arm in arms:
+        cells = [cell for cell in summary.cells if (cell.arm, cell.state) == (arm, "measured")]
+        counts = sum((cell.counts for cell in cells if cell.fault != BASELINE), Counts())
+        if counts.offered:
+            told.append(f"{arm} answered {percent(counts.right / counts.offered)}")
+    if told:
+        yield f"Of the orders in all runs with a fault, {listed(told)} rightly."
 
 
 def _damage(summary: Summary) -> Iterable[str]:

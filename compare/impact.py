@@ -307,8 +307,8 @@ def heat_of(
     node_of = owners_of(events, before_s=windows[0].on_s if windows else math.inf)
     homes = homes_of(orders, baseline)
     owner_of = {home: node_of.get(home, "") for home in homes.values()}
-    keys = Counter(owner_of.values())
-    # An owner has rows by the number of its keys, and one at least; those whose owner is not known come last.
+    keys = Counter(owner_of[home] for home in homes.values())
+    # An owner has rows by the number of its orders, and one at least; those whose owner is not known come last.
     many = {owner: max(round(HEAT_ROWS * keys[owner] / keys.total()), 1) for owner in sorted(keys) if owner}
     if "" in keys:
         many[""] = max(HEAT_ROWS - sum(many.values()), 1)

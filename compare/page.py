@@ -13,10 +13,10 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
+from penstock.compare.canvas import DARK, FONTS, LIGHT, Omission, Picture, Plot, Rendered
 from penstock.compare.conclusion import Conclusion
 from penstock.compare.figures import HARMS
 from penstock.compare.hypotheses import Finding
-from penstock.compare.plots import DARK, FONTS, LIGHT, Omission, Picture, Plot, Rendered
 from penstock.compare.statistics import METHOD
 from penstock.compare.summary import Cell, Summary
 from penstock.compare.wording import NOTHING, interval, milliseconds, number, percent, seconds
@@ -136,7 +136,7 @@ def _plot(plot: Plot, rendered: Mapping[str, Rendered]) -> str:
 def _picture(picture: Picture, svg: str) -> str:
     rows = [tuple(map(escape, row)) for row in picture.rows]
     return f"""<figure id="{picture.name}"><figcaption>{escape(picture.caption)}</figcaption>
-{svg}
+<div class="wide" tabindex="0">{svg}</div>
 <details><summary>The numbers behind it</summary>{_table(picture.columns, rows)}</details>
 </figure>"""
 
@@ -253,7 +253,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already. A row that is too short has its last cell reach to the end."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "\n".join(_row(row, len(columns)) for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(cells: Sequence[str], many: int) -> str:

@@ -35,8 +35,9 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     Raises InvalidInput for a directory without complete runs, with damaged ones, or with those of another comparison.
     """
     try:
+        from penstock.compare.canvas import Omission, Plot, render
         from penstock.compare.page import page_of
-        from penstock.compare.plots import Omission, Plot, plots_of, render
+        from penstock.compare.plots import plots_of
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             "PEN0981",

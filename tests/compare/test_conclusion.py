@@ -21,16 +21,20 @@ def conclude(
 
 def test_without_harm_the_headline_says_so_and_a_bound_stands_beside_it(tmp_path: Path) -> None:
     found = conclude(tmp_path, Behaviour(), Behaviour())
-    assert found.headline == (
-        "S2 and M3 did no harm; through the failures 100.0 % of the orders of S2 and 100.0 % of the orders of M3 were "
-        "answered rightly"
+    assert found.headline == "S2 and M3 did no harm"
+    assert "in 4,800 orders: with 95 % certainty harm comes to fewer than 0.062 % of them" in found.sentences[1]
+
+
+def test_what_was_answered_stands_first_because_silence_does_no_harm_either(tmp_path: Path) -> None:
+    found = conclude(tmp_path, Behaviour(), Behaviour(failing=(0, 20)), seeds=1)
+    assert found.sentences[0] == (
+        "Of the orders in all runs with a fault, S2 answered 100.0 % and M3 answered 0.0 % rightly."
     )
-    assert "in 4,800 orders: with 95 % certainty harm comes to fewer than 0.062 % of them" in found.sentences[0]
 
 
 def test_harm_is_told_by_arm_fault_and_number(tmp_path: Path) -> None:
     found = conclude(tmp_path, Behaviour(harm={"lost": 1, "lied": 2}), Behaviour())
-    assert found.headline.startswith("S2 did harm; M3 did no harm; through the failures ")
+    assert found.headline == "S2 did harm; M3 did no harm"
     assert "S2 (stream, gives up a message that raises): 3 lost and 6 lied about under X2." in found.sentences
     assert any("every outcome must be right: S2 had 9 that were not" in reason for reason in found.choose_mesh)
 

@@ -12,7 +12,8 @@ from typing import Literal
 import msgspec
 import pytest
 
-from penstock.compare.plots import DARK, LIGHT, Omission, Plot, plots_of, render
+from penstock.compare.canvas import DARK, LIGHT, Omission, Plot, render
+from penstock.compare.plots import plots_of
 from penstock.compare.report import Figures, write_report
 from penstock.compare.summary import Summary, summarise
 from penstock.errors import ConfigurationError, InvalidInput
@@ -159,7 +160,7 @@ def test_a_picture_of_the_same_figures_is_the_same(summary: Summary) -> None:
 
 
 def test_without_the_library_the_remedy_is_named(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("penstock.compare.page", "penstock.compare.plots", "matplotlib"):
+    for module in ("penstock.compare.page", "penstock.compare.canvas", "matplotlib"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigurationError) as caught:
