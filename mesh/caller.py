@@ -2,8 +2,9 @@
 
 What always holds: a request is sent only where and when its `Plan` says; every attempt is reported to the plan, which
 is closed however the call ends; whoever asks gets a reply, never an exception; what is called directly waits for as
-long as its caller does, and no longer. A cancellation is told to all who may be carrying out what it ends. Which hosts
-there are is for the registry to know, how they are reached for the transport.
+long as its caller does, and no longer; no attempt waits for a host that is known to be gone. A cancellation is told to
+all who may be carrying out what it ends. Which hosts there are is for the registry to know, how they are reached for
+the transport.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from penstock.mesh.registry import Endpoint, Registry
 from penstock.mesh.wire import NO, YES, Kind, Reply, Request, failure
 
 GONE_S: Final = 1.0
-"""Between two looks whether the host that has a message is still there. Its lease takes longer to run out."""
+"""Between two looks whether the host that has a request is still there. Its lease takes longer to run out."""
 TELL_S: Final = 2.0
 """A host that takes longer to hear of a cancellation is told again, if whoever cancels still waits."""
 
@@ -110,19 +111,16 @@ class Caller:
         return reply, outcome
 
     async def _sent(self, attempt: Try, request: Request) -> Reply:
-        """The reply of a host. The handler that takes a message may wait for days, so that whoever delivers one waits
-        for as long as the host is there."""
-        sending = self._transport.send(attempt.endpoint, request, attempt.timeout_s)
-        if request.kind is not Kind.DELIVER:
-            return await sending
-        sent = asyncio.ensure_future(sending)
+        """The reply of a host, waited for no longer than the host is there: one that stands still answers nothing and
+        closes no connection, but its lease runs out."""
+        there = _WhileThere(self._registry, attempt.endpoint.name)
         try:
-            while not (await asyncio.wait([sent], timeout=GONE_S))[0]:
-                if all(each.name != attempt.endpoint.name for each in self._registry.view().endpoints):
-                    raise NoAnswer(Failure.RESET)
-            return sent.result()
+            async with there.limit:
+                return await self._transport.send(attempt.endpoint, request, attempt.timeout_s)
+        except TimeoutError:
+            raise NoAnswer(Failure.RESET) from None
         finally:
-            sent.cancel()
+            there.close()
 
     async def _cancel(self, request: Request) -> Reply:
         """Only the hosts know which of them carries it out: also one that takes nothing new any more."""
@@ -150,6 +148,26 @@ class Caller:
         task = asyncio.create_task(send())
         self._mirrored.add(task)
         task.add_done_callback(self._mirrored.discard)
+
+
+class _WhileThere:
+    """Its `limit` ends what is done under it when a host is gone. `close` it."""
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        self.limit = asyncio.timeout(None)
+        self._registry = registry
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._looking = self._loop.call_later(GONE_S, self._look)
+
+    def close(self) -> None:
+        self._looking.cancel()
+
+    def _look(self) -> None:
+        if any(each.name == self._name for each in self._registry.view().endpoints):
+            self._looking = self._loop.call_later(GONE_S, self._look)
+        else:
+            self.limit.reschedule(self._loop.time())
 
 
 def _edge_of(request: Request) -> EdgeName:

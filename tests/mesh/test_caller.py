@@ -124,8 +124,11 @@ def test_what_is_called_has_the_deadline_of_its_route_and_what_is_delivered_none
     assert script.asked[0][1].deadline_s is None
 
 
-def test_what_is_delivered_waits_for_as_long_as_its_host_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [Kind.DELIVER, Kind.CALL, Kind.SEND])
+def test_nobody_waits_longer_than_the_host_is_there(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever delivers waits for as long; a call has its timeouts besides, which are long here."""
     monkeypatch.setattr(caller, "GONE_S", 0.02)
+    timeout_s = 0.05 if kind is Kind.DELIVER else 60.0
 
     class Frozen(Script):
         async def send(self, endpoint: Host, request: Request, timeout_s: float | None) -> Reply:
@@ -138,9 +141,9 @@ def test_what_is_delivered_waits_for_as_long_as_its_host_is_there(monkeypatch: p
     async def run() -> None:
         registry, script = LocalRegistry([Endpoint(f"h{n}", f"http://h{n}", ready=True) for n in range(2)]), Frozen([])
         await registry.open()
-        rules = PolicySet(routes=(Route(timeout_s=0.05, retries=replace(AT_ONCE, per_try_timeout_s=0.05)),))
+        rules = PolicySet(routes=(Route(timeout_s=timeout_s, retries=replace(AT_ONCE, per_try_timeout_s=timeout_s)),))
         patient = Caller(registry, Policies(rules, draw=lambda: 0.5), script, Edges())
-        delivering = asyncio.create_task(patient.call(Request(Address("t/a", "1"), b"", Kind.DELIVER, "k")))
+        delivering = asyncio.create_task(patient.call(Request(Address("t/a", "1"), b"", kind, "k")))
         await asyncio.sleep(0.2)
         assert not delivering.done()
 

@@ -10,7 +10,7 @@ import pytest
 from penstock import App, Context, FunctionError, State
 from penstock.ids import Address
 from penstock.mesh.delivery import refusal_of
-from penstock.mesh.interrupts import Interrupts
+from penstock.mesh.interrupts import Interrupt, Interrupts
 from penstock.mesh.store import Commit, Committed
 from penstock.mesh.wire import NO, YES, Kind, Reply, Request
 from tests.mesh.hosting import Bench, hosted
@@ -282,3 +282,41 @@ def test_what_another_host_may_have_begun_is_run_up_to_where_it_waits(attempt: i
 
     asyncio.run(run())
     assert steps == (["begun"] if attempt == 2 else [])
+
+
+@pytest.mark.parametrize("where", ["handler", "before it"])
+@pytest.mark.parametrize("just_ended", [False, True])
+def test_a_wait_that_has_just_ended_is_interrupted_all_the_same(where: str, just_ended: bool) -> None:
+    """Nothing is left then that could be cancelled but the task itself, whose cancellation must not be taken back
+    before it was raised."""
+    ends: list[str] = []
+
+    async def carry_out(interrupt: Interrupt, wait: asyncio.Future[None]) -> None:
+        if where == "before it":
+            ends.append("went on" if await interrupt.wait(wait) else "interrupted")
+        else:
+            with interrupt.handler():
+                try:
+                    await wait
+                    ends.append("went on")
+                except asyncio.CancelledError:
+                    ends.append("interrupted")
+                await asyncio.sleep(0)
+                async with asyncio.timeout(5):
+                    await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    async def run() -> None:
+        interrupts, wait = Interrupts(), asyncio.get_running_loop().create_future()
+        with interrupts.watch(JOB) as interrupt:
+            task = asyncio.create_task(carry_out(interrupt, wait))
+            await asyncio.sleep(0)
+            if just_ended:
+                wait.set_result(None)
+            interrupts.interrupt(JOB)
+            await task
+
+    asyncio.run(run())
+    assert ends == ["interrupted"]

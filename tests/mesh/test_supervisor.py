@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from contextlib import suppress
@@ -14,7 +15,7 @@ from penstock.errors import ConfigurationError
 from penstock.functions.virtual_loop import VirtualLoop
 from penstock.mesh.options import MeshOptions
 from penstock.mesh.supervisor import LASTED_S, WAIT_MAX_S, Replica
-from tests.mesh.processes import Mesh, under_load
+from tests.mesh.processes import Load, Mesh, under_load
 
 
 class Short(Replica):
@@ -60,16 +61,30 @@ def test_who_has_lasted_begins_from_the_shortest_wait_again() -> None:
     assert waits_s([0.1, 0.1, LASTED_S, 0.1]) == [0.5, 1, 0, 0.5]
 
 
+def check_access_log(mesh: Mesh, load: Load) -> None:
+    """The gateway has a line for each call, the hosts for each attempt, by which a trace can be followed."""
+    lines = [json.loads(line[line.index("{") :]) for line in mesh.lines if '"destination": "t/count"' in line]
+    at_gateway = [line for line in lines if line["at"] == "gateway"]
+    at_hosts = [line for line in lines if line["at"] != "gateway"]
+    assert len(at_gateway) == load.done
+    assert len(at_hosts) >= load.done
+    assert {line["status"] for line in at_gateway} == {200}
+    assert {line["kind"] for line in lines} == {"call"}
+    assert min(line["ms"] for line in lines) > 0
+    assert min(line["attempt"] for line in lines) == 1
+
+
 def test_the_only_host_is_replaced_under_load_without_an_error_and_not_by_one_that_can_not_start(
     tmp_path: Path,
 ) -> None:
-    mesh = Mesh(tmp_path, "--replicas", "1")
+    mesh = Mesh(tmp_path, "--replicas", "1", "--access-log")
     try:
         mesh.wait_ready(1)
         replace = [lambda: mesh.process.send_signal(signal.SIGHUP), lambda: mesh.wait_for("1 host replaced")]
         load = asyncio.run(under_load(mesh.url, replace, 0.5))
         assert load.errors == []
         first, second = mesh.hosts()
+        check_access_log(mesh, load)
 
         (tmp_path / "app.py").write_text("import nothing_of_that_name")
         broken = [lambda: mesh.process.send_signal(signal.SIGHUP), lambda: mesh.wait_for("The hosts that serve go on")]
