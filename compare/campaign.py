@@ -71,6 +71,13 @@ def opened(directory: Path, plan: Plan) -> Comparison:
     return Comparison(directory)
 
 
+def forget_unusable(comparison: Comparison) -> None:
+    """Have the runs missing that failed or prove nothing."""
+    for run, directory in list(comparison.done()):
+        if run.status in ("failed", "invalid"):
+            (directory.directory / "run.json").unlink()
+
+
 class Clock:
     """How long the runs that are left will take: as long as those of this time, run by run."""
 

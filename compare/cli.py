@@ -58,6 +58,7 @@ def compare() -> None:
 @click.option("--check", "checks", multiple=True, metavar="FUNCTION", help="Of your application: module:function.")
 @click.option("--out", metavar="DIR", default="comparison", show_default=True, help="Where everything goes.")
 @click.option("--report", metavar="FILE", help="The page with the results; DIR/report.html if left out.")
+@click.option("--again", is_flag=True, help="Measure what failed or came to nothing once more.")
 @click.option("--keep", is_flag=True, help="Keep logs and state of every run.")
 @debug_option
 def run(target: str, quick: bool, full: bool, interval: str, **flags: Any) -> None:
@@ -66,7 +67,7 @@ def run(target: str, quick: bool, full: bool, interval: str, **flags: Any) -> No
     APP is your own application; without one, it is a shop that comes with Penstock. A command that was interrupted goes
     on when it is repeated.
     """
-    from penstock.compare.campaign import opened
+    from penstock.compare.campaign import forget_unusable, opened
     from penstock.compare.planning import Asked, plan_of
     from penstock.compare.runner import SHOP
 
@@ -88,6 +89,8 @@ def run(target: str, quick: bool, full: bool, interval: str, **flags: Any) -> No
         theta=flags["theta"],
     )
     comparison = opened(Path(flags["out"]), plan_of(asked, conditions))
+    if flags["again"]:
+        forget_unusable(comparison)
     _measure(comparison, conditions)
     _finish(comparison, flags["report"])
 
@@ -130,8 +133,8 @@ def _names(text: str | None) -> list[str]:
 
 def _defaults(target: str, *, quick: bool) -> dict[str, Any]:
     if quick or target:
-        return {"seeds": 1, "seconds": 15.0, "warmup": 3.0, "rate": 40.0}
-    return {"seeds": 5, "seconds": 60.0, "warmup": 10.0, "rate": 40.0}
+        return {"seeds": 1, "seconds": 15.0, "warmup": 3.0, "rate": 20.0}
+    return {"seeds": 5, "seconds": 60.0, "warmup": 10.0, "rate": 20.0}
 
 
 def _measure(comparison: Comparison, conditions: Conditions) -> None:
@@ -146,10 +149,33 @@ def _measure(comparison: Comparison, conditions: Conditions) -> None:
         asyncio.run(carry_out(comparison, conditions, say))
 
 
-def _finish(comparison: Comparison, report: str | None) -> None:
-    """What became of the runs, and the page."""
+def _finish(comparison: Comparison, out: str | None) -> None:
+    """What became of the runs, and the page, if there is anything to be drawn."""
     from collections import Counter
 
     counts = Counter(run.status for run, _ in comparison.done())
     note(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
-    note(f"The records are in {comparison.directory}. penstock compare report {comparison.directory} draws them.")
+    if counts["complete"]:
+        _write_report(comparison.directory, out)
+    else:
+        note(
+            f"No run is complete, so there is nothing to draw. What each came to is in {comparison.directory / 'runs'}."
+        )
+
+
+def _write_report(directory: Path, out: str | None) -> None:
+    from penstock.compare.report import write_report
+
+    note(f"The report is {write_report(directory, Path(out) if out else None)}.")
+
+
+@compare.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--report", "out", metavar="FILE", help="The page; DIR/report.html if left out.")
+@debug_option
+def report(directory: Path, out: str | None) -> None:
+    """Compute all figures of a comparison again, and draw them.
+
+    DIR is the --out of penstock compare. Runs may be missing still: the page says which.
+    """
+    _write_report(directory, out)

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from penstock.compare.arms import DETECTION_S, Arm, na_reason
 from penstock.compare.differences import Deployment, differences_of
-from penstock.compare.records import AppInfo, Plan, PlannedFault
+from penstock.compare.records import AppInfo, Plan, PlannedArm, PlannedFault
 from penstock.compare.runner import Conditions
 from penstock.compare.script import Fault, check_fits
 from penstock.errors import ConfigurationError
@@ -51,7 +53,7 @@ def plan_of(asked: Asked, conditions: Conditions) -> Plan:
     names = [fault.name for fault in asked.faults]
     if len(set(names)) != len(names):
         raise ConfigurationError("PEN0904", f"Two faults have the same name: {', '.join(names)}. Give them others.")
-    arms = [arm.planned() for arm in asked.arms]
+    arms = [_under(conditions, arm.planned()) for arm in asked.arms]
     faults = [
         PlannedFault(fault.name, fault.title, [step.within(asked.seconds) for step in fault.steps])
         for fault in asked.faults
@@ -80,6 +82,17 @@ def plan_of(asked: Asked, conditions: Conditions) -> Plan:
         threats=list(THREATS),
         na={name: reason for name, reason in reasons.items() if reason},
     )
+
+
+def _under(conditions: Conditions, arm: PlannedArm) -> PlannedArm:
+    """With what is the same for all arms, and makes another plan when it is another: brokers may move, and checks be
+    added, but what is measured is not."""
+    own: dict[str, Any] = {"load": conditions.load} if conditions.load else {}
+    if arm.mode == "stream":
+        own |= {"interval_s": conditions.interval_s, "kafka": bool(conditions.kafka)}
+    if arm.mode == "mesh" or conditions.kafka:
+        own["workers"] = conditions.workers
+    return msgspec.structs.replace(arm, settings=arm.settings | own)
 
 
 def sha256_of_app(app: str, folder: Path) -> str:

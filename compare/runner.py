@@ -362,14 +362,10 @@ class _Carried:
         return "complete", ""
 
     def _protection(self, runtime: Runtime, faulting: Faulting) -> Mapping[str, Any]:
-        conditions = self._conditions
         return {
             "flow": self._arm.flow,
             "bank": self._arm.bank,
             **self._arm.settings,
-            "interval_s": conditions.interval_s if self._arm.mode == "stream" else None,
-            "workers": conditions.workers if self._arm.mode == "mesh" or conditions.kafka else 1,
-            "kafka": bool(conditions.kafka) if self._arm.mode == "stream" else False,
             "restarts": runtime.restarts,
             "fault_late_max_ms": round(1000 * faulting.late_max_s, 1),
         }

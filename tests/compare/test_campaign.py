@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.compare import campaign
-from penstock.compare.campaign import Clock, carry_out, opened, order_of
+from penstock.compare.campaign import Clock, carry_out, forget_unusable, opened, order_of
 from penstock.compare.records import AppInfo, Plan, PlannedArm, PlannedFault, Run, write_json
 from penstock.compare.runner import Conditions
 from penstock.errors import Refused
@@ -97,6 +97,21 @@ def test_what_is_done_already_is_not_done_again(tmp_path: Path, fake: type[FakeR
     carried_out(tmp_path / "out")
 
     assert fake.ran == names[4:]
+
+
+def test_what_failed_or_proves_nothing_is_done_again_when_that_is_wanted(tmp_path: Path) -> None:
+    comparison = opened(tmp_path / "out", plan())
+    names = [due.name for due in order_of(plan())]
+    for name, status in zip(names, ("complete", "failed", "invalid", "na"), strict=False):
+        folder = comparison.run_directory(name).directory
+        folder.mkdir(parents=True)
+        arm, fault, seed = name.split("-")
+        run = Run(name, arm, fault, int(seed), comparison.plan_sha256, status)  # type: ignore[arg-type]
+        write_json(folder / "run.json", run)
+
+    forget_unusable(comparison)
+
+    assert set(names) - set(comparison.missing()) == {names[0], names[3]}
 
 
 def test_another_plan_is_refused_and_told_apart(tmp_path: Path) -> None:
