@@ -16,6 +16,7 @@ from penstock.functions.app import App
 from penstock.mesh.delivery import delivering
 from penstock.mesh.egresses import EgressWriter, check_egress
 from penstock.mesh.feeds import Feed, check_ingress
+from penstock.mesh.forgetting import KEEP_PROMISES_MS, Forgetting
 from penstock.mesh.outbox import Outbox
 from penstock.mesh.schedules import Scheduler
 from penstock.mesh.store import Kept, Store
@@ -49,6 +50,7 @@ class Background:
         alive: Callable[[], Collection[int] | None],
         message_bytes_max: int,
         unseen_s: float = 15.0,
+        keep_promises_ms: int = KEEP_PROMISES_MS,
     ) -> None:
         self._store = store
         self.outbox = Outbox(store, session, delivering(call), alive=alive, unseen_s=unseen_s)
@@ -58,9 +60,11 @@ class Background:
             for ingress in app.ingresses.values()
         ]
         self._scheduler = Scheduler(app, store, session, self.outbox) if app.schedules else None
+        self._forgetting = Forgetting(store, self.outbox, keep_promises_ms=keep_promises_ms)
         self._reading: list[asyncio.Task[None]] = []
         self._writing: list[asyncio.Task[None]] = []
         self._delivering: list[asyncio.Task[None]] = []
+        self._upkeep: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception that ended the work: await it, or look at it."""
         self.failed.add_done_callback(lambda failed: failed.cancelled() or failed.exception())
@@ -68,6 +72,7 @@ class Background:
     def start(self) -> None:
         """Begin. Requests can be carried out before that, and what they ask for waits."""
         self._delivering = [self._begin(self.outbox.run())]
+        self._upkeep = [self._begin(self._forgetting.run())]
         self._writing = [self._begin(writer.run()) for writer in self.writers]
         self._reading = [self._begin(feed.run()) for feed in self.feeds]
         if self._scheduler is not None:
@@ -106,6 +111,7 @@ class Background:
     async def close(self) -> None:
         """End all of it: first what brings work, then what carries it on."""
         await self.stop_reading()
+        await _end(self._upkeep)
         await self.outbox.close()
         await asyncio.gather(*self._delivering, return_exceptions=True)
         for writer, task in zip(self.writers, self._writing, strict=False):

@@ -85,6 +85,12 @@ def mesh() -> None:
 @click.option("--host-port", type=int, default=0, help="Of the host, if there is only one. Else a free one.")
 @click.option("--identity", metavar="DIR", default="", help="A folder of certificates: see penstock mesh ca.")
 @click.option("--message-bytes-max", type=click.IntRange(1), default=1 << 20, show_default=True, help="Of one message.")
+@click.option(
+    "--keep-answers", metavar="TIME", default="1d", show_default=True, help="How long a key is known to be answered."
+)
+@click.option(
+    "--keep-promises", metavar="TIME", default="7d", show_default=True, help="How long a promise waits for who asks."
+)
 @click.option("--drain", metavar="TIME", default="30s", show_default=True, help="How long a stopping host may finish.")
 @click.option("--until-done", is_flag=True, help="Stop when every ingress has ended and its work is done.")
 @click.option("--log-level", metavar="LEVEL", default="info", show_default=True, help="debug, info, warning or error.")
@@ -96,6 +102,8 @@ def run(
     only: tuple[str, ...],
     labels: tuple[str, ...],
     drain: str,
+    keep_answers: str,
+    keep_promises: str,
     directory: str | None,
     store: str | None,
     registry: str | None,
@@ -124,6 +132,8 @@ def run(
         only=only,
         labels=dict(map(name_and_value, labels)),
         drain_s=parse_duration(drain) / 1000,
+        keep_answers_s=parse_duration(keep_answers) / 1000,
+        keep_promises_s=parse_duration(keep_promises) / 1000,
         token=os.environ.get(TOKEN_VARIABLE, ""),
         **flags,
     )

@@ -27,6 +27,7 @@ from penstock.functions.outlets import outlets_of
 from penstock.ids import Address
 from penstock.logs import logger
 from penstock.mesh.awaits import Neighbours
+from penstock.mesh.forgetting import KEEP_PROMISES_MS
 from penstock.mesh.interrupts import Interrupt, Interrupts
 from penstock.mesh.invocation import Run
 from penstock.mesh.policies.access import Peer
@@ -53,6 +54,8 @@ class HostOptions:
     message_bytes_max: int = 1 << 20
     keep_answers_ms: int = 24 * 3_600_000
     """How long an answer is known under its key."""
+    keep_promises_ms: int = KEEP_PROMISES_MS
+    """How long a promise that was kept waits for somebody who asks for it."""
 
 
 DEFAULT_OPTIONS: Final = HostOptions()

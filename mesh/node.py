@@ -97,6 +97,7 @@ class Node:
             alive=self._alive or self._sessions_in_view,
             message_bytes_max=self._options.message_bytes_max,
             unseen_s=UNSEEN_S,
+            keep_promises_ms=self._options.keep_promises_ms,
         )
         self.host = Host(
             self.app,

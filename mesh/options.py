@@ -56,6 +56,7 @@ class MeshOptions(msgspec.Struct, frozen=True, kw_only=True):
     """A folder of certificates; empty for none."""
     message_bytes_max: int = 1 << 20
     keep_answers_s: float = 24 * 3600.0
+    keep_promises_s: float = 7 * 24 * 3600.0
     drain_s: float = 30.0
     until_done: bool = False
     """Whether to end when every ingress has, and everything that followed from it is done."""

@@ -36,8 +36,6 @@ POLL_S: Final = 0.5
 LOOK_S: Final = 5.0
 """Between two looks into the store while messages are held: another session may have put one into a lane of ours, and
 nobody tells us. It takes an address that has moved and a lane that is stuck, and the look may read thousands."""
-PURGE_S: Final = 60.0
-"""Answers are kept for hours: it does not matter when exactly they are forgotten."""
 QUIET_S: Final = 0.01
 """Between two looks whether the loop has come to what it has to do."""
 BACKOFF_FIRST_S: Final = 0.1
@@ -111,7 +109,7 @@ class Outbox:
         """When it was last warned of messages that a function did not take."""
         self._fenced: Fenced | None = None
         self._closing = False
-        self._upkeep_s = self._look_s = self._purge_s = 0.0
+        self._upkeep_s = self._look_s = 0.0
         self._delivered = self._failed = self._buried = self._adopted = 0
 
     # From those who commit.
@@ -136,6 +134,11 @@ class Outbox:
     def congested(self) -> bool:
         """Whether more is waiting than can be held: who can wait should."""
         return len(self._lanes) >= HELD_MAX
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that waits in the store is held here, and has been tried or is being tried."""
+        return not self._behind and not self._lanes.ready
 
     @property
     def statistics(self) -> Statistics:
@@ -232,9 +235,6 @@ class Outbox:
         if not self._lanes or now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
             self._behind = True
-        if now_s >= self._purge_s:
-            self._purge_s = now_s + PURGE_S
-            await self._store.purge(self._now_ms())
 
     async def _adopt(self) -> None:
         """Take over what others have left. Raises Fenced when others have taken over from us, which nobody would notice

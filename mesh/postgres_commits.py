@@ -39,9 +39,15 @@ CREATE OR REPLACE FUNCTION allow(writer integer) RETURNS void LANGUAGE plpgsql A
 BEGIN
     PERFORM pg_advisory_xact_lock_shared({LOCK}, writer);
     -- A statement of its own: it sees what was committed while the lock was waited for.
-    IF NOT EXISTS (SELECT FROM sessions WHERE number = writer AND NOT fenced) THEN
+    IF NOT EXISTS (SELECT FROM sessions WHERE number = writer AND ended_ms = 0) THEN
         RAISE EXCEPTION 'session % is fenced', writer USING ERRCODE = '{FENCED}';
     END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION fence(writer integer, now_ms bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock({LOCK}, writer);
+    UPDATE sessions SET ended_ms = now_ms WHERE number = writer AND ended_ms = 0;
 END $$;
 
 CREATE OR REPLACE FUNCTION carry_out(

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from penstock.errors import PenstockError, Unavailable
@@ -99,18 +99,10 @@ class Pool:
         (row,) = await self.rows(statement, *arguments)
         return row
 
-    async def together(self, *statements: tuple[str, Sequence[object]]) -> list[Row]:
-        """Several statements as one transaction, sent at once: however slow or dead this process is, the server waits
-        for it in the midst of nothing. Returns what the last one returns."""
-        async with self._connection() as connection:
-            # PostgreSQL makes one transaction of all that comes before the sync at the end of a pipeline.
-            async with connection.pipeline():
-                cursors = [await connection.execute(*statement, binary=True) for statement in statements]
-            return await cursors[-1].fetchall() if cursors[-1].description else []
-
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """For statements that depend on one another, done as a whole or not at all."""
+        """For statements that depend on one another, done as a whole or not at all. A process that stands still in it
+        keeps what it has locked for `_STANDSTILL_MAX`."""
         async with self._connection() as connection, connection.transaction():
             yield connection
 
@@ -186,11 +178,12 @@ class Pool:
 
     async def _connect(self) -> Connection:
         connection = await AsyncConnection.connect(self._dsn, autocommit=True)
+        settings = _SETTINGS | {"search_path": f'"{self._schema}"'}
         try:
-            async with connection.pipeline():
-                await connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self._schema)))
-                for name, value in _SETTINGS.items():
-                    await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+            await connection.execute(
+                "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS settings (name, value)",
+                (list(settings), list(settings.values())),
+            )
         except BaseException:
             await connection.close()
             raise

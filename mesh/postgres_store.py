@@ -32,6 +32,7 @@ from penstock.mesh.store import (
     Kept,
     Loaded,
     Outgoing,
+    Past,
     Pending,
     RejectedRecord,
     Session,
@@ -56,7 +57,7 @@ CREATE TABLE sessions (
     number integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     holder text NOT NULL,
     begun_ms bigint NOT NULL,
-    fenced boolean NOT NULL DEFAULT false
+    ended_ms bigint NOT NULL DEFAULT 0
 );
 CREATE TABLE claims (name text PRIMARY KEY, session integer NOT NULL);
 CREATE TABLE positions (ingress text PRIMARY KEY, position bytea NOT NULL);
@@ -70,7 +71,11 @@ CREATE TABLE answers (
     PRIMARY KEY (typename, id, key)
 );
 CREATE INDEX answers_until ON answers (until_ms);
-CREATE TABLE promises (typename text, id bytea, name bytea, value bytea NOT NULL, PRIMARY KEY (typename, id, name));
+CREATE TABLE promises (
+    typename text, id bytea, name bytea, value bytea NOT NULL, kept_ms bigint NOT NULL,
+    PRIMARY KEY (typename, id, name)
+);
+CREATE INDEX promises_kept ON promises (kept_ms);
 CREATE TABLE messages (
     number bigint PRIMARY KEY DEFAULT nextval('numbers'),
     session integer NOT NULL,
@@ -128,6 +133,14 @@ ORDER BY n
 """
 """One statement, so that all of an address is of one moment."""
 _ALLOW = "SELECT allow(%s)"
+_TAKE_REFUSED = (
+    "gone AS (DELETE FROM emitted USING unnest(%s::bigint[], %s::text[]) AS refused (row, reason) "
+    "WHERE number = refused.row RETURNING emitted.*, reason)"
+)
+_BURY_RECORDS = (
+    "buried AS (INSERT INTO dead SELECT nextval('numbers'), '', '', '', reason, 1, %s, data "
+    "FROM unnest(%b::text[], %b::bytea[]) AS letters (reason, data))"
+)
 _KEPT = "number, typename, sender, attempts, data"
 
 
@@ -180,15 +193,12 @@ class PostgresStore:
         (number,) = await self._pool.row(
             "INSERT INTO sessions (holder, begun_ms) VALUES (%s, %s) RETURNING number",
             holder,
-            int(self._clock() * 1000),
+            self._now_ms(),
         )
         return int(number)
 
     async def fence(self, session: int) -> None:
-        await self._pool.together(
-            ("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK, session)),
-            ("UPDATE sessions SET fenced = true WHERE number = %s", (session,)),
-        )
+        await self._pool.rows("SELECT fence(%s, %s)", session, self._now_ms())
 
     async def sessions(self) -> list[Session]:
         return [Session(*row) for row in await self._pool.rows("SELECT * FROM sessions ORDER BY number")]
@@ -263,12 +273,12 @@ class PostgresStore:
     # Promises.
 
     async def resolve(self, session: int, address: Address, name: str, value: bytes) -> bool:
-        found = await self._written(
+        written = await self._write(
             session,
-            "INSERT INTO promises VALUES (%s, %s, %s, %s) ON CONFLICT (typename, id, name) DO NOTHING RETURNING true",
-            *(address.typename, address.id.encode(), name.encode(), value),
+            "INSERT INTO promises VALUES (%s, %s, %s, %s, %s) ON CONFLICT (typename, id, name) DO NOTHING",
+            *(address.typename, address.id.encode(), name.encode(), value, self._now_ms()),
         )
-        return bool(found)
+        return bool(written)
 
     async def resolution(self, address: Address, name: str) -> bytes | None:
         found = await self._pool.rows(
@@ -304,23 +314,23 @@ class PostgresStore:
 
     async def _done_all(self, asked: Sequence[tuple[int, Collection[int]]]) -> list[None]:
         gone = [number for _, numbers in asked for number in numbers]
-        await self._written(asked[0][0], "DELETE FROM messages WHERE number = ANY (%s)", gone)
+        await self._write(asked[0][0], "DELETE FROM messages WHERE number = ANY (%s)", gone)
         return [None] * len(asked)
 
     async def failed(self, session: int, number: int) -> None:
-        await self._written(session, "UPDATE messages SET attempts = attempts + 1 WHERE number = %s", number)
+        await self._write(session, "UPDATE messages SET attempts = attempts + 1 WHERE number = %s", number)
 
     async def bury(self, session: int, number: int, reason: str, now_ms: int) -> None:
-        await self._written(
+        await self._write(
             session,
-            "WITH gone AS (DELETE FROM messages WHERE number = %s RETURNING *) "
             "INSERT INTO dead SELECT number, typename, sender, '', %s, attempts + 1, %s, data FROM gone",
-            *(number, _storable(reason), now_ms),
+            *(_storable(reason), now_ms),
+            also=("gone AS (DELETE FROM messages WHERE number = %s RETURNING *)", [number]),
         )
 
     async def adopt(self, session: int) -> int:
         if not await self._pool.rows(
-            "SELECT 1 FROM messages JOIN sessions ON sessions.number = session WHERE fenced LIMIT 1"
+            "SELECT 1 FROM messages JOIN sessions ON sessions.number = session WHERE ended_ms > 0 LIMIT 1"
         ):
             return 0  # Whoever looks again and again writes nothing.
         async with self._writing(session) as connection:
@@ -329,7 +339,8 @@ class PostgresStore:
             # Again, until there is none: one that joined a lane meanwhile was committed before the lane was ours.
             while found:
                 cursor = await connection.execute(
-                    "UPDATE messages SET session = %s WHERE session IN (SELECT number FROM sessions WHERE fenced)",
+                    "UPDATE messages SET session = %s "
+                    "WHERE session IN (SELECT number FROM sessions WHERE ended_ms > 0)",
                     (session,),
                 )
                 found = cursor.rowcount
@@ -350,16 +361,15 @@ class PostgresStore:
         return [Batch(0, number, rows)] if rows else []
 
     async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
-        statement = (
-            "WITH gone AS (DELETE FROM emitted WHERE number = %s RETURNING *) "
-            "INSERT INTO dead SELECT number, typename, sender, egress, %s, 1, %s, data FROM gone"
-        )
         await self._write(
-            session, *((statement, (number, _storable(reason), now_ms)) for number, reason in refused.items())
+            session,
+            "INSERT INTO dead SELECT number, typename, sender, egress, reason, 1, %s, data FROM gone",
+            now_ms,
+            also=(_TAKE_REFUSED, [list(refused), [_storable(reason) for reason in refused.values()]]),
         )
 
     async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
-        await self._written(session, "DELETE FROM emitted WHERE egress = %s AND batch = %s", *(egress, batch.number))
+        await self._write(session, "DELETE FROM emitted WHERE egress = %s AND batch = %s", *(egress, batch.number))
 
     # Dead letters.
 
@@ -380,27 +390,26 @@ class PostgresStore:
         return len(letters)
 
     async def discard(self, session: int, numbers: Collection[int]) -> int:
-        found = await self._written(session, "DELETE FROM dead WHERE number = ANY (%s) RETURNING number", list(numbers))
-        return len(found)
+        return await self._write(session, "DELETE FROM dead WHERE number = ANY (%s)", list(numbers))
 
     # Work that one process does for all.
 
     async def claim(self, session: int, name: str) -> bool:
         owned = await self._pool.rows(
-            "SELECT session FROM claims JOIN sessions ON number = session WHERE name = %s AND NOT fenced "
+            "SELECT session FROM claims JOIN sessions ON number = session WHERE name = %s AND ended_ms = 0 "
             "AND session <> %s",
             *(name, session),
         )
         if owned:
             return False  # Whoever asks again and again writes nothing.
-        found = await self._written(
+        written = await self._write(
             session,
             "INSERT INTO claims VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET session = excluded.session "
-            "WHERE claims.session = excluded.session OR claims.session IN (SELECT number FROM sessions WHERE fenced) "
-            "RETURNING session",
+            "WHERE claims.session = excluded.session "
+            "OR claims.session NOT IN (SELECT number FROM sessions WHERE ended_ms = 0)",
             *(name, session),
         )
-        return bool(found)
+        return bool(written)
 
     async def position(self, ingress: str) -> Any:
         found = await self._pool.rows("SELECT position FROM positions WHERE ingress = %s", ingress)
@@ -409,10 +418,15 @@ class PostgresStore:
     async def keep_position(
         self, session: int, ingress: str, position: Any, rejected: Sequence[RejectedRecord] = (), now_ms: int = 0
     ) -> None:
-        keep = "INSERT INTO positions VALUES (%s, %s) ON CONFLICT (ingress) DO UPDATE SET position = excluded.position"
-        bury = "INSERT INTO dead VALUES (nextval('numbers'), '', '', '', %s, 1, %s, %s)"
-        letters = [(bury, (_storable(each.reason), now_ms, encode_rejected(each))) for each in rejected]
-        await self._write(session, (keep, (ingress, encode_position(position))), *letters)
+        await self._write(
+            session,
+            "INSERT INTO positions VALUES (%s, %s) ON CONFLICT (ingress) DO UPDATE SET position = excluded.position",
+            *(ingress, encode_position(position)),
+            also=(
+                _BURY_RECORDS,
+                [now_ms, [_storable(each.reason) for each in rejected], [encode_rejected(each) for each in rejected]],
+            ),
+        )
 
     # Upkeep.
 
@@ -424,17 +438,27 @@ class PostgresStore:
             )
         )
 
-    async def purge(self, now_ms: int) -> int:
-        forgotten, found = 0, PURGED_AT_ONCE
-        while found == PURGED_AT_ONCE:
-            (found,) = await self._pool.row(
-                "WITH forgotten AS (DELETE FROM answers WHERE ctid = ANY (ARRAY("
-                "SELECT ctid FROM answers WHERE until_ms < %s ORDER BY until_ms LIMIT %s FOR UPDATE SKIP LOCKED)) "
-                "RETURNING 1) SELECT count(*) FROM forgotten",
-                *(now_ms, PURGED_AT_ONCE),
-            )
-            forgotten += found
-        return forgotten
+    async def purge(self, past: Past) -> int:
+        forgotten = [
+            await self._purge("answers", "until_ms < %s ORDER BY until_ms", past.answers_ms),
+            await self._purge("promises", "kept_ms < %s ORDER BY kept_ms", past.promises_ms),
+            await self._purge(
+                "sessions",
+                "ended_ms BETWEEN 1 AND %s AND NOT EXISTS (SELECT FROM messages WHERE session = sessions.number)",
+                past.sessions_ms,
+            ),
+        ]
+        return max(forgotten)
+
+    async def _purge(self, table: str, which: str, past_ms: int) -> int:
+        """What another process is about to forget as well is passed over."""
+        (forgotten,) = await self._pool.row(
+            f"WITH forgotten AS (DELETE FROM {table} WHERE ctid = ANY (ARRAY("
+            f"SELECT ctid FROM {table} WHERE {which} LIMIT %s FOR UPDATE SKIP LOCKED)) RETURNING 1) "
+            "SELECT count(*) FROM forgotten",
+            *(past_ms, PURGED_AT_ONCE),
+        )
+        return int(forgotten)
 
     async def close(self) -> None:
         for each in (self._loads, self._commits, self._done):
@@ -451,13 +475,25 @@ class PostgresStore:
                 await connection.execute(_ALLOW, (session,))
                 yield connection
 
-    async def _written(self, session: int, statement: str, *arguments: object) -> list[Row]:
-        return await self._write(session, (statement, arguments))
+    async def _write(
+        self, session: int, statement: str, *arguments: object, also: tuple[str, Sequence[object]] | None = None
+    ) -> int:
+        """Carry out a statement that writes, and `also` a part it builds upon, as a transaction of a session; returns
+        how many rows the statement has written. Raises Fenced.
 
-    async def _write(self, session: int, *statements: tuple[str, Sequence[object]]) -> list[Row]:
-        """Carry out statements as one transaction of a session; returns what the last returns. Raises Fenced."""
+        It is all one statement, so that the server waits for nobody in the midst of it: several would be sent one by
+        one, also in a pipeline, and a process that is stopped between two would keep its locks.
+        """
+        part, parts_arguments = (f"{also[0]}, ", also[1]) if also else ("", ())
         with _told(session):
-            return await self._pool.together((_ALLOW, (session,)), *statements)
+            _, written = await self._pool.row(
+                f"WITH {part}written AS ({statement} RETURNING 1) SELECT allow(%s), (SELECT count(*) FROM written)",
+                *(*parts_arguments, *arguments, session),
+            )
+        return int(written)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
 
     async def _know(self, typenames: Set[str]) -> None:
         for typename in typenames - self._functions:

@@ -82,7 +82,9 @@ async def run_host(options: MeshOptions) -> None:
                 transport=transport,
                 identity=None if tls is TlsMode.DISABLE else identity,
                 options=HostOptions(
-                    message_bytes_max=options.message_bytes_max, keep_answers_ms=int(options.keep_answers_s * 1000)
+                    message_bytes_max=options.message_bytes_max,
+                    keep_answers_ms=int(options.keep_answers_s * 1000),
+                    keep_promises_ms=int(options.keep_promises_s * 1000),
                 ),
                 only=frozenset(options.only),
                 version=options.version,

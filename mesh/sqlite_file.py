@@ -125,10 +125,10 @@ class File:
         with self._errors():
             return self._reader.execute(statement, arguments).fetchall()
 
-    def read_apart(self, statement: str) -> list[Any]:
+    def read_apart(self, statement: str, *arguments: object) -> list[Any]:
         """The same for another thread than that of the event loop."""
         with self._errors(), closing(self._connect(_READ_BUSY_S)) as connection:
-            return connection.execute(statement).fetchall()
+            return connection.execute(statement, arguments).fetchall()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -3,9 +3,9 @@
     mesh.sqlite                          sessions, claims, positions of ingresses, numbers of the function types
     functions/shop%2Fcart.sqlite         state, answers, messages, rows for egresses, promises and dead letters of one
 
-What always holds: a commit is one transaction of one file. A session that is fenced is noted in every file, because
-SQLite has no transaction that is durable in two: see `_Function` for files that are made meanwhile. How files are
-written, and what that costs, is in `penstock.mesh.sqlite_file`.
+What always holds: a commit is one transaction of one file. Each file knows the sessions that may write to it, because
+SQLite has no transaction that is durable in two: see `_Function`. How files are written, and what that costs, is in
+`penstock.mesh.sqlite_file`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from penstock.mesh.store import (
     Kept,
     Loaded,
     Outgoing,
+    Past,
     Pending,
     RejectedRecord,
     Session,
@@ -54,7 +55,7 @@ CREATE TABLE sessions (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     holder TEXT NOT NULL,
     begun_ms INTEGER NOT NULL,
-    fenced INTEGER NOT NULL DEFAULT 0
+    ended_ms INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE functions (number INTEGER PRIMARY KEY AUTOINCREMENT, typename TEXT NOT NULL UNIQUE);
 CREATE TABLE claims (name TEXT PRIMARY KEY, session INTEGER NOT NULL) WITHOUT ROWID;
@@ -65,7 +66,8 @@ CREATE TABLE rejected (number INTEGER PRIMARY KEY AUTOINCREMENT, died_ms INTEGER
 """
 
 _FUNCTION_SCHEMA = """
-CREATE TABLE fenced (session INTEGER PRIMARY KEY);
+CREATE TABLE writers (session INTEGER PRIMARY KEY);
+CREATE TABLE ended (session INTEGER PRIMARY KEY);
 CREATE TABLE versions (last INTEGER NOT NULL);
 INSERT INTO versions VALUES (0);
 CREATE TABLE state (id TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
@@ -74,7 +76,10 @@ CREATE TABLE answers (
     id TEXT, key TEXT, status INTEGER NOT NULL, body BLOB NOT NULL, until_ms INTEGER NOT NULL, PRIMARY KEY (id, key)
 ) WITHOUT ROWID;
 CREATE INDEX answers_until ON answers (until_ms);
-CREATE TABLE promises (id TEXT, name TEXT, value BLOB NOT NULL, PRIMARY KEY (id, name)) WITHOUT ROWID;
+CREATE TABLE promises (
+    id TEXT, name TEXT, value BLOB NOT NULL, kept_ms INTEGER NOT NULL, PRIMARY KEY (id, name)
+) WITHOUT ROWID;
+CREATE INDEX promises_kept ON promises (kept_ms);
 CREATE TABLE messages (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     session INTEGER NOT NULL,
@@ -148,16 +153,19 @@ class SqliteStore:
         )
 
     async def fence(self, session: int) -> None:
+        ended_ms = int(self._clock() * 1000)
         await self._write(
-            lambda transaction: transaction.execute("UPDATE sessions SET fenced = 1 WHERE number = ?", session)
+            lambda transaction: transaction.execute(
+                "UPDATE sessions SET ended_ms = ? WHERE number = ? AND NOT ended_ms", ended_ms, session
+            )
         )
-        # Listed after it is noted: a file that is not in the list yet is made by one who reads the note.
+        # Listed after it is noted: a file that is not in the list yet is written by those alone who read the note.
         for function in await self._all():
             await function.fence(session)
 
     async def sessions(self) -> list[Session]:
-        found = await self._read("SELECT number, holder, begun_ms, fenced FROM sessions ORDER BY number")
-        return [Session(number, holder, begun_ms, bool(ended)) for number, holder, begun_ms, ended in found]
+        found = await self._read("SELECT number, holder, begun_ms, ended_ms FROM sessions ORDER BY number")
+        return [Session(*row) for row in found]
 
     # Addresses.
 
@@ -184,7 +192,8 @@ class SqliteStore:
     # Promises.
 
     async def resolve(self, session: int, address: Address, name: str, value: bytes) -> bool:
-        return await (await self._made(address.typename)).resolve(session, address.id, name, value)
+        function = await self._made(address.typename)
+        return await function.resolve(session, address.id, name, value, int(self._clock() * 1000))
 
     async def resolution(self, address: Address, name: str) -> bytes | None:
         function = await self._existing(address.typename)
@@ -212,7 +221,14 @@ class SqliteStore:
             await function.bury(session, number, reason, now_ms)
 
     async def adopt(self, session: int) -> int:
-        return sum([await function.adopt(session) for function in await self._all()])
+        found = await self._read("SELECT number FROM sessions WHERE NOT ended_ms")
+        live = {number for (number,) in found}
+        adopted = 0
+        for function in await self._all():
+            for gone in function.writers() - live:  # Whoever fenced it has died before it came here.
+                await function.fence(gone)
+            adopted += await function.adopt(session)
+        return adopted
 
     # Rows for egresses.
 
@@ -260,7 +276,7 @@ class SqliteStore:
             self._check_session(transaction, session)
             transaction.execute(
                 "INSERT INTO claims VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET session = ?2 "
-                "WHERE session IN (SELECT number FROM sessions WHERE fenced)",
+                "WHERE session NOT IN (SELECT number FROM sessions WHERE NOT ended_ms)",
                 name,
                 session,
             )
@@ -268,8 +284,8 @@ class SqliteStore:
             return bool(owner == session)
 
         if await self._read(
-            "SELECT 1 FROM claims WHERE name = ? AND session NOT IN "
-            "(SELECT number FROM sessions WHERE fenced OR number = ?)",
+            "SELECT 1 FROM claims WHERE name = ? AND session IN "
+            "(SELECT number FROM sessions WHERE NOT ended_ms AND number <> ?)",
             name,
             session,
         ):
@@ -300,8 +316,14 @@ class SqliteStore:
         counts = [function.pending() for function in await self._all()]
         return Pending(*(sum(column) for column in zip(Pending(0, 0, 0), *counts, strict=True)))
 
-    async def purge(self, now_ms: int) -> int:
-        return sum([await function.purge(now_ms) for function in await self._all()])
+    async def purge(self, past: Past) -> int:
+        forgotten = [await function.purge(past) for function in await self._all()]
+        statement = "FROM sessions WHERE ended_ms BETWEEN 1 AND ?"
+        if await self._read(f"SELECT 1 {statement} LIMIT 1", past.sessions_ms):
+            forgotten.append(
+                await self._write(lambda transaction: transaction.execute(f"DELETE {statement}", past.sessions_ms))
+            )
+        return max(forgotten, default=0)
 
     async def close(self) -> None:
         for function in self._functions.values():
@@ -354,17 +376,17 @@ class SqliteStore:
         function = self._functions.get(typename)
         if function is None:
             path = self._directory / "functions" / f"{quote(typename, safe='')}.sqlite"
-            function = self._functions[typename] = _Function(path, typename, number, self._fenced_sessions)
+            function = self._functions[typename] = _Function(path, typename, number, self._is_live)
         await function.open()
         return function
 
-    def _fenced_sessions(self) -> list[int]:
+    def _is_live(self, session: int) -> bool:
         """For the thread that writes a file."""
-        return [number for (number,) in self._shared.read_apart("SELECT number FROM sessions WHERE fenced")]
+        return bool(self._shared.read_apart("SELECT 1 FROM sessions WHERE number = ? AND NOT ended_ms", session))
 
     @staticmethod
     def _check_session(transaction: Transaction, session: int) -> None:
-        if transaction.one("SELECT 1 FROM sessions WHERE number = ? AND NOT fenced", session) is None:
+        if transaction.one("SELECT 1 FROM sessions WHERE number = ? AND NOT ended_ms", session) is None:
             raise fenced(session)
 
 
@@ -374,18 +396,18 @@ class SqliteStore:
 class _Function:
     """State, answers, messages, rows, promises and dead letters of the addresses of one function type.
 
-    A session that is fenced while this file is being made is fenced in it as well: either whoever fences finds the
-    file in the list, which is written before the file is, or the note was there when the file was opened, and is
-    copied into it.
+    A session is entered as a writer with the first thing it writes, if the file of all does not have it as fenced. Who
+    fences it notes that there first, and then takes it off here: so whoever has entered it before is taken off, and
+    whoever comes later reads the note.
     """
 
-    def __init__(self, path: Path, typename: str, number: int, fenced_sessions: Callable[[], list[int]]) -> None:
+    def __init__(self, path: Path, typename: str, number: int, is_live: Callable[[int], bool]) -> None:
+        """`is_live` tells of a session whether it is not fenced, to the thread that writes."""
         self.typename = typename
         self.number = number
+        self._is_live = is_live
 
         def prepare(transaction: Transaction) -> None:
-            for session in fenced_sessions():
-                transaction.execute("INSERT OR IGNORE INTO fenced VALUES (?)", session)
             for table, first in (("messages", 0), ("emitted", _FIRST_ROW)):
                 if transaction.one("SELECT 1 FROM sqlite_sequence WHERE name = ?", table) is None:
                     last = (number << _NUMBER_BITS) + first
@@ -396,9 +418,23 @@ class _Function:
         self.close = self._file.close
 
     async def fence(self, session: int) -> None:
-        await self._file.write(
-            lambda transaction: transaction.execute("INSERT OR IGNORE INTO fenced VALUES (?)", session)
-        )
+        def work(transaction: Transaction) -> None:
+            if transaction.execute("DELETE FROM writers WHERE session = ?", session):
+                transaction.execute("INSERT OR IGNORE INTO ended VALUES (?)", session)
+
+        await self._file.write(work)
+
+    def writers(self) -> set[int]:
+        return {session for (session,) in self._file.read("SELECT session FROM writers")}
+
+    def _check_session(self, transaction: Transaction, session: int) -> None:
+        if session in transaction.allowed:
+            return
+        if transaction.one("SELECT 1 FROM writers WHERE session = ?", session) is None:
+            if not self._is_live(session):
+                raise fenced(session)
+            transaction.execute("INSERT INTO writers VALUES (?)", session)
+        transaction.allowed.add(session)
 
     # Addresses.
 
@@ -424,6 +460,7 @@ class _Function:
         def work(transaction: Transaction) -> list[Committed]:
             # All checks come first: once anything is written, nothing may be refused.
             for commit in commits:
+                self._check_session(transaction, commit.session)
                 _check(transaction, commit)
             return [_carry_out(transaction, each) for each in encoded]
 
@@ -442,10 +479,11 @@ class _Function:
 
     # Promises.
 
-    async def resolve(self, session: int, id: str, name: str, value: bytes) -> bool:
+    async def resolve(self, session: int, id: str, name: str, value: bytes, now_ms: int) -> bool:
         def work(transaction: Transaction) -> bool:
-            _check_session(transaction, session)
-            return transaction.execute("INSERT OR IGNORE INTO promises VALUES (?, ?, ?)", id, name, value) == 1
+            self._check_session(transaction, session)
+            statement = "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)"
+            return transaction.execute(statement, id, name, value, now_ms) == 1
 
         return await self._file.write(work)
 
@@ -477,7 +515,7 @@ class _Function:
 
     async def done(self, session: int, numbers: Collection[int]) -> None:
         def work(transaction: Transaction) -> None:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             for number in numbers:
                 transaction.execute("DELETE FROM messages WHERE number = ?", number)
 
@@ -485,14 +523,14 @@ class _Function:
 
     async def failed(self, session: int, number: int) -> None:
         def work(transaction: Transaction) -> None:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             transaction.execute("UPDATE messages SET attempts = attempts + 1 WHERE number = ?", number)
 
         await self._file.write(work)
 
     async def bury(self, session: int, number: int, reason: str, now_ms: int) -> None:
         def work(transaction: Transaction) -> None:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             transaction.execute(
                 "INSERT INTO dead SELECT number, sender, '', ?, attempts + 1, ?, data FROM messages WHERE number = ?",
                 reason,
@@ -504,14 +542,16 @@ class _Function:
         await self._file.write(work)
 
     async def adopt(self, session: int) -> int:
-        if not self._file.read("SELECT 1 FROM messages WHERE session IN (SELECT session FROM fenced) LIMIT 1"):
+        if not self._file.read("SELECT 1 FROM ended LIMIT 1"):
             return 0  # Whoever looks again and again writes nothing.
 
         def work(transaction: Transaction) -> int:
-            _check_session(transaction, session)
-            return transaction.execute(
-                "UPDATE messages SET session = ? WHERE session IN (SELECT session FROM fenced)", session
+            self._check_session(transaction, session)
+            adopted = transaction.execute(
+                "UPDATE messages SET session = ? WHERE session IN (SELECT session FROM ended)", session
             )
+            transaction.execute("DELETE FROM ended")  # They write nothing more, and nothing joins a lane of theirs.
+            return adopted
 
         return await self._file.write(work)
 
@@ -522,7 +562,7 @@ class _Function:
             return None
 
         def work(transaction: Transaction) -> Batch | None:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             number = _open_batch(transaction, egress, limit)
             found = transaction.all(
                 "SELECT number, data FROM emitted WHERE egress = ? AND batch = ? ORDER BY number", egress, number
@@ -534,7 +574,7 @@ class _Function:
 
     async def refuse_rows(self, session: int, refused: Mapping[int, str], now_ms: int) -> None:
         def work(transaction: Transaction) -> None:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             for number, reason in refused.items():
                 transaction.execute(
                     "INSERT INTO dead SELECT number, sender, egress, ?, 1, ?, data FROM emitted WHERE number = ?",
@@ -548,7 +588,7 @@ class _Function:
 
     async def close_batch(self, session: int, egress: str, batch: Batch) -> None:
         def work(transaction: Transaction) -> None:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             transaction.execute("DELETE FROM emitted WHERE egress = ? AND batch = ?", egress, batch.number)
 
         await self._file.write(work)
@@ -576,7 +616,7 @@ class _Function:
 
     async def redrive(self, session: int, numbers: Collection[int]) -> int:
         def work(transaction: Transaction) -> int:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             return sum(self._redrive(transaction, session, number) for number in numbers)
 
         return await self._file.write(work)
@@ -595,23 +635,25 @@ class _Function:
 
     async def discard(self, session: int, numbers: Collection[int]) -> int:
         def work(transaction: Transaction) -> int:
-            _check_session(transaction, session)
+            self._check_session(transaction, session)
             return sum(transaction.execute("DELETE FROM dead WHERE number = ?", number) for number in numbers)
 
         return await self._file.write(work)
 
-    async def purge(self, now_ms: int) -> int:
-        forgotten = 0
-        while self._file.read("SELECT 1 FROM answers WHERE until_ms < ? LIMIT 1", now_ms):
-            forgotten += await self._file.write(
-                lambda transaction: transaction.execute(
-                    "DELETE FROM answers WHERE (id, key) IN "
-                    "(SELECT id, key FROM answers WHERE until_ms < ? ORDER BY until_ms LIMIT ?)",
-                    now_ms,
-                    PURGED_AT_ONCE,
-                )
-            )
-        return forgotten
+    async def purge(self, past: Past) -> int:
+        tables = (
+            ("answers", "id, key", "until_ms", past.answers_ms),
+            ("promises", "id, name", "kept_ms", past.promises_ms),
+        )
+        return max([await self._purge(*table) for table in tables])
+
+    async def _purge(self, table: str, key: str, time: str, past_ms: int) -> int:
+        if not self._file.read(f"SELECT 1 FROM {table} WHERE {time} < ? LIMIT 1", past_ms):
+            return 0
+        statement = (
+            f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {time} < ? ORDER BY {time} LIMIT ?)"
+        )
+        return await self._file.write(lambda transaction: transaction.execute(statement, past_ms, PURGED_AT_ONCE))
 
     def pending(self) -> Pending:
         ((messages, delayed, rows),) = self._file.read(
@@ -628,14 +670,6 @@ class _Function:
 def _rejected_letter(number: int, died_ms: int, data: bytes) -> DeadLetter:
     record = decode_rejected(data)
     return DeadLetter(number, None, record, record.reason, 1, died_ms)
-
-
-def _check_session(transaction: Transaction, session: int) -> None:
-    if session in transaction.allowed:
-        return
-    if transaction.one("SELECT 1 FROM fenced WHERE session = ?", session) is not None:
-        raise fenced(session)
-    transaction.allowed.add(session)
 
 
 # The parts of a commit.
@@ -672,7 +706,6 @@ class _Encoded(NamedTuple):
 
 def _check(transaction: Transaction, commit: Commit) -> None:
     """Raise what the commit is refused with."""
-    _check_session(transaction, commit.session)
     if commit.version is not None:
         found = transaction.one("SELECT version FROM state WHERE id = ?", commit.id)
         version = 0 if found is None else found[0]

@@ -32,7 +32,7 @@ CONNECTIONS_MAX = 4
 upkeep. More would make none of them quicker."""
 
 PURGED_AT_ONCE = 1_000
-"""Answers that are forgotten in one transaction: commits wait for no more."""
+"""Of a kind, in one transaction: commits wait for no more."""
 
 SCHEMA = 1
 """Of the tables. A store that a later Penstock has written is refused."""
@@ -197,7 +197,12 @@ class Session(NamedTuple):
     holder: str
     """As it named itself, for people and for who compares it with the registry."""
     begun_ms: int
-    fenced: bool
+    ended_ms: int = 0
+    """When it was fenced; 0 while it may write."""
+
+    @property
+    def fenced(self) -> bool:
+        return bool(self.ended_ms)
 
 
 class Pending(NamedTuple):
@@ -207,6 +212,17 @@ class Pending(NamedTuple):
     delayed: int
     """Messages with a delay, due or not."""
     rows: int
+
+
+class Past(NamedTuple):
+    """What nobody needs any more: times in milliseconds, before which it was there for long enough."""
+
+    answers_ms: int
+    """They were to be kept until some time before it."""
+    promises_ms: int
+    """Kept before it, and not taken since."""
+    sessions_ms: int
+    """Fenced before it, with nothing left of them that is still to be delivered."""
 
 
 class Store(Protocol):
@@ -229,7 +245,7 @@ class Store(Protocol):
         ...
 
     async def sessions(self) -> list[Session]:
-        """All there have been, the oldest first."""
+        """Those that may write, and those that were fenced not long ago: the oldest first."""
         ...
 
     # Addresses.
@@ -341,8 +357,9 @@ class Store(Protocol):
         """What is still to be delivered."""
         ...
 
-    async def purge(self, now_ms: int) -> int:
-        """Forget answers that have been kept long enough; returns how many. Until then they are given."""
+    async def purge(self, past: Past) -> int:
+        """Forget the oldest of what is past, `PURGED_AT_ONCE` of each kind at most. Returns how many of the kind of
+        which there were most: fewer than that, and nothing is left."""
         ...
 
     async def close(self) -> None:

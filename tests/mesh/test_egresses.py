@@ -57,6 +57,7 @@ async def writing(directory: Path, spec: EgressSpec, *, close: bool = True) -> A
     finally:
         if close:
             await writer.close(task)
+            await store.fence(session)  # As a process that ends does: the next has the claim at once.
         else:  # As a kill would leave it, but for what belongs to this test's process.
             task.cancel()
             await asyncio.wait([task])
@@ -168,7 +169,6 @@ def test_files_are_visible_when_the_process_has_ended(directory: Path, tmp_path:
             async with writing(directory, FileEgress(str(tmp_path))) as process:
                 await process.emit(number)
                 await process.wait_written()
-                await process.store.fence(process.session)
 
     asyncio.run(main())
 

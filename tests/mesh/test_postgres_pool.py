@@ -101,7 +101,7 @@ def test_what_the_server_says_of_a_statement_costs_no_connection(server: Server)
     async def test(pool: Pool) -> None:
         (before,) = await pool.row("SELECT pg_backend_pid()")
         with pytest.raises(Told, match="PEN0820") as told:
-            await pool.together(("SELECT 1", ()), ("SELECT 1/%s", (0,)), ("SELECT 2", ()))
+            await pool.rows("SELECT 1/%s", 0)
         assert told.value.sqlstate == "22012"
         assert not told.value.conflict
 
@@ -111,15 +111,18 @@ def test_what_the_server_says_of_a_statement_costs_no_connection(server: Server)
     with_pool(server, test)
 
 
-def test_statements_that_go_together_are_one_transaction(server: Server) -> None:
+def test_a_transaction_is_done_as_a_whole_or_not_at_all(server: Server) -> None:
     async def test(pool: Pool) -> None:
         await pool.rows("CREATE TABLE counts (n integer PRIMARY KEY)")
-        add = "INSERT INTO counts VALUES (%s)"
-        with pytest.raises(Told):
-            await pool.together((add, (1,)), (add, (1,)))
-        assert await pool.row("SELECT count(*) FROM counts") == (0,)
 
-        assert await pool.together((add, (1,)), ("SELECT n FROM counts", ())) == [(1,)]
+        async def count_twice() -> None:
+            async with pool.transaction() as connection:
+                await connection.execute("INSERT INTO counts VALUES (1)")
+                await connection.execute("INSERT INTO counts VALUES (1)")
+
+        with pytest.raises(Told):
+            await count_twice()
+        assert await pool.row("SELECT count(*) FROM counts") == (0,)
 
     with_pool(server, test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ from penstock.mesh.store import (
     Emitted,
     Loaded,
     Outgoing,
+    Past,
     Pending,
     RejectedRecord,
     VersionMismatch,
@@ -376,23 +378,24 @@ async def test_an_answer_is_forgotten_when_its_time_is_over(stores: Stores) -> N
     await one.store.commit(one.commit_of(answered=("short", b""), until_ms=1_000))
     await one.store.commit(one.commit_of(answered=("long", b""), until_ms=2_000))
 
-    assert await one.store.purge(1_000) == 0
-    assert await one.store.purge(1_001) == 1
+    assert await one.store.purge(Past(1_000, 0, 0)) == 0
+    assert await one.store.purge(Past(1_001, 0, 0)) == 1
 
     assert (await one.store.load(CART, "alice", "short")).answer is None
     assert (await one.store.load(CART, "alice", "long")).answer == Answer(200, b"")
 
 
 @with_stores
-async def test_however_many_answers_are_forgotten_none_is_left(stores: Stores) -> None:
+async def test_answers_are_forgotten_a_batch_at_a_time_the_oldest_first(stores: Stores) -> None:
     one = await stores.open()
-    count = 2 * PURGED_AT_ONCE + 1
-    await one.store.commit_all([one.commit_of(version=None, answered=(f"{n}", b""), until_ms=1) for n in range(count)])
-    await one.store.commit(one.commit_of(answered=("later", b""), until_ms=3))
+    count = PURGED_AT_ONCE + 1
+    await one.store.commit_all([one.commit_of(version=None, answered=(f"{n}", b""), until_ms=n) for n in range(count)])
 
-    assert await one.store.purge(2) == count
-    assert await one.store.purge(2) == 0
-    assert (await one.store.load(CART, "alice", "later")).answer == Answer(200, b"")
+    assert await one.store.purge(Past(count, 0, 0)) == PURGED_AT_ONCE
+    assert (await one.store.load(CART, "alice", f"{count - 2}")).answer is None
+    assert (await one.store.load(CART, "alice", f"{count - 1}")).answer == Answer(200, b"")
+    assert await one.store.purge(Past(count, 0, 0)) == 1
+    assert await one.store.purge(Past(count, 0, 0)) == 0
 
 
 # Promises.
@@ -422,6 +425,18 @@ async def test_a_promise_that_was_taken_is_forgotten_with_the_commit(stores: Sto
     assert await one.store.resolution(ALICE, "sent") == b"2"
 
 
+@with_stores
+async def test_a_promise_that_nobody_takes_is_forgotten(stores: Stores) -> None:
+    one = await stores.open()
+    before_ms = int(time.time() * 1000)
+    await one.store.resolve(one.session, ALICE, "paid", b"1")
+
+    assert await one.store.purge(Past(0, before_ms, 0)) == 0
+    assert await one.store.resolution(ALICE, "paid") == b"1"
+    assert await one.store.purge(Past(0, before_ms + 3_600_000, 0)) == 1
+    assert await one.store.resolution(ALICE, "paid") is None
+
+
 # Sessions.
 
 
@@ -435,6 +450,27 @@ async def test_sessions_are_numbered_upwards_across_processes(stores: Stores) ->
         (one.session, "first", True),
         (other.session, "second", False),
     ]
+
+
+@with_stores
+async def test_a_session_that_is_forgotten_writes_nothing_and_what_it_left_is_adopted(stores: Stores) -> None:
+    one, other = await stores.open("first"), await stores.open("second")
+    await one.send(message(b"1"))
+    assert await one.store.claim(one.session, "ingress")
+    await other.store.fence(one.session)
+    ended_ms = (await other.store.sessions())[0].ended_ms
+
+    assert await other.store.purge(Past(0, 0, ended_ms - 1)) == 0
+    assert await other.store.adopt(other.session) == 1
+    assert await other.store.purge(Past(0, 0, ended_ms)) == 1
+
+    assert [each.holder for each in await other.store.sessions()] == ["second"]
+    assert await other.waiting() == [b"1"]
+    assert await other.store.claim(other.session, "ingress")
+    for typename in (CART, "shop/new"):
+        with pytest.raises(Fenced):
+            await one.put("alice", b"1", typename=typename)
+    assert await other.store.begin_session("third") > other.session
 
 
 Write = Callable[[Opened, int], Awaitable[object]]

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from penstock.errors import ConfigurationError, Refused, Unavailable
+from penstock.errors import ConfigurationError, Fenced, Refused, Unavailable
 from penstock.mesh.postgres_store import PostgresStore
 from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Commit, Committed, VersionMismatch
@@ -136,6 +141,23 @@ def fill(path: Path) -> None:
             file.write(b"\0" * 4096)
 
 
+def test_what_a_process_has_fenced_that_died_in_the_midst_of_it_is_fenced_by_the_next(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path)
+        gone, session = await store.begin_session("gone"), await store.begin_session("next")
+        await store.commit(Commit(gone, CART, "alice", 0, outgoing=[message(b"m")]))
+        with sqlite3.connect(tmp_path / "mesh.sqlite") as connection:  # All that was done of it.
+            connection.execute("UPDATE sessions SET ended_ms = 1 WHERE number = ?", (gone,))
+        connection.close()
+
+        assert await store.adopt(session) == 1
+        with pytest.raises(Fenced):
+            await store.commit(Commit(gone, CART, "alice", None, b"1"))
+        await store.close()
+
+    asyncio.run(main())
+
+
 # PostgreSQL.
 
 
@@ -177,6 +199,41 @@ def test_a_server_that_was_gone_is_found_again(server: Server) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def under_way(connection: psycopg.Connection, name: str) -> list[tuple[Any, ...]]:
+    """What those connections do that name themselves so, and how long their transactions have been open."""
+    return connection.execute(
+        "SELECT state, wait_event, now() - xact_start, query FROM pg_stat_activity "
+        "WHERE xact_start IS NOT NULL AND application_name = %s",
+        (name,),
+    ).fetchall()
+
+
+@pytest.mark.postgres
+def test_a_process_that_is_stopped_leaves_no_transaction_open(server: Server) -> None:
+    where = f"{server.dsn}?application_name=stopped"
+    command = [sys.executable, "-m", "tests.mesh.store_child", where]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        psycopg.connect(server.dsn, autocommit=True) as connection,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            for _ in range(10):
+                assert process.stdout.readline(), process.stderr.read()
+                os.kill(process.pid, signal.SIGSTOP)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+                # Whatever is going on there ends without it.
+                for _ in range(3_000):
+                    if not under_way(connection, "stopped"):
+                        break
+                    time.sleep(0.01)
+                assert under_way(connection, "stopped") == []
+                os.kill(process.pid, signal.SIGCONT)
+        finally:
+            process.kill()
 
 
 @pytest.mark.postgres
