@@ -75,22 +75,34 @@ functions:
     + RETRIES.lstrip()
 )
 
-HALT: Final = {"COMPARE_ON_FAILURE": "halt"}
+PATIENT: Final = {"COMPARE_BANK_TRIES": "1000"}
+"""Whoever goes on by messages waits for the bank, and holds up nobody but the order: what gives up stays half done."""
+HALT: Final = {**PATIENT, "COMPARE_ON_FAILURE": "halt"}
+ONCE: Final = {"COMPARE_BANK_TRIES": "1", "COMPARE_ATTEMPTS": "1"}
 
 ARMS: Final[Mapping[str, Arm]] = {
     arm.name: arm
     for arm in (
         Arm("S1", "stream", "stream, stops at a message that raises", bank="transactional", environment=HALT),
-        Arm("S2", "stream", "stream, gives up a message that raises", bank="transactional"),
+        Arm("S2", "stream", "stream, gives up a message that raises", bank="transactional", environment=PATIENT),
         Arm(
             "S2-plain",
             "stream",
             "control: S2, and the bank prepares nothing",
             bank="plain",
+            environment=PATIENT,
             controls={"X9": "duplicated"},
         ),
-        Arm("S3", "stream", "stream, asks the bank at least once, and that knows keys"),
-        Arm("M0", "mesh", "control: mesh without retries", policies=NO_RETRIES, client_keys=False, client_attempts=1),
+        Arm("S3", "stream", "stream, asks the bank at least once, and that knows keys", environment=PATIENT),
+        Arm(
+            "M0",
+            "mesh",
+            "control: mesh without retries",
+            environment=ONCE,
+            policies=NO_RETRIES,
+            client_keys=False,
+            client_attempts=1,
+        ),
         Arm(
             "M1",
             "mesh",
@@ -101,7 +113,15 @@ ARMS: Final[Mapping[str, Arm]] = {
             controls={"X9": "duplicated"},
         ),
         Arm("M2", "mesh", "mesh with keys, budget, breaker and ejection", policies=CAREFUL),
-        Arm("M3", "mesh", "M2, and an order is a saga that is conducted", flow="saga", policies=CAREFUL),
+        # Sagas undo what they gave up waiting for: the bank has to remember that, as their participants do.
+        Arm(
+            "M3",
+            "mesh",
+            "M2, and an order is a saga that is conducted",
+            flow="saga",
+            bank="transactional",
+            policies=CAREFUL,
+        ),
         Arm(
             "M3-nofence",
             "mesh",
@@ -112,9 +132,22 @@ ARMS: Final[Mapping[str, Arm]] = {
             controls={"X9": "orphaned"},
         ),
         Arm(
-            "M4", "mesh", "M2, and the parts of an order hand it on by messages", flow="choreography", policies=CAREFUL
+            "M4",
+            "mesh",
+            "M2, and the parts of an order hand it on by messages",
+            flow="choreography",
+            bank="transactional",
+            environment=PATIENT,
+            policies=CAREFUL,
         ),
-        Arm("M5", "mesh", "M2, and the parts of an order work at once", flow="parallel", policies=CAREFUL),
+        Arm(
+            "M5",
+            "mesh",
+            "M2, and the parts of an order work at once",
+            flow="parallel",
+            bank="transactional",
+            policies=CAREFUL,
+        ),
         Arm(
             "M6",
             "mesh",
