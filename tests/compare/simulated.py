@@ -1,6 +1,6 @@
 """The arms of the comparison on simulated worlds: correctness alone, under many seeded schedules of faults.
 
-    python -m tests.compare.simulated 1000 [ARM ...]      (make compare-simulated SEEDS=1000)
+    python -m tests.compare.simulated 1000 [ARM ...]      (make compare-simulated SCHEDULES=1000)
 
 A stream is killed anywhere; the hosts of a mesh die, and its network loses, repeats and delays; in both the bank does
 not hear, or its answers are lost, or requests reach it much too late. A table says how often the oracle has found what,
