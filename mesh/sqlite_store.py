@@ -221,11 +221,13 @@ class SqliteStore:
             await function.bury(session, number, reason, now_ms)
 
     async def adopt(self, session: int) -> int:
-        found = await self._read("SELECT number FROM sessions WHERE NOT ended_ms")
-        live = {number for (number,) in found}
+        functions = await self._all()
+        writers = [function.writers() for function in functions]
+        # Read behind the writers: each of them was there before it became one, and is missing only if it has ended.
+        live = {number for (number,) in await self._read("SELECT number FROM sessions WHERE NOT ended_ms")}
         adopted = 0
-        for function in await self._all():
-            for gone in function.writers() - live:  # Whoever fenced it has died before it came here.
+        for function, known in zip(functions, writers, strict=True):
+            for gone in known - live:  # Whoever fenced it has died before it came here.
                 await function.fence(gone)
             adopted += await function.adopt(session)
         return adopted
