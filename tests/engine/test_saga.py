@@ -274,11 +274,11 @@ def test_a_step_has_a_time_of_its_own(way: dict[str, Any]) -> None:
         try:
             return await saga.step(shop.reserve, "x", what, name="best", timeout="10s")
         except StepFailed as error:
-            return f"{error.step} failed, {await saga.step(shop.hold, 'x', what, name='next')}"
+            return f"{error.step} failed by {error.code}, {await saga.step(shop.hold, 'x', what, name='next')}"
 
     with Harness(shop.app, **way) as h:
         h.send(shop.stock, "x", "slow")
-        assert h.call(visit, "1", "tea") == Completed("best failed, tea 1")
+        assert h.call(visit, "1", "tea") == Completed("best failed by PEN0896, tea 1")
         assert shop.entries(h)["shop/stock"] == ["do 1", "undo 1"]
         assert steps_of(h, visit, "1") == {"best": "cancelled", "next": "confirmed"}
 

@@ -16,7 +16,7 @@ from penstock.ids import Address
 from penstock.mesh.host import CONFLICTS_MAX
 from penstock.mesh.policies.settings import AccessRule, PolicySet, TextMatch
 from penstock.mesh.store import Commit
-from penstock.mesh.wire import KIND, NOTHING, Kind, Reply, failure
+from penstock.mesh.wire import KIND, NOTHING, Kind, Reply, error_of, failure
 from tests.mesh.hosting import Bench, bench_of, hosted, in_ms
 
 app = App("host")
@@ -446,7 +446,7 @@ async def test_an_unknown_function_is_named_with_those_there_are(bench: Bench) -
 async def test_a_host_of_some_functions_refuses_the_others_so_that_another_is_asked(bench: Bench) -> None:
     reply = await bench.ask("t/count", "a", 1)
 
-    assert (reply.status, reply.refused) == (503, True)
+    assert (reply.status, reply.refused, error_of(reply, "t/count/a").code) == (503, True, "PEN0805")
     assert await bench.value("t/echo", "a", "hello") == "hello"
 
 
@@ -463,7 +463,7 @@ async def test_a_host_of_some_functions_refuses_the_others_so_that_another_is_as
 async def test_a_caller_that_is_denied_changes_nothing(bench: Bench) -> None:
     reply = await bench.ask("t/count", "a", 1)
 
-    assert (reply.status, reply.refused) == (403, True)
+    assert (reply.status, reply.refused, error_of(reply, "t/count/a").code) == (403, True, "PEN0846")
     assert await bench.version("t/count", "a") == 0
     assert await bench.value("t/asks", "q", "a") == 1, "this one is named"
     assert await bench.value("t/echo", "a", 1) == 1, "about this one nothing is said"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from pathlib import Path
 from random import Random
 
@@ -109,6 +110,15 @@ def test_an_application_does_not_start_with_a_file_that_is_refused(path: Path) -
         PolicyWatch(path, policies()).start()
 
     assert caught.value.code == "PEN0840"
+
+
+def test_without_the_library_for_policy_files_an_application_does_not_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "penstock.mesh.policy_file", None)
+
+    with pytest.raises(ConfigurationError, match=r"PEN0850 .* pip install 'penstock\[policies\]'"):
+        PolicyWatch(path, policies()).start()
 
 
 def test_a_change_is_in_force_within_two_seconds(path: Path) -> None:

@@ -17,6 +17,25 @@ from click.testing import CliRunner
 from penstock.engine.cli import cli
 from tests.mesh.processes import CALLERS, Mesh, under_load
 
+UNPLUGGED = """
+from penstock import App, Context, GeneratorIngress
+
+app = App("unplugged")
+
+
+@app.function("t/note")
+def note(ctx: Context[None], number: int) -> None:
+    pass
+
+
+def numbers(start: int):
+    yield 1
+    raise OSError("unplugged")
+
+
+app.ingress(GeneratorIngress(numbers, type=int), to=note, key=str, name="numbers")
+"""
+
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
@@ -139,6 +158,14 @@ def test_what_can_not_start_is_said_once(tmp_path: Path) -> None:
 
     assert mesh.process.wait(30) == 2
     assert any("PEN0809" in line and "t/none" in line for line in mesh.lines), mesh.lines
+
+
+def test_a_mesh_that_can_not_come_to_its_end_says_so(tmp_path: Path) -> None:
+    (tmp_path / "unplugged.py").write_text(UNPLUGGED)
+    mesh = Mesh(tmp_path, "--no-gateway", "--until-done", app="unplugged.py")
+
+    assert mesh.process.wait(60) == 4
+    mesh.wait_for("PEN0828 Host 1 has ended, because an ingress can't be read to its end")
 
 
 def test_all_that_a_mesh_keeps_lies_below_its_directory_and_its_arguments_tell_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from penstock.mesh.sidecar import policies_of_a_sidecar
 from tests.mesh.dapr.world import Asked, FakeApplication, until, world
 
 
-def test_health_is_said_for_the_sidecar_and_for_what_it_stands_beside(tmp_path: Path) -> None:
+def test_health_is_said_for_the_sidecar_and_for_what_it_stands_beside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def check() -> None:
         async with world(tmp_path) as here:
             sidecar = await here.sidecar(application := FakeApplication())
@@ -28,6 +30,7 @@ def test_health_is_said_for_the_sidecar_and_for_what_it_stands_beside(tmp_path: 
             )
             await application.stop()
             await until(lambda: not sidecar.ready)
+            assert "PEN0880 shop takes no connections at port" in caplog.text
             assert (await here.ask(sidecar, "GET", "/v1.0/healthz")).error == (500, "ERR_HEALTH_NOT_READY")
             assert (await here.ask(sidecar, "GET", "/v1.0/healthz/outbound")).status == 204
             await application.start()

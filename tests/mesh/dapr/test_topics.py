@@ -131,7 +131,7 @@ def test_events_wait_for_an_application_that_is_away(tmp_path: Path) -> None:
 
 
 def test_what_is_not_taken_is_delivered_again_and_what_is_dropped_goes_to_the_dead_letters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("penstock.mesh.dapr.topics.RETRY_FIRST_S", 0.001)
     monkeypatch.setattr("penstock.mesh.dapr.topics.TRIES", 3)
@@ -151,6 +151,7 @@ def test_what_is_not_taken_is_delivered_again_and_what_is_dropped_goes_to_the_de
             assert len(application.asked_for("/on/orders")) == 4
 
     asyncio.run(check())
+    assert caplog.text.count("PEN0883 An event of topic orders is not delivered to shop") == 2
 
 
 def test_several_are_published_at_once(tmp_path: Path) -> None:
