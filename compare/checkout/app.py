@@ -27,17 +27,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Final, assert_never
 
-from penstock import (
-    App,
-    Branch,
-    Context,
-    Declined,
-    FencedState,
-    FunctionError,
-    Message,
-    Saga,
-    State,
-)
+from penstock import App, Branch, Context, Declined, FencedState, FunctionError, Message, Saga, State
 from penstock.compare.checkout.bank import Asked, What
 from penstock.compare.checkout.data import FAILED, NO_FUNDS, NO_STOCK
 from penstock.compare.checkout.settings import Flow, read
@@ -199,7 +189,7 @@ class Purse(FencedState):
 
 
 class Charge(Message):
-    """Take the price of this order. Answered by whether there was enough."""
+    """Take the price of this order. Answered by why that can't be; by nothing when it is done."""
 
     order: str
     amount: int
@@ -223,17 +213,16 @@ async def ask(ctx: Context[Any], what: What, order: str, amount: int, key: str =
     return done
 
 
-async def collect(ctx: Context[Purse], order: str, amount: int, key: str = "") -> bool:
-    """Take the money, first there and then here. False when there is not enough, or the bank takes no more for it."""
+async def collect(ctx: Context[Purse], order: str, amount: int, key: str = "") -> str:
+    """Take the money, first there and then here. Why it can't be; empty when it is taken."""
     if amount > ctx.state.balance:
-        return False
-    if SETTINGS.is_two_phase and not await ask(ctx, What.AUTHORISE, order, amount, key):
-        return False
-    if not await ask(ctx, What.CAPTURE, order, amount, key):
-        return False
+        return NO_FUNDS
+    for what in (What.AUTHORISE, What.CAPTURE) if SETTINGS.is_two_phase else (What.CAPTURE,):
+        if not await ask(ctx, what, order, amount, key):
+            return FAILED  # It was undone before.
     ctx.state.balance -= amount
     ctx.state.paid[order] = ctx.state.paid.get(order, 0) + amount
-    return True
+    return ""
 
 
 async def give_back(ctx: Context[Purse], order: str, amount: int, key: str = "") -> None:
@@ -243,7 +232,7 @@ async def give_back(ctx: Context[Purse], order: str, amount: int, key: str = "")
 
 
 @payment.message
-async def charge(ctx: Context[Purse], price: Charge) -> bool:
+async def charge(ctx: Context[Purse], price: Charge) -> str:
     with WITNESS.sees(ctx, price.order):
         return await collect(ctx, price.order, price.amount)
 
@@ -258,8 +247,8 @@ async def refund(ctx: Context[Purse], price: Refund) -> None:
 async def pay(ctx: Context[Purse], price: Charge, branch: Branch) -> Declined | None:
     """Of a saga: captured at once."""
     with WITNESS.sees(ctx, price.order):
-        paid = await collect(ctx, price.order, price.amount, branch.key)
-        return None if paid else Declined(NO_FUNDS)
+        refused = await collect(ctx, price.order, price.amount, branch.key)
+        return Declined(refused) if refused else None
 
 
 @pay.compensation
@@ -299,9 +288,9 @@ async def void(ctx: Context[Purse], price: Charge, branch: Branch) -> None:
 async def pay_next(ctx: Context[Purse], leg: Leg, branch: Branch) -> Declined | None:
     """The last but one step of a saga that is handed on."""
     with WITNESS.sees(ctx, leg.id):
-        if not await collect(ctx, leg.id, leg.order.amount, branch.key):
-            tell(ctx, leg, NO_FUNDS)
-            return Declined(NO_FUNDS)
+        if refused := await collect(ctx, leg.id, leg.order.amount, branch.key):
+            tell(ctx, leg, refused)
+            return Declined(refused)
         branch.hand_on(ctx, ship_last, leg.id, leg)
         return None
 
@@ -461,9 +450,9 @@ async def check_out(ctx: Context[Outcome], order: Order, undo: list[Undo]) -> st
             undo.pop()
             return NO_STOCK
     undo.append(partial(ctx.call, payment, order.user, Refund(ctx.id, order.amount), detached=True))
-    if not await ctx.call(payment, order.user, Charge(ctx.id, order.amount)):
+    if refused := await ctx.call(payment, order.user, Charge(ctx.id, order.amount)):
         undo.pop()
-        return NO_FUNDS
+        return str(refused)
     undo.append(partial(ctx.call, shipment, ctx.id, CallBack(order.user), detached=True))
     await ctx.call(shipment, ctx.id, Ship(order.user))
     for sku, _ in order.lines:
