@@ -89,7 +89,8 @@ def _under(conditions: Conditions, arm: PlannedArm) -> PlannedArm:
     added, but what is measured is not."""
     own: dict[str, Any] = {"load": conditions.load} if conditions.load else {}
     if arm.mode == "stream":
-        own |= {"interval_s": conditions.interval_s, "kafka": bool(conditions.kafka)}
+        interval_s = arm.settings.get("interval_s", conditions.interval_s)
+        own |= {"interval_s": interval_s, "kafka": bool(conditions.kafka)}
     if arm.mode == "mesh" or conditions.kafka:
         own["workers"] = conditions.workers
     return msgspec.structs.replace(arm, settings=arm.settings | own)

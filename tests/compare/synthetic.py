@@ -121,7 +121,8 @@ class Directory:
         write_lines(folder / "states.jsonl", [])
         if verdict:
             write_json(folder / "verdict.json", verdict)
-        stream = arm.startswith("S")
+        planned = next(planned for planned in self.plan.arms if planned.name == arm)
+        interval_s = planned.settings.get("interval_s", 1.0) if planned.mode == "stream" else None
         write_json(
             folder / "run.json",
             Run(
@@ -136,7 +137,7 @@ class Directory:
                 rate=self.plan.rate,
                 late_p99_ms=0.4,
                 quiet_s=self.plan.seconds + 1,
-                protection={"interval_s": 1.0 if stream else None},
+                protection={"interval_s": interval_s},
             ),
         )
         return folder

@@ -111,6 +111,17 @@ def test_one_order_lost_refutes_however_many_were_not(tmp_path: Path) -> None:
     assert found["D4"][0] == "refuted"
 
 
+@pytest.mark.parametrize(("down_s", "verdict"), [(3, "confirmed"), (1, "refuted")])
+def test_recoveries_are_held_against_the_prediction(tmp_path: Path, down_s: float, verdict: str) -> None:
+    # Two and a half seconds are predicted for an outage of one, because a checkpoint a second has to be repeated.
+    made = Directory(tmp_path, plan_of([STREAM], [NOTHING, KILL], [0, 1]))
+    for seed in (0, 1):
+        made.play("S2", NOTHING, seed, Behaviour())
+        made.play("S2", KILL, seed, Behaviour(outage=(8, 8 + down_s)))
+    inside = 2 if verdict == "confirmed" else 0
+    assert verdicts(made)["F2"] == (verdict, f"{inside} of 2 recoveries within a factor of 2 of the prediction")
+
+
 def test_controls_are_no_arms_to_judge_a_mode_by(tmp_path: Path) -> None:
     bare = PlannedArm("S2-plain", "stream", "control: the bank knows no keys", "plain", "plain", {})
     made = Directory(tmp_path, plan_of([STREAM, bare], [NOTHING, KILL], [0]))
