@@ -150,7 +150,7 @@ ARMS: Final[Mapping[str, Arm]] = {
             flow="saga",
             environment={"COMPARE_FENCE": "off"},
             policies=CAREFUL,
-            controls={"X9": "orphaned"},
+            controls={"X4": "orphaned"},
         ),
         Arm(
             "M4",

@@ -59,6 +59,9 @@ LEAD_S: Final = 1.5
 LATE_P99_MAX_MS: Final = 5.0
 QUIET_S: Final = 2.5
 """Nothing has moved for so long: it has come to rest. Longer than the shop waits before it tries something again."""
+ENDED_S: Final = 25.0
+"""An order that has not ended so long after the last request was answered never will: longer than the lease of a host
+that is gone and the patience of a saga together."""
 REST_MAX_S: Final = 45.0
 LOOK_S: Final = 0.25
 STATES_MAX: Final = 100_000
@@ -278,10 +281,22 @@ class _Carried:
             if seen != before or seen[0] != 0:
                 still_since_s = now_s
             elif now_s - still_since_s >= QUIET_S:
-                return round(still_since_s - self._origin_s, 3)
+                if now_s - began_s > ENDED_S or await asyncio.to_thread(self._all_ended, runtime):
+                    return round(still_since_s - self._origin_s, 3)
+                still_since_s = now_s
             before = seen
             await asyncio.sleep(LOOK_S)
         return None
+
+    def _all_ended(self, runtime: Runtime) -> bool:
+        """Whether every order of the shop that was begun has: one may wait for a lease to end, and nothing moves."""
+        if not self._of_the_shop:
+            return True
+        try:
+            orders = list(self._states(runtime, only=data.FUNCTIONS[0]))
+        except PenstockError:
+            return False
+        return all(data.outcome_of(data.answer_in(order.state or {})) for order in orders)
 
     def _unrest(self, runtime: Runtime) -> tuple[int, ...]:
         """How much is under way, which is 0 at rest, and how much has been done outside."""
@@ -295,12 +310,12 @@ class _Carried:
 
     # What is kept of it.
 
-    def _states(self, runtime: Runtime) -> Iterator[StateRecord]:
+    def _states(self, runtime: Runtime, only: str = "") -> Iterator[StateRecord]:
         """Of every address, as anybody can ask for it."""
         client = runtime.client
         for function in client.functions():
             typename = function["function"]
-            if function.get("state") is None:
+            if not function["state"] or (only and typename != only):
                 continue
             for id in client.state_ids(typename, prefix="", limit=STATES_MAX):
                 yield StateRecord(typename, id, client.state(typename, id)["state"])
