@@ -211,6 +211,8 @@ def na_reason(arm: PlannedArm, steps: Sequence[Mapping[str, Any]], *, kafka: boo
     stream = arm.mode == "stream"
     for step in steps:
         match step["what"], step["where"]:
+            case ("poison" | "slow", _) | (_, "bank") if arm.bank == "none":
+                return "it is about the shop and its bank, and the application is another one"
             case "kill", "function" if stream:
                 return (
                     "in a stream functions run in the worker that owns their state, so none can be killed alone: see X2"

@@ -14,8 +14,10 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -65,6 +67,8 @@ that is gone and the patience of a saga together."""
 REST_MAX_S: Final = 45.0
 LOOK_S: Final = 0.25
 STATES_MAX: Final = 100_000
+READERS: Final = 32
+"""States are read at once by so many: on Kafka each answer waits for a checkpoint, which many answers share."""
 BUSY: Final = ("queued", "staged", "waiting", "calls_in_flight")
 """Figures of the status of an application that are zero at rest. What is held back for later need not be."""
 
@@ -317,8 +321,10 @@ class _Carried:
             typename = function["function"]
             if not function["state"] or (only and typename != only):
                 continue
-            for id in client.state_ids(typename, prefix="", limit=STATES_MAX):
-                yield StateRecord(typename, id, client.state(typename, id)["state"])
+            ids = client.state_ids(typename, prefix="", limit=STATES_MAX)
+            with ThreadPoolExecutor(READERS) as pool:
+                found = pool.map(partial(client.state, typename), ids)
+                yield from (StateRecord(typename, id, each["state"]) for id, each in zip(ids, found, strict=True))
 
     def _checkpoints(self, runtime: Runtime) -> Iterator[Event]:
         if self._arm.mode != "stream":

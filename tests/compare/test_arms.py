@@ -65,6 +65,12 @@ def test_what_a_mode_does_not_have_is_told() -> None:
     assert "no fault points" in reason_of("M3", "X13")
 
 
+def test_an_application_of_ones_own_has_no_bank() -> None:
+    steps = [step.within(60) for step in built_in("X9").steps]
+
+    assert "about the shop" in na_reason(OWN_ARMS["S2"].planned(), steps, kafka=False, broker=False)
+
+
 def test_on_kafka_streams_can_express_more() -> None:
     assert "the only process leads itself" in reason_of("S2", "X3")
     assert reason_of("S2", "X3", kafka=True) == ""
