@@ -32,6 +32,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -125,9 +126,12 @@ class Process:
         self._process.wait(30)
 
 
-def host_process(folder: Path) -> Process:
+def host_process(folder: Path, store: str = "") -> Process:
     options = MeshOptions(
-        app="benchmarks.mesh:app", folder=str(Path.cwd()), store=str(folder / "data"), registry=str(folder / "registry")
+        app="benchmarks.mesh:app",
+        folder=str(Path.cwd()),
+        store=store or str(folder / "data"),
+        registry=str(folder / "registry"),
     )
     return Process(Path.cwd(), "-m", "penstock.mesh.process", line=encode_options(options))
 
@@ -191,13 +195,13 @@ def stateless(seconds: float, folder: Path) -> dict[str, Any]:
     return throughput(seconds, folder, "bench/echo", keyed=False)
 
 
-def stateful(seconds: float, folder: Path) -> dict[str, Any]:
-    return throughput(seconds, folder, "bench/count", keyed=True)
+def stateful(seconds: float, folder: Path, store: str = "") -> dict[str, Any]:
+    return throughput(seconds, folder, "bench/count", keyed=True, store=store)
 
 
-def throughput(seconds: float, folder: Path, typename: str, *, keyed: bool) -> dict[str, Any]:
+def throughput(seconds: float, folder: Path, typename: str, *, keyed: bool, store: str = "") -> dict[str, Any]:
     """Requests per second of processor time, of a host and of a bare server."""
-    bare, host = bare_process(folder), host_process(folder)
+    bare, host = bare_process(folder), host_process(folder, store)
 
     async def of_host() -> tuple[int, float]:
         transport, endpoint, done = HttpTransport(), Endpoint("h", host.url), 0
@@ -567,7 +571,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *SCENARIOS])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--store", default="", metavar="PLACE", help="Of stateful: postgresql://..., instead of SQLite."
+    )
     arguments = parser.parse_args()
+    if arguments.store:
+        SCENARIOS["stateful"] = partial(stateful, store=arguments.store)
     if arguments.bare:
         asyncio.run(serve_bare())
         return
