@@ -306,7 +306,10 @@ def heat_of(
     """Rows of one owner stand together, so that what befell one process is a band."""
     node_of = owners_of(events, before_s=windows[0].on_s if windows else math.inf)
     homes = homes_of(orders, baseline)
-    owner_of = {home: node_of.get(home, "") for home in homes.values()}
+    nodes = set(node_of.values())
+    # Where there is one process, it owns also what was not seen before the fault.
+    unseen = nodes.pop() if len(nodes) == 1 else ""
+    owner_of = {home: node_of.get(home, unseen) for home in homes.values()}
     keys = Counter(owner_of[home] for home in homes.values())
     # An owner has rows by the number of its orders, and one at least; those whose owner is not known come last.
     many = {owner: max(round(HEAT_ROWS * keys[owner] / keys.total()), 1) for owner in sorted(keys) if owner}

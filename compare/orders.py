@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from penstock.compare.checkout import data
 from penstock.compare.records import Event, Verdict
 
 LOAD: Final = "client"
@@ -109,11 +110,12 @@ def _answer(records: list[Event]) -> tuple[Outcome, Event | None]:
 
 
 def classify(outcome: str) -> Outcome:
-    """Of the text of a reply: `CONFIRMED`, `REJECTED:stock`, or an error."""
-    match outcome.partition(":")[0]:
-        case "CONFIRMED":
+    """Of the text of a reply: `CONFIRMED`, or `OK` of an application that is not the shop; `REJECTED:no stock`; or an
+    error. An order that was undone because something failed is no refusal of the business: the client got nothing."""
+    match outcome.partition(":"):
+        case ("CONFIRMED" | "OK", _, _):
             return Outcome.CONFIRMED
-        case "REJECTED":
+        case ("REJECTED", _, reason) if reason != data.FAILED:
             return Outcome.REJECTED
         case _:
             return Outcome.FAILED

@@ -211,6 +211,12 @@ def test_rows_of_one_process_stand_together() -> None:
     assert set(heat.owners) == {"A", "B"}
 
 
+def test_one_process_owns_what_was_not_seen_before_the_fault() -> None:
+    orders = [order(0.5, fn_id="ada"), order(1.5, fn_id="bob")]
+    alone = [Event(0.1, "start", "A", fn="shop/payment", id="ada")]
+    assert set(heat_of(orders, alone, [], BASELINE, 2.0).owners) == {"A"}
+
+
 def test_an_order_is_at_home_where_others_are_too() -> None:
     one, two = order(0.5, key="x"), order(1.5, key="y")
     common = frozenset({Place("shop/payment", "ada"), Place("shop/stock", "tea"), Place("shop/stock", "rice")})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from penstock.compare.checkout import data
 from penstock.compare.orders import Outcome, Place, blamed_orders, classify, orders_of
 from penstock.compare.records import Event, Invariant, Verdict
 
@@ -29,6 +30,15 @@ def test_a_latency_that_is_not_told_counts_from_the_intended_time() -> None:
 def test_a_refusal_is_a_result_and_right() -> None:
     (order,) = orders_of([offered(0.0), reply(0.1, "REJECTED:stock")], None)
     assert (order.outcome, order.reason, order.right) == (Outcome.REJECTED, "stock", True)
+
+
+def test_an_order_that_was_undone_after_a_failure_has_failed() -> None:
+    assert classify(f"REJECTED:{data.NO_FUNDS}") is Outcome.REJECTED
+    assert classify(f"REJECTED:{data.FAILED}") is Outcome.FAILED
+
+
+def test_an_application_of_ones_own_answers_ok() -> None:
+    assert classify("OK") is Outcome.CONFIRMED
 
 
 def test_an_error_is_no_result_whatever_it_is() -> None:
