@@ -33,8 +33,6 @@ class Arm(NamedTuple):
     client_keys: bool = True
     """Whether clients give their requests an Idempotency-Key."""
     client_attempts: int = 1_000
-    interval_s: float | None = None
-    """Between checkpoints; None for that of the comparison."""
     controls: Mapping[str, str] = MappingProxyType({})
     """What the oracle has to count under a fault, or the run proves nothing: a name of its counts by fault."""
 
@@ -46,8 +44,6 @@ class Arm(NamedTuple):
         }
         if self.policies:
             settings["policies"] = self.policies
-        if self.interval_s is not None:
-            settings["interval_s"] = self.interval_s
         if self.controls:
             settings["controls"] = dict(self.controls)
         return PlannedArm(self.name, self.mode, self.title, self.flow, self.bank, settings)
@@ -96,23 +92,6 @@ ARMS: Final[Mapping[str, Arm]] = {
             bank="plain",
             environment=PATIENT,
             controls={"X9": "duplicated"},
-        ),
-        # How long a stream takes to recover depends on this more than on anything else.
-        Arm(
-            "S2-1s",
-            "stream",
-            "S2, and a checkpoint every second",
-            bank="transactional",
-            environment=PATIENT,
-            interval_s=1.0,
-        ),
-        Arm(
-            "S2-5s",
-            "stream",
-            "S2, and a checkpoint every five seconds",
-            bank="transactional",
-            environment=PATIENT,
-            interval_s=5.0,
         ),
         Arm("S3", "stream", "stream, asks the bank at least once, and that knows keys", environment=PATIENT),
         Arm(

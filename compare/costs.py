@@ -125,6 +125,13 @@ def _cpu_used(samples: list[Event], seconds: float, first_s: float) -> float:
     return used
 
 
+def interval_of(events: Iterable[Event], before_s: float) -> float | None:
+    """Between checkpoints, on average, as they were taken in the measured time before the first fault: what is set is
+    the longest, and one is taken early while an answer waits for it."""
+    taken = sorted(event.t for event in events if event.kind == "ckpt_commit" and 0 <= event.t < before_s)
+    return (taken[-1] - taken[0]) / (len(taken) - 1) if len(taken) > 1 else None
+
+
 def checkpoint_of(events: Iterable[Event]) -> float | None:
     """Of those whose begin and commit are both told."""
     begun: dict[int, float] = {}

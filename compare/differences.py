@@ -30,7 +30,7 @@ class Deployment(NamedTuple):
 def differences_of(arms: Sequence[PlannedArm], deployment: Deployment) -> list[Difference]:
     """One for each concern, those that differ first."""
     settings = load_settings(Path(), {}, {"interval": f"{deployment.interval_s:g}s"})
-    stream = _of_stream(deployment, settings, _intervals(arms, deployment)) | _of_arms(arms, "stream")
+    stream = _of_stream(deployment, settings) | _of_arms(arms, "stream")
     mesh = _of_mesh(deployment) | _of_arms(arms, "mesh")
     assert stream.keys() == mesh.keys(), "a concern has one side only"
     found = [
@@ -39,14 +39,7 @@ def differences_of(arms: Sequence[PlannedArm], deployment: Deployment) -> list[D
     return sorted(found, key=lambda difference: difference.equal)
 
 
-def _intervals(arms: Sequence[PlannedArm], deployment: Deployment) -> str:
-    """Between checkpoints, of each stream that has its own."""
-    own = [arm for arm in arms if arm.mode == "stream"]
-    usual = f"{deployment.interval_s:g} s"
-    return _each(own, lambda arm: f"{arm.settings.get('interval_s', deployment.interval_s):g} s") if own else usual
-
-
-def _of_stream(deployment: Deployment, settings: Settings, intervals: str) -> dict[str, str]:
+def _of_stream(deployment: Deployment, settings: Settings) -> dict[str, str]:
     kafka, workers = bool(deployment.kafka), deployment.workers
     keys_kept = format_duration(settings["idempotency_keep"])
     return _of_everything() | {
@@ -60,7 +53,9 @@ def _of_stream(deployment: Deployment, settings: Settings, intervals: str) -> di
         if kafka
         else "in the process, with changes in its log",
         "an accepted request is durable": "when all brokers in sync have it" if kafka else "when its log is synced",
-        "an answer is given": f"when a checkpoint has it, synced; one every {intervals}",
+        "an answer is given": (
+            f"when a checkpoint has it, synced: one every {deployment.interval_s:g} s, and sooner while an answer waits"
+        ),
         "what is done again": "what was done since the last checkpoint",
         "what fails together": "all tasks",
         "what is kept from being done twice": f"by position; by key for {keys_kept}",

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from penstock.compare.costs import Cost, Work, checkpoint_of, cost_of, times_of, work_of
+from penstock.compare.costs import Cost, Work, checkpoint_of, cost_of, interval_of, times_of, work_of
 from penstock.compare.impact import (
     Baseline,
     Blast,
@@ -104,6 +104,8 @@ class RunFigures(msgspec.Struct, frozen=True):
     """Why orders were refused or failed."""
     kinds: dict[str, float]
     """How often each kind of thing happened."""
+    interval_s: float | None
+    """Between checkpoints, as they were taken before the fault; None for an arm that takes none, or does not tell."""
     checkpoint_s: float | None
     """How long a checkpoint took on average, from its begin to its commit."""
     lag_max: float | None
@@ -154,6 +156,7 @@ def figures_of(
         heat=heat_of(orders, events, windows, baseline, run.seconds),
         reasons=dict(sorted(Counter(order.reason for order in orders if order.reason).items())),
         kinds=_kinds(events),
+        interval_s=interval_of(events, windows[0].on_s if windows else run.seconds),
         checkpoint_s=checkpoint_of(events),
         lag_max=max((event.value for event in events if event.kind == "lag" and event.value is not None), default=None),
         late_p99_ms=run.late_p99_ms,

@@ -27,7 +27,7 @@ THREATS: Final = (
     "Little state: the time to restore it is hardly seen.",
     "How soon a failure is noticed is a setting, and often decides more than the philosophy.",
     "Functions with state have an owner in a mesh as well: only those without are free to run elsewhere.",
-    "In a stream an answer waits for a checkpoint, whose interval is a free choice.",
+    "In a stream an answer waits for a checkpoint, which is taken early while one waits: the interval says little.",
     "Durability is not the same in both: see the differences for what is synced when.",
 )
 
@@ -89,8 +89,7 @@ def _under(conditions: Conditions, arm: PlannedArm) -> PlannedArm:
     added, but what is measured is not."""
     own: dict[str, Any] = {"load": conditions.load} if conditions.load else {}
     if arm.mode == "stream":
-        interval_s = arm.settings.get("interval_s", conditions.interval_s)
-        own |= {"interval_s": interval_s, "kafka": bool(conditions.kafka)}
+        own |= {"interval_s": conditions.interval_s, "kafka": bool(conditions.kafka)}
     if arm.mode == "mesh" or conditions.kafka:
         own["workers"] = conditions.workers
     return msgspec.structs.replace(arm, settings=arm.settings | own)

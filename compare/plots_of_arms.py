@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from penstock.compare.canvas import (
     LIGHT,
@@ -20,7 +20,7 @@ from penstock.compare.canvas import (
     plain_logarithm,
 )
 from penstock.compare.figures import HARMS, RunFigures
-from penstock.compare.predictions import capacity_of, checkpoint_interval_s, predicted_recovery_s
+from penstock.compare.predictions import capacity_of, predicted_recovery_s
 from penstock.compare.records import BASELINE, PlannedArm
 from penstock.compare.selection import faults_with, leading, protected
 from penstock.compare.series import SHARES
@@ -28,17 +28,24 @@ from penstock.compare.statistics import Estimate
 from penstock.compare.summary import Cell, Summary
 from penstock.compare.wording import NOTHING, interval, milliseconds, number, percent, seconds
 
+INTERVALS_APART: Final = 2.0
+"""What is less is the same interval, measured twice."""
+
 
 def p3(summary: Summary) -> Plot | Omission:
     title = "Recovery against the interval of checkpoints"
     points = [
-        (interval_s, run)
+        (run.interval_s, run)
         for arm in protected(summary, "stream")
         for run in _recovered_runs(summary, arm.name)
-        if (interval_s := checkpoint_interval_s(run)) is not None
+        if run.interval_s is not None
     ]
-    if len({interval_s for interval_s, _ in points}) < 2:
-        return Omission("P3", title, "needs a worker killed under two intervals of checkpoints or more")
+    taken = [interval_s for interval_s, _ in points]
+    if not taken or max(taken) < INTERVALS_APART * min(taken):
+        told = f"; they were {seconds(min(taken))} to {seconds(max(taken))} apart" if taken else ""
+        return Omission(
+            "P3", title, f"needs a worker killed under streams whose checkpoints are rare and frequent{told}"
+        )
     return Plot(
         "P3",
         title,

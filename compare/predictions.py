@@ -24,15 +24,14 @@ def predicted_recovery_s(
 def prediction_of(run: RunFigures) -> float | None:
     """Of the first fault of a run, with the down time and the capacity that were measured in it. None where something
     of it is not told."""
-    interval_s = checkpoint_interval_s(run)
     recovery = run.recovery
-    if interval_s is None or recovery is None or recovery.repair_s is None:
+    if run.interval_s is None or recovery is None or recovery.repair_s is None:
         return None
     down_s = (recovery.detect_s or 0.0) + recovery.repair_s
     return predicted_recovery_s(
         down_s=down_s,
         rate=run.counts.offered / max(len(run.seconds), 1),
-        interval_s=interval_s,
+        interval_s=run.interval_s,
         checkpoint_s=run.checkpoint_s or 0.0,
         capacity=capacity_of(run),
     )
@@ -42,9 +41,3 @@ def capacity_of(run: RunFigures) -> float:
     """The most right answers that came within one second: as fast as it was seen to work."""
     good = run.timeline.good
     return float(max((sum(good[at : at + TENTHS]) for at in range(len(good))), default=0))
-
-
-def checkpoint_interval_s(run: RunFigures) -> float | None:
-    """By the settings that were in force; None for an arm that takes no checkpoints."""
-    value = run.protection.get("interval_s")
-    return float(value) if isinstance(value, int | float) else None

@@ -127,10 +127,6 @@ class _Carried:
         self._origin_s = 0.0
 
     @property
-    def _interval_s(self) -> float:
-        return float(self._arm.settings.get("interval_s", self._conditions.interval_s))
-
-    @property
     def _of_the_shop(self) -> bool:
         return self._plan.app.name == SHOP
 
@@ -233,7 +229,7 @@ class _Carried:
             self._work,
             environment,
             conditions.workers,
-            self._interval_s,
+            conditions.interval_s,
             DETECTION_S,
             conditions.kafka,
             self._arm.settings.get("policies", ""),

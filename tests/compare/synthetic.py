@@ -66,6 +66,8 @@ class Behaviour:
     harm: Mapping[str, int] = field(default_factory=dict)
     retries: int = 0
     rollback_at: float | None = None
+    checkpoint_every_s: float = 0.0
+    """0 for none."""
 
 
 def plan_of(
@@ -121,8 +123,6 @@ class Directory:
         write_lines(folder / "states.jsonl", [])
         if verdict:
             write_json(folder / "verdict.json", verdict)
-        planned = next(planned for planned in self.plan.arms if planned.name == arm)
-        interval_s = planned.settings.get("interval_s", 1.0) if planned.mode == "stream" else None
         write_json(
             folder / "run.json",
             Run(
@@ -137,7 +137,6 @@ class Directory:
                 rate=self.plan.rate,
                 late_p99_ms=0.4,
                 quiet_s=self.plan.seconds + 1,
-                protection={"interval_s": interval_s},
             ),
         )
         return folder
@@ -172,6 +171,9 @@ def played(plan: Plan, fault: PlannedFault, seed: int, behaviour: Behaviour) -> 
         for place, node in enumerate(NODES):
             used = 5.0 + 0.2 * second + place
             events.append(Event(float(second), "proc", node, where="worker", cpu_s=used, rss=60_000_000))
+    if behaviour.checkpoint_every_s:
+        taken = range(int(plan.seconds / behaviour.checkpoint_every_s))
+        events += [Event(epoch * behaviour.checkpoint_every_s, "ckpt_commit", epoch=epoch) for epoch in taken]
     if behaviour.rollback_at is not None:
         events.append(Event(behaviour.rollback_at, "rollback", "door", value=1.0))
     return events, ledger

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from penstock.compare.arms import ARMS, CONTROLS, OWN_ARMS, QUICK_ARMS, QUICK_FAULTS, Arm, choose_arms, na_reason
-from penstock.compare.differences import Deployment, differences_of
 from penstock.compare.script import built_in, built_in_names
 from penstock.errors import ConfigurationError
 from penstock.mesh.policy_file import read_policies
@@ -33,13 +32,6 @@ def test_streams_have_no_policies_and_meshes_do() -> None:
 def test_controls_expect_harm_that_the_oracle_counts() -> None:
     assert {harm for arm in EVERY for harm in arm.controls.values()} <= {"lost", "duplicated", "orphaned", "lied"}
     assert all(ARMS[name].controls for name in CONTROLS)
-
-
-def test_an_arm_may_have_checkpoints_of_its_own_which_is_told() -> None:
-    arms = [ARMS[name].planned() for name in ("S2", "S2-5s", "M3")]
-    found = {each.concern: each.stream for each in differences_of(arms, Deployment(2, 0.2, 5.0, ""))}
-
-    assert found["an answer is given"] == "when a checkpoint has it, synced; one every S2 0.2 s, S2-5s 5 s"
 
 
 def test_the_quick_comparison_has_both_modes_a_control_and_a_baseline() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.compare.costs import cost_of, work_of
+from penstock.compare.costs import cost_of, interval_of, work_of
 from penstock.compare.figures import figures_of, truth_of
 from penstock.compare.impact import Baseline
 from penstock.compare.orders import orders_of
@@ -121,6 +121,12 @@ def test_a_counter_that_falls_is_that_of_another_process() -> None:
 def test_without_samples_the_cost_is_not_known() -> None:
     cost = cost_of(BY_HAND, 4.0, Counts(confirmed=1))
     assert (cost.cpu_s, cost.cpu_ms_per_confirmed, cost.bytes_per_confirmed, cost.rss_max) == (None,) * 4
+
+
+def test_the_interval_of_checkpoints_is_the_one_that_was_kept() -> None:
+    events = [Event(t, "ckpt_commit", epoch=1) for t in (-1.0, 0.5, 1.0, 2.5, 9.0)]
+    assert interval_of(events, 4.0) == 1.0
+    assert interval_of(events, 0.9) is None
 
 
 def test_the_oracle_is_quoted_and_not_second_guessed() -> None:

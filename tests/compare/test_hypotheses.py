@@ -117,7 +117,7 @@ def test_recoveries_are_held_against_the_prediction(tmp_path: Path, down_s: floa
     made = Directory(tmp_path, plan_of([STREAM], [NOTHING, KILL], [0, 1]))
     for seed in (0, 1):
         made.play("S2", NOTHING, seed, Behaviour())
-        made.play("S2", KILL, seed, Behaviour(outage=(8, 8 + down_s)))
+        made.play("S2", KILL, seed, Behaviour(outage=(8, 8 + down_s), checkpoint_every_s=1.0))
     inside = 2 if verdict == "confirmed" else 0
     assert verdicts(made)["F2"] == (verdict, f"{inside} of 2 recoveries within a factor of 2 of the prediction")
 
