@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
@@ -41,6 +41,7 @@ from penstock.compare.records import (
     RunDirectory,
     StateRecord,
     Status,
+    Verdict,
     read_events,
     run_name,
     write_json,
@@ -165,6 +166,7 @@ class _Carried:
             note=self._events.append,
         )
         load, _ = await asyncio.gather(self._offer_load(stack, relays["client"].url), faulting.run())
+        self._mend(runtime)
         quiet_s = await self._rest(runtime)
         write_lines(self._directory / "states.jsonl", await asyncio.to_thread(lambda: list(self._states(runtime))))
         self._events += await asyncio.to_thread(lambda: list(self._checkpoints(runtime)))
@@ -172,9 +174,10 @@ class _Carried:
         await runtime.stop()
         self._write_events()
         await self._judge()
-        status, reason = self._status(load, faulting)
+        harm = self._arm.settings.get("controls", {}).get(self._fault.name, "")
+        reason = doubt(load, faulting.late_max_s, faulting.misses, RunDirectory(self._directory).verdict(), harm)
         return self._told(
-            status,
+            "invalid" if reason else "complete",
             reason,
             seconds=self._plan.seconds,
             rate=round(load.offered / self._plan.seconds, 3),
@@ -270,6 +273,12 @@ class _Carried:
         if code != 0:
             raise Unavailable("PEN0907", f"The load generator has ended with {code}: {load.said()[-2000:]}")
         return msgspec.json.decode(load.said().strip().splitlines()[-1], type=LoadResult)
+
+    def _mend(self, runtime: Runtime) -> None:
+        """What stops at a message that raises is up again when somebody has corrected its code, and not before."""
+        if runtime.restarts and self._poison():
+            runtime.forget("COMPARE_POISON")
+            self._events.append(Event(time.monotonic() - self._origin_s, "fault_off", what="poison", where="client"))
 
     async def _rest(self, runtime: Runtime) -> float | None:
         """When everything had come to rest; None if it did not in REST_MAX_S."""
@@ -368,20 +377,6 @@ class _Carried:
         if code != 0:
             raise Unavailable("PEN0907", f"The oracle has ended with {code}: {judge.said()[-2000:]}")
 
-    def _status(self, load: LoadResult, faulting: Faulting) -> tuple[Status, str]:
-        """Whether the run proves anything."""
-        if load.late_p99_ms > LATE_P99_MAX_MS:
-            return "invalid", f"the load generator was late by {load.late_p99_ms:g} ms (p99), and 5 ms are allowed"
-        if faulting.late_max_s > LATE_MAX_S:
-            return "invalid", f"a fault was late by {1000 * faulting.late_max_s:.0f} ms, and 50 ms are allowed"
-        if faulting.misses:
-            return "invalid", f"nothing was struck: {'; '.join(faulting.misses)}"
-        counted = self._arm.settings.get("controls", {}).get(self._fault.name, "")
-        verdict = RunDirectory(self._directory).verdict()
-        if counted and verdict is not None and not verdict.counts.get(counted):
-            return "invalid", f"a control that was to show damage ({counted}) shows none, so others prove nothing"
-        return "complete", ""
-
     def _protection(self, runtime: Runtime, faulting: Faulting) -> Mapping[str, Any]:
         return {
             "flow": self._arm.flow,
@@ -390,6 +385,19 @@ class _Carried:
             "restarts": runtime.restarts,
             "fault_late_max_ms": round(1000 * faulting.late_max_s, 1),
         }
+
+
+def doubt(load: LoadResult, fault_late_s: float, misses: Sequence[str], verdict: Verdict | None, harm: str) -> str:
+    """Why a run proves nothing; empty if it does. `harm` is what the oracle has to count, if the run is a control."""
+    if load.late_p99_ms > LATE_P99_MAX_MS:
+        return f"the load generator was late by {load.late_p99_ms:g} ms (p99), and {LATE_P99_MAX_MS:g} ms are allowed"
+    if fault_late_s > LATE_MAX_S:
+        return f"a fault was late by {1000 * fault_late_s:.0f} ms, and {1000 * LATE_MAX_S:.0f} ms are allowed"
+    if misses:
+        return f"nothing was struck: {'; '.join(misses)}"
+    if harm and verdict is not None and not verdict.counts.get(harm):
+        return f"a control that was to show damage ({harm}) shows none, so that others show none proves nothing"
+    return ""
 
 
 def _witnessed(path: Path, origin_s: float) -> Iterator[Event]:

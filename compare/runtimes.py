@@ -86,6 +86,11 @@ class Runtime(ABC):
         """All processes, by the part that they belong to."""
         return {part.name: part.family() for part in self.parts}
 
+    def forget(self, variable: str) -> None:
+        """What is started from now on has no such variable in its environment."""
+        for part in self.parts:
+            part.forget(variable)
+
     def said(self) -> str:
         return "".join(part.said() for part in self.parts)
 
@@ -147,6 +152,20 @@ class Runtime(ABC):
 
 class StreamRuntime(Runtime):
     """`penstock run`."""
+
+    async def stop(self) -> None:
+        """On Kafka, its topics go as well: each run has some of its own."""
+        await super().stop()
+        if self.wanted.kafka:
+            # Once: whoever ran it may stop it, and whoever cleans up after them as well.
+            wanted, self.wanted = self.wanted, self.wanted._replace(kafka="")
+            yes = ["destroy", "--name", wanted.name, "--kafka", wanted.kafka, "--yes"]
+            destroying = self._part("destroy", *yes)
+            await destroying.start()
+            try:
+                await destroying.ended()
+            finally:
+                await destroying.stop()
 
     def _parts(self) -> list[Launched]:
         wanted = self.wanted
