@@ -243,6 +243,7 @@ def bars(axes: Axes, summary: Summary, values: dict[str, float], show: Callable[
     axes.barh(range(len(names)), list(values.values()), color=[colours[name] for name in names], height=0.62)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(max(values.values(), default=0.0) * 1.18, 1e-9))
+    # Room for the number behind the longest bar; where all are zero, any scale will do.
+    axes.set_xlim(0, max(values.values(), default=0.0) * 1.18 or 1.0)
     for place, value in enumerate(values.values()):
         axes.annotate(show(value), (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9)

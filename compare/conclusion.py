@@ -189,6 +189,7 @@ class _Reason(NamedTuple):
 LATENCY_RATIO: Final = 1.5
 COST_RATIO: Final = 1.2
 AVAILABILITY_STEP: Final = 0.01
+RECOVERY_STEP_S: Final = 1.0
 """What is less is no reason to choose, however sure it is."""
 
 
@@ -210,7 +211,9 @@ def _reasons(summary: Summary, stream: str, mesh: str) -> list[_Reason]:
                 "CPU is what it costs: a confirmed order takes",
             )
         )
-    found += [_through_a_fault(summary, fault, stream, mesh) for fault in summary.faults() if fault != BASELINE]
+    for fault in summary.faults():
+        if fault != BASELINE:
+            found += [_through_a_fault(summary, fault, stream, mesh), _sooner(summary, fault, stream, mesh)]
     found.append(_right(summary, stream, mesh))
     return [reason for reason in found if reason]
 
@@ -233,12 +236,30 @@ def _through_a_fault(summary: Summary, fault: str, stream: str, mesh: str) -> _R
     better, worse, mode = (s, m, "stream") if s.availability.mean > m.availability.mean else (m, s, "mesh")
     assert better.availability
     assert worse.availability
-    title = next(planned.title for planned in summary.plan.faults if planned.name == fault)
     return _Reason(
         mode,
-        f"it must go on while {title} ({fault}): {percent(better.availability.mean)} are answered rightly, against "
-        f"{percent(worse.availability.mean)}{_remark(s.availability, m.availability)}",
+        f"it must go on while {_title(summary, fault)} ({fault}): {percent(better.availability.mean)} are answered "
+        f"rightly, against {percent(worse.availability.mean)}{_remark(s.availability, m.availability)}",
     )
+
+
+def _sooner(summary: Summary, fault: str, stream: str, mesh: str) -> _Reason | None:
+    """Also where every order is answered rightly in the end, some may be kept waiting."""
+    cells = [summary.cell(arm, fault) for arm in (stream, mesh)]
+    s, m = (cell.recovery_s if cell and not cell.unrecovered else None for cell in cells)
+    if not s or not m or not _apart(s, m) or abs(s.mean - m.mean) < RECOVERY_STEP_S:
+        return None
+    quick, late, mode = (s, m, "stream") if s.mean < m.mean else (m, s, "mesh")
+    back = f"back to normal after {seconds(quick.mean)}" if quick.mean else "normal throughout"
+    return _Reason(
+        mode,
+        f"nobody may be kept waiting while {_title(summary, fault)} ({fault}): it is {back}, and the other after "
+        f"{seconds(late.mean)}{_remark(s, m)}",
+    )
+
+
+def _title(summary: Summary, fault: str) -> str:
+    return next(planned.title for planned in summary.plan.faults if planned.name == fault)
 
 
 def _right(summary: Summary, stream: str, mesh: str) -> _Reason | None:

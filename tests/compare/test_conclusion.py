@@ -52,6 +52,13 @@ def test_a_difference_is_a_reason_to_choose(tmp_path: Path) -> None:
     )
 
 
+def test_orders_that_only_wait_are_a_reason_too(tmp_path: Path) -> None:
+    found = conclude(tmp_path, Behaviour(outage=(8, 11)), Behaviour())
+    assert found.choose_mesh == [
+        "nobody may be kept waiting while a process is killed (X2): it is normal throughout, and the other after 3 s"
+    ]
+
+
 def test_what_is_alike_is_no_reason(tmp_path: Path) -> None:
     found = conclude(tmp_path, Behaviour(), Behaviour())
     assert found.choose_stream == []
