@@ -337,7 +337,9 @@ def _try(ctx: Context[Any], case: _Case) -> Work:
         yield ctx._keep("run").commit()
     result = yield case.run(case.action.forward, ctx)
     if isinstance(result, Declined):
-        Fence(ctx.state).refuse(key)
+        # An earlier run of it may have died half-way, where no journal makes this one the same: that is undone.
+        if row is None or case.action.cancel is None:
+            Fence(ctx.state).refuse(key)
         return Verdict(Ruled.DECLINED, reason=result.reason)
     answer = encode_answer(ctx.address, result)
     Fence(ctx.state).keep(key, answer)

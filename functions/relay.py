@@ -19,7 +19,7 @@ from penstock.durations import parse_duration
 from penstock.errors import InvalidInput
 from penstock.functions.commands import Command, Hop, Ruled, Verdict, Watch
 from penstock.functions.context import Context
-from penstock.functions.fence import Asked, FenceRow, Phase
+from penstock.functions.fence import Asked, Fence, FenceRow, Phase
 from penstock.functions.saga_record import SagaAlert
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def pass_on(ctx: Context[Any], command: Command, branch: Branch, verdict: Verdic
         if verdict.ruled is Ruled.DONE:
             _ask_back(ctx, command.asked, command.saga, command.trail)
     elif verdict.ruled is Ruled.DECLINED:
-        _ask_back(ctx, Asked.CANCEL, command.saga, command.trail)
+        has_begun = Fence(ctx.state).find(branch.key) is not None  # In an earlier run, which may have died half-way.
+        _ask_back(ctx, Asked.CANCEL, command.saga, branch.trail.hops if has_begun else command.trail)
     elif verdict.ruled is Ruled.DONE and ran and not branch.trail.is_handed_on:
         _ask_back(ctx, Asked.CONFIRM, command.saga, branch.trail.hops)
 
