@@ -34,19 +34,18 @@ from penstock.mesh.serving import Port
 from penstock.mesh.wire import RETRY_AFTER, SHADOW
 from penstock.web import Guard, Handler, json_response, runner_of
 
-PASSED: Final = "passed the door"
-"""The key of a request under which it says that it has."""
+_IS_DOOR: Final = web.AppKey("is_door", bool)
 _SERVED: Final = "POST /send, POST /call, POST /promise"
 
 
 def behalf_of(request: web.Request) -> str:
     """Who was proven to ask; empty for a request that came in otherwise."""
-    return peer_of(request.transport) if PASSED in request else ""
+    return peer_of(request.transport) if _IS_DOOR in request.app else ""
 
 
 def is_shadow(request: web.Request) -> bool:
     """Whether a sidecar has sent it as a copy."""
-    return PASSED in request and SHADOW in request.headers
+    return _IS_DOOR in request.app and SHADOW in request.headers
 
 
 class Door:
@@ -73,6 +72,7 @@ class Door:
         self._tls = tls
         guard = Guard(host=host, token=None, body_bytes_max=body_bytes_max, open_paths=(), served=_SERVED)
         application = web.Application(client_max_size=body_bytes_max, middlewares=[self._admit, guard.middleware])
+        application[_IS_DOOR] = True
         application.add_routes(routes)
         self._runner = runner_of(application)
         self._port = Port(self._runner, identity, tls)
@@ -138,7 +138,6 @@ class Door:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[PASSED] = True
         peer = peer_asking(request.headers, peer_of(request.transport))
 
         async def carry_out() -> web.StreamResponse:
