@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
             wrong.append(f"{name} must do no harm.")
         if name in CONTROLS and not total[CONTROLS[name]]:
             wrong.append(f"{name} is a control, and nothing is {CONTROLS[name]}: the worlds prove nothing.")
-    Console().print(table, *wrong, sep="\n")
+    Console(width=120).print(table, *wrong, sep="\n")
     return bool(wrong)
 
 
