@@ -16,6 +16,7 @@ from penstock.compare.records import Difference, PlannedArm
 from penstock.durations import format_duration
 from penstock.engine.settings import Settings, load_settings
 from penstock.mesh.node import LEASE_S
+from penstock.mesh.options import MeshOptions
 
 
 class Deployment(NamedTuple):
@@ -64,6 +65,7 @@ def _of_stream(deployment: Deployment, settings: Settings) -> dict[str, str]:
 
 
 def _of_mesh(deployment: Deployment) -> dict[str, str]:
+    keep_ms = int(MeshOptions(app="", folder="").keep_answers_s * 1000)
     return _of_everything() | {
         "processes that carry out functions": str(deployment.workers),
         "a failed process is noticed": f"a crash at once, by its supervisor; silence after {LEASE_S:g} s",
@@ -72,7 +74,7 @@ def _of_mesh(deployment: Deployment) -> dict[str, str]:
         "an answer is given": "when its own transaction is synced",
         "what is done again": "the request",
         "what fails together": "one request",
-        "what is kept from being done twice": "by version of the state; by key for as long as answers are kept",
+        "what is kept from being done twice": f"by version of the state; by key for {format_duration(keep_ms)}",
         "overload": "is refused, beyond the limits of the policies",
     }
 
