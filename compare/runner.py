@@ -348,8 +348,7 @@ class _Carried:
             file.write_all(self._events)
             file.write_all(read_events(self._work / "load.jsonl", self._name))
             file.write_all(_witnessed(self._work / "witness.jsonl", self._origin_s))
-        if self._of_the_shop:
-            write_lines(self._directory / "ledger.jsonl", _ledger(self._work / "ledger.jsonl", self._origin_s))
+        write_lines(self._directory / "ledger.jsonl", _ledger(self._work / "ledger.jsonl", self._origin_s))
 
     async def _judge(self) -> None:
         """Let processes that know nothing of the runtimes say what is right."""
@@ -412,6 +411,9 @@ def _witnessed(path: Path, origin_s: float) -> Iterator[Event]:
 
 
 def _ledger(path: Path, origin_s: float) -> Iterator[LedgerEntry]:
+    """An application of one's own has no bank, and an empty ledger."""
+    if not path.is_file():
+        return
     with path.open("rb") as file:
         for line in file:
             entry = msgspec.json.decode(line, type=LedgerEntry)
