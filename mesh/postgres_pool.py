@@ -9,6 +9,7 @@ says becomes `Unavailable`, or `Told` where it speaks of one statement: psycopg 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,9 +17,10 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
-from penstock.errors import PenstockError, Unavailable
+from penstock.errors import ConfigurationError, PenstockError, Unavailable
 from penstock.mesh.store import unavailable
 
 IDLE_S: Final = 60.0
@@ -31,6 +33,16 @@ _FULL: Final = ("too many clients", "remaining connection slots", "too many conn
 """How the server says it: the code of an error is not handed on for a connection that was never made."""
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
 """serialization_failure, deadlock_detected."""
+_SILENCE: Final = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 15_000,
+}
+"""When a server is taken for gone that is cut off: after a quarter of a minute, as long as a request waits if nobody
+says otherwise. Of itself the operating system waits for one that owes an answer for two hours, and all commits of a
+process wait behind the one that is under way. What the DSN says goes before this."""
 _SETTINGS: Final = {
     "idle_in_transaction_session_timeout": _STANDSTILL_MAX,
     # Everything is looked up by keys. Of new tables the planner knows nothing, and would read them from end to end; nor
@@ -64,7 +76,8 @@ class Pool:
     """See the module. Tables are looked for in `schema`."""
 
     def __init__(self, dsn: str, schema: str, *, connections_max: int, idle_s: float = IDLE_S) -> None:
-        self._dsn = dsn
+        """Raises ConfigurationError for a DSN that can't be read."""
+        self._said = _parts_of(dsn)
         self._schema = schema
         self._max = connections_max
         self._idle_s = idle_s
@@ -79,8 +92,8 @@ class Pool:
     @property
     def where(self) -> str:
         """The database, without what may be a password."""
-        found = psycopg.conninfo.conninfo_to_dict(self._dsn)
-        return f"PostgreSQL {found.get('host', '')}:{found.get('port', 5432)}/{found.get('dbname', '')}"
+        said = self._said
+        return f"PostgreSQL {said.get('host', '')}:{said.get('port', 5432)}/{said.get('dbname', '')}"
 
     @property
     def count(self) -> int:
@@ -144,9 +157,9 @@ class Pool:
         while True:
             while self._idle:
                 connection, _ = self._idle.pop()
-                if not connection.closed:
+                if _is_there(connection):
                     return connection
-                self._count -= 1
+                await self._give_up(connection)
             if self._count < self._max and (made := await self._make()) is not None:
                 return made
             if not self._idle and self._count:
@@ -177,7 +190,7 @@ class Pool:
         return made
 
     async def _connect(self) -> Connection:
-        connection = await AsyncConnection.connect(self._dsn, autocommit=True)
+        connection = await AsyncConnection.connect(autocommit=True, **(_SILENCE | self._said))
         settings = _SETTINGS | {"search_path": f'"{self._schema}"'}
         try:
             await connection.execute(
@@ -196,15 +209,16 @@ class Pool:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if not waiter.cancelled():
                 self._wake_one()  # It was our turn: it is somebody else's.
-            else:
-                self._waiting.remove(waiter)
             raise
 
     def _wake_one(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # Else it was cancelled, and may not even have heard of it.
+                waiter.set_result(None)
+                return
 
     async def _settle(self, connection: Connection) -> None:
         """Use it again if it has survived the error."""
@@ -247,6 +261,26 @@ def full(where: str, text: str, connections_max: int) -> Unavailable:
         "raise max_connections of the server to more than all hosts and others need, or start fewer hosts, or have "
         "each use less by --store-connections.",
     )
+
+
+def _parts_of(dsn: str) -> dict[str, Any]:
+    try:
+        return conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(
+            "PEN0825",
+            f"This names no PostgreSQL database: {_text(error)}. Write it as postgresql://user@host:5432/database, "
+            "with %40 for an @ in a password, and behind a ? only what libpq knows.",
+        ) from error
+
+
+def _is_there(connection: Connection) -> bool:
+    """Whether a connection that nobody has used can be. What a server says unasked is that it ends the connection."""
+    if connection.closed:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return not poll.poll(0)
 
 
 def _text(error: psycopg.Error) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import psycopg
 import pytest
 
-from penstock.errors import Unavailable
+from penstock.errors import ConfigurationError, Unavailable
 from penstock.mesh.postgres_pool import Pool, Told
 from penstock.mesh.store import Commit
 from penstock.mesh.stores import open_store
@@ -83,6 +83,63 @@ def test_one_who_is_cancelled_while_waiting_takes_no_turn(server: Server) -> Non
         assert await asyncio.gather(*waiting[1:]) == [(1,), (1,)]
 
     with_pool(server, test)
+
+
+def test_one_who_is_cancelled_as_a_connection_comes_back_harms_nobody(server: Server) -> None:
+    async def test(pool: Pool) -> None:
+        release = asyncio.Event()
+
+        async def hold() -> None:
+            async with pool.transaction():
+                await release.wait()
+
+        busy = [asyncio.create_task(hold()) for _ in range(3)]
+        while pool.count < 3:  # noqa: ASYNC110  # Until all are busy.
+            await asyncio.sleep(0.01)
+        gone, patient = (asyncio.create_task(pool.row("SELECT 1")) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        pool._wake_one()  # As who gives a connection back does, before the one that is cancelled has heard of it.
+        release.set()
+
+        await asyncio.gather(*busy)
+        assert await patient == (1,)
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+
+    with_pool(server, test)
+
+
+def test_connections_that_a_server_has_ended_are_not_used(server: Server) -> None:
+    async def test(pool: Pool) -> None:
+        await asyncio.gather(*(pool.rows("SELECT pg_sleep(0.01)") for _ in range(3)))
+        assert pool.count == 3
+        server.stop()
+        server.start()
+
+        assert await asyncio.gather(*(pool.row("SELECT 1") for _ in range(3))) == [(1,)] * 3
+
+    with_pool(server, test)
+
+
+def test_a_server_that_is_cut_off_is_not_waited_for_long_unless_the_dsn_says_so(server: Server) -> None:
+    async def main(said: str) -> dict[str, str]:
+        pool = Pool(f"{server.dsn}?{said}", "public", connections_max=1)
+        async with pool.transaction() as connection:
+            parameters = connection.info.get_parameters()
+        await pool.close()
+        return parameters
+
+    found = asyncio.run(main("keepalives_idle=600"))
+    assert found["tcp_user_timeout"] == "15000"
+    assert found["connect_timeout"] == "5"
+    assert found["keepalives_idle"] == "600"
+
+
+def test_a_dsn_that_can_not_be_read_is_told_and_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match=r'PEN0825 .* parameter: "foo"\. Write it as postgresql://') as told:
+        Pool("postgresql://me:secret@localhost/db?foo=bar", "public", connections_max=1)
+    assert "secret" not in str(told.value)
 
 
 def test_connections_that_nobody_uses_are_closed(server: Server) -> None:
