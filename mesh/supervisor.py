@@ -232,10 +232,11 @@ class Supervisor:
             self._stopped.set()
 
     async def _end(self, replica: Replica) -> None:
-        task = self._keeping.pop(replica)
+        task = self._keeping[replica]
         task.cancel()
         await asyncio.wait([task])
         await replica.stop()
+        del self._keeping[replica]  # Not before: if all are to end meanwhile, this one's end is waited for as well.
 
     async def _leave(self) -> None:
         """Both take their time, while requests still come."""

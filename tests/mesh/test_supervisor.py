@@ -14,7 +14,7 @@ import pytest
 from penstock.errors import ConfigurationError
 from penstock.functions.virtual_loop import VirtualLoop
 from penstock.mesh.options import MeshOptions
-from penstock.mesh.supervisor import LASTED_S, WAIT_MAX_S, Replica
+from penstock.mesh.supervisor import LASTED_S, WAIT_MAX_S, Replica, Supervisor
 from tests.mesh.processes import Load, Mesh, under_load
 
 
@@ -59,6 +59,42 @@ def test_one_that_ends_at_once_waits_longer_each_time_and_never_long() -> None:
 
 def test_who_has_lasted_begins_from_the_shortest_wait_again() -> None:
     assert waits_s([0.1, 0.1, LASTED_S, 0.1]) == [0.5, 1, 0, 0.5]
+
+
+class Draining(Replica):
+    """Its host serves at once, and takes ten seconds to end."""
+
+    began = ended = 0
+
+    async def _run(self) -> int:
+        type(self).began += 1
+        self.serving.set()
+        await asyncio.Event().wait()
+        return 0
+
+    async def stop(self) -> None:
+        await asyncio.sleep(10)
+        type(self).ended += 1
+
+
+def test_a_host_that_drains_to_be_replaced_is_waited_for_when_all_are_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.mesh.supervisor.Replica", Draining)
+
+    async def main() -> None:
+        supervisor = Supervisor(MeshOptions(app="app:app", folder=".", replicas=1), gateway=False)
+        supervisor._keep(supervisor.replicas[0])
+        supervisor.replace()
+        await asyncio.sleep(5)
+        assert Draining.began == 2
+
+        await supervisor._leave()
+        assert Draining.ended == 2
+
+    loop = VirtualLoop()
+    try:
+        loop.run(main())
+    finally:
+        loop.close()
 
 
 def check_access_log(mesh: Mesh, load: Load) -> None:
