@@ -73,20 +73,19 @@ class Mesh:
         self._caller = Caller(self._registry, self.policies, self._transport, self.edges)
 
     async def __aenter__(self) -> Mesh:
-        await self._registry.open()
-        if not self._calls_others:
-            await self._start_node()
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._registry.close)
+            closing.push_async_callback(self._transport.close)
+            await self._registry.open()
+            if not self._calls_others:
+                await self._start_node(closing)
+            self._closing = closing.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        if self._node is not None:
-            await self._node.drain(DRAIN_S, notice_s=0)
-            await self._node.close()
         await self._closing.aclose()
-        await self._transport.close()
-        await self._registry.close()
 
     async def wait_done(self) -> None:
         """Until every ingress has ended and all that followed from its records is delivered and written.
@@ -96,16 +95,17 @@ class Mesh:
         if self._node is not None:
             await self._node.background.wait_done()
 
-    async def _start_node(self) -> None:
-        """Run the functions here. Others may do so on the same directory: leases beside the store tell who does."""
+    async def _start_node(self, closing: AsyncExitStack) -> None:
+        """Run the functions here. Others may do so on the same directory: leases beside the store tell who does. What
+        is opened is left to `closing`, however far this comes."""
         store, leases = self._store, None
         if store is None:
             store = SqliteStore(self._directory)
-            self._closing.push_async_callback(store.close)
+            closing.push_async_callback(store.close)
             await store.open()
             leases = SqliteRegistry(self._directory / REGISTRY)
+            closing.push_async_callback(leases.close)
             await leases.open()
-            self._closing.push_async_callback(leases.close)
         node = self._node = Node(
             self._app,
             store,
@@ -118,7 +118,8 @@ class Mesh:
         await node.start()
         if leases is not None:
             lease = await leases.register(Endpoint(node.name, "", session=node.session), LEASE_S)
-            self._closing.push_async_callback(lease.release)
+            closing.push_async_callback(lease.release)
+        closing.push_async_callback(_leave, node)
         await node.announce()
         self._caller, self.edges = node.caller, node.edges
 
@@ -206,6 +207,11 @@ class Mesh:
             known = ", ".join(sorted(self._functions)) or "none"
             raise ConfigurationError("PEN0105", f"{name} is no function of this application. Known: {known}.")
         return function
+
+
+async def _leave(node: Node) -> None:
+    await node.drain(DRAIN_S, notice_s=0)
+    await node.close()
 
 
 def _sessions_of(leases: Registry | None) -> frozenset[int] | None:

@@ -151,8 +151,8 @@ async def opened_registry(options: MeshOptions) -> AsyncIterator[Registry]:
     if ":" not in place:
         Path(place).parent.mkdir(parents=True, exist_ok=True)
     registry = registry_of(place, os.environ)
-    await registry.open()
     try:
+        await registry.open()
         yield registry
     finally:
         await registry.close()

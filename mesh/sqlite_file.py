@@ -110,15 +110,19 @@ class File:
 
     async def open(self) -> None:
         """Make it ready for reads and writes. Waits for the lock only if there are no tables yet. Does nothing when it
-        is open. Raises Unavailable, Refused for a later schema, and what `storage_errors` makes of a bad place."""
+        is open. Raises Unavailable, Refused for a later schema, and what `storage_errors` makes of a bad place; it can
+        be tried again then, and is to be closed as one that is open."""
         if self._reader is not None:
             return
         async with self._opening:
             if self._reader is not None:
                 return  # Somebody else has done it meanwhile.
+            self._open_lock()
             if not await asyncio.to_thread(self._look):
                 await self.write(lambda _: None)
-            self._reader = await asyncio.to_thread(self._connect, _READ_BUSY_S)
+            # Here and not in a thread: what that opens for one who is cancelled meanwhile is closed by nobody.
+            with self._errors():
+                self._reader = self._connect(_READ_BUSY_S)
 
     def read(self, statement: str, *arguments: object) -> list[Any]:
         assert self._reader is not None, "open() comes first"
@@ -248,10 +252,14 @@ class File:
 
     # SQLite.
 
-    def _look(self) -> bool:
-        """Whether there are tables."""
+    def _open_lock(self) -> None:
+        if self._lock >= 0:
+            return  # It was opened before, and what came after it failed.
         with storage_errors(self._path, "opening it"):
             self._lock = os.open(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+
+    def _look(self) -> bool:
+        """Whether there are tables."""
         ((found,),) = self.read_apart("PRAGMA user_version")
         if found > SCHEMA:
             raise newer_schema(str(self._path), found)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 from penstock.ids import Address
@@ -102,6 +102,15 @@ def with_stores(test: Callable[[Stores], Awaitable[None]]) -> Callable[[str], No
 
     del run.__wrapped__  # pytest would look for a fixture `stores`.
     return run
+
+
+def open_below(directory: Path) -> list[str]:
+    """The files below `directory` that this process has open, once for each descriptor."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # That of the listing itself.
+            found.append(descriptor.readlink())
+    return sorted(str(path) for path in found if path.is_relative_to(directory))
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import pytest
 
 from penstock import App, CallTimeout, ConfigurationError, Context, FunctionError, InvalidInput, State
 from penstock.mesh.library import Mesh
+from penstock.mesh.options import REGISTRY
 from penstock.mesh.registry import LocalRegistry
 from penstock.mesh.sqlite_store import SqliteStore
+from tests.mesh.stores import open_below
 
 app = App("library")
 
@@ -157,8 +159,23 @@ def test_two_programs_on_one_directory_leave_one_another_their_sessions(tmp_path
             await one.call(gift, "g", ["bob"])
             await balance_becomes(other, "bob", 1)
             assert await other.call(account, "alice", 0) == 10
-            known = await SqliteStore(tmp_path).sessions()
+            store = SqliteStore(tmp_path)
+            known = await store.sessions()
+            await store.close()
             assert [session.fenced for session in known] == [False, False]
+
+    asyncio.run(run())
+
+
+def test_one_that_can_not_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    """Neither its store, which is there by then, nor the leases beside it."""
+    (tmp_path / REGISTRY).write_text("leases = 1\n" * 100)
+
+    async def run() -> None:
+        with pytest.raises(ConfigurationError, match="PEN0871"):
+            async with Mesh(app, directory=tmp_path):
+                pass
+        assert open_below(tmp_path) == []
 
     asyncio.run(run())
 

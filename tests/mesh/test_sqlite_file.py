@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from penstock.mesh.sqlite_file import File, Held
 from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Commit
 from penstock.mesh.wire import reply_of
-from tests.mesh.stores import CART, quick_directory
+from tests.mesh.stores import CART, open_below, quick_directory
 
 HELD_MAX_S = 0.3
 
@@ -178,3 +179,47 @@ def test_whoever_asks_is_told_to_come_again() -> None:
 
     assert (reply.status, reply.retry_after_s) == (503, sqlite_file.Held.retry_after_s)
     assert isinstance(Held(Path("a.sqlite"), "process 7"), Unavailable)
+
+
+def test_one_that_is_opened_again_after_it_failed_has_its_lock_once(directory: Path) -> None:
+    path = directory / "some.sqlite"
+    path.write_bytes(b"not a database" * 100)
+
+    async def main() -> None:
+        file = File(path, "")
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="PEN0820"):
+                await file.open()
+        assert open_below(directory) == [f"{path}.lock"]
+        await file.close()
+
+    asyncio.run(main())
+    assert open_below(directory) == []
+
+
+def test_one_whose_opening_is_cancelled_leaves_nothing_open(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = directory / "some.sqlite"
+    connected: list[sqlite3.Connection] = []
+
+    async def main() -> None:
+        made = File(path, "CREATE TABLE some (n)")
+        await made.open()
+        await made.close()
+        file = File(path, "CREATE TABLE some (n)")
+        opening = asyncio.create_task(file.open())
+        loop = asyncio.get_running_loop()
+        connect = file._connect
+
+        def cancelled_meanwhile(busy_s: float) -> sqlite3.Connection:
+            if connected:  # The first only looks whether there are tables.
+                loop.call_soon_threadsafe(opening.cancel)
+            connected.append(connect(busy_s))  # Kept, so that none is closed by being forgotten.
+            return connected[-1]
+
+        monkeypatch.setattr(file, "_connect", cancelled_meanwhile)
+        await asyncio.wait([opening])
+        await file.close()
+
+    asyncio.run(main())  # It waits for the threads.
+    assert len(connected) == 2
+    assert open_below(directory) == []

@@ -22,7 +22,7 @@ from penstock.mesh.postgres_store import PostgresStore
 from penstock.mesh.sqlite_store import SqliteStore
 from penstock.mesh.store import Commit, Committed, VersionMismatch
 from penstock.mesh.stores import open_store
-from tests.mesh.stores import CART, message
+from tests.mesh.stores import CART, message, open_below
 from tests.postgres import Server
 from tests.small_disk import small_disk
 
@@ -65,6 +65,15 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(Unavailable, match=r"PEN0820 .*mesh.sqlite"):
         made(tmp_path)
+
+
+def test_one_that_can_not_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "mesh.sqlite").write_bytes(b"not a database" * 100)
+
+    with pytest.raises(Unavailable, match="PEN0820"):
+        asyncio.run(open_store(str(tmp_path)))
+
+    assert open_below(tmp_path) == []
 
 
 def made(directory: Path) -> None:
