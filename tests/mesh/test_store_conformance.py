@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-import psycopg
 import pytest
 
 from penstock.errors import Fenced
@@ -38,10 +37,7 @@ def where(request: pytest.FixtureRequest) -> Iterator[str]:
         with quick_directory() as directory:
             yield str(directory)
     else:
-        dsn = request.getfixturevalue("server").dsn
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("DROP SCHEMA IF EXISTS penstock_mesh CASCADE")
-        yield dsn
+        yield request.getfixturevalue("empty_database")
 
 
 # Etags.

@@ -220,12 +220,12 @@ def under_way(connection: psycopg.Connection, name: str) -> list[tuple[Any, ...]
 
 
 @pytest.mark.postgres
-def test_a_process_that_is_stopped_leaves_no_transaction_open(server: Server) -> None:
-    where = f"{server.dsn}?application_name=stopped"
+def test_a_process_that_is_stopped_leaves_no_transaction_open(empty_database: str) -> None:
+    where = f"{empty_database}?application_name=stopped"
     command = [sys.executable, "-m", "tests.mesh.store_child", where]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-        psycopg.connect(server.dsn, autocommit=True) as connection,
+        psycopg.connect(empty_database, autocommit=True) as connection,
     ):
         assert process.stdout is not None
         assert process.stderr is not None
