@@ -3,7 +3,8 @@
     bank, relays, runtime -> warm-up and load, beside it the fault script -> quiescence -> states -> oracle -> run.json
 
 What always holds: every process that was started is stopped, however the run ends; run.json is written last; what was
-measured is told as it is, and a run whose load or whose faults were late is told to be invalid.
+measured is told as it is; a run whose load or whose faults were late is told to be invalid, and so is one that does not
+come to rest, which is not judged.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
@@ -48,6 +49,7 @@ from penstock.compare.records import (
     write_lines,
 )
 from penstock.compare.relay import Relay
+from penstock.compare.rest import Look, Rest, come_to_rest
 from penstock.compare.runtimes import Runtime, Wanted, runtime_of
 from penstock.compare.sampling import Sampler
 from penstock.compare.schedule import offers, poisoned
@@ -60,13 +62,6 @@ BANK_START_S: Final = 20.0
 LEAD_S: Final = 1.5
 """Between the start of the load generator and its first request: it imports and makes its requests in that time."""
 LATE_P99_MAX_MS: Final = 5.0
-QUIET_S: Final = 2.5
-"""Nothing has moved for so long: it has come to rest. Longer than the shop waits before it tries something again."""
-ENDED_S: Final = 25.0
-"""An order that has not ended so long after the last request was answered never will: longer than the lease of a host
-that is gone and the patience of a saga together."""
-REST_MAX_S: Final = 45.0
-LOOK_S: Final = 0.25
 STATES_MAX: Final = 100_000
 READERS: Final = 32
 """States are read at once by so many: on Kafka each answer waits for a checkpoint, which many answers share."""
@@ -167,22 +162,24 @@ class _Carried:
         )
         load, _ = await asyncio.gather(self._offer_load(stack, relays["client"].url), faulting.run())
         self._mend(runtime)
-        quiet_s = await self._rest(runtime)
+        rest = await self._rest(runtime)
         write_lines(self._directory / "states.jsonl", await asyncio.to_thread(lambda: list(self._states(runtime))))
         self._events += await asyncio.to_thread(lambda: list(self._checkpoints(runtime)))
         sampling.cancel()
         await runtime.stop()
         self._write_events()
-        await self._judge()
+        if not rest.reason:
+            await self._judge()
         harm = self._arm.settings.get("controls", {}).get(self._fault.name, "")
-        reason = doubt(load, faulting.late_max_s, faulting.misses, RunDirectory(self._directory).verdict(), harm)
+        verdict = RunDirectory(self._directory).verdict()
+        reason = doubt(load, faulting.late_max_s, faulting.misses, verdict, harm, rest.reason)
         return self._told(
             "invalid" if reason else "complete",
             reason,
             seconds=self._plan.seconds,
             rate=round(load.offered / self._plan.seconds, 3),
             late_p99_ms=load.late_p99_ms,
-            quiet_s=quiet_s,
+            quiet_s=None if rest.since_s is None else round(rest.since_s - self._origin_s, 3),
             initial=msgspec.convert(data.initial(), Initial) if self._of_the_shop else Initial(),
             protection=self._protection(runtime, faulting),
         )
@@ -280,42 +277,26 @@ class _Carried:
             runtime.forget("COMPARE_POISON")
             self._events.append(Event(time.monotonic() - self._origin_s, "fault_off", what="poison", where="client"))
 
-    async def _rest(self, runtime: Runtime) -> float | None:
-        """When everything had come to rest; None if it did not in REST_MAX_S."""
-        began_s = still_since_s = time.monotonic()
-        before: Any = None
-        while time.monotonic() < began_s + REST_MAX_S:
-            seen = await asyncio.to_thread(self._unrest, runtime)
-            now_s = time.monotonic()
-            if seen != before or seen[0] != 0:
-                still_since_s = now_s
-            elif now_s - still_since_s >= QUIET_S:
-                if now_s - began_s > ENDED_S or await asyncio.to_thread(self._all_ended, runtime):
-                    return round(still_since_s - self._origin_s, 3)
-                still_since_s = now_s
-            before = seen
-            await asyncio.sleep(LOOK_S)
-        return None
+    async def _rest(self, runtime: Runtime) -> Rest:
+        return await come_to_rest(
+            partial(asyncio.to_thread, self._look, runtime), partial(asyncio.to_thread, self._unended, runtime)
+        )
 
-    def _all_ended(self, runtime: Runtime) -> bool:
-        """Whether every order of the shop that was begun has: one may wait for a lease to end, and nothing moves."""
+    def _look(self, runtime: Runtime) -> Look:
+        sizes = tuple(path.stat().st_size for path in sorted(self._work.glob("*.jsonl")))
+        try:
+            return looked_at(runtime.client.status(), sizes)
+        except PenstockError:
+            return Look(1, 0, sizes)
+
+    def _unended(self, runtime: Runtime) -> list[str] | None:
+        """Orders of the shop that were begun, and what is the trouble with each if it is a saga that has told."""
         if not self._of_the_shop:
-            return True
+            return []
         try:
-            orders = list(self._states(runtime, only=data.FUNCTIONS[0]))
+            return unended(self._states(runtime, only=data.FUNCTIONS[0]))
         except PenstockError:
-            return False
-        return all(data.outcome_of(data.answer_in(order.state or {})) for order in orders)
-
-    def _unrest(self, runtime: Runtime) -> tuple[int, ...]:
-        """How much is under way, which is 0 at rest, and how much has been done outside."""
-        try:
-            status = runtime.client.status()
-        except PenstockError:
-            return (1,)
-        # A status without one of these figures is that of a runtime that has no such thing.
-        busy = sum(status.get(name) or 0 for name in BUSY)
-        return busy, status.get("held") or 0, *(path.stat().st_size for path in sorted(self._work.glob("*.jsonl")))
+            return None
 
     # What is kept of it.
 
@@ -386,14 +367,44 @@ class _Carried:
         }
 
 
-def doubt(load: LoadResult, fault_late_s: float, misses: Sequence[str], verdict: Verdict | None, harm: str) -> str:
-    """Why a run proves nothing; empty if it does. `harm` is what the oracle has to count, if the run is a control."""
+def looked_at(status: Mapping[str, Any], sizes: tuple[int, ...]) -> Look:
+    """The status of an application, and how long the files are that it and the bank write."""
+    # A status without one of these figures is that of a runtime that has no such thing.
+    busy = sum(status.get(name) or 0 for name in BUSY)
+    # Nobody knows what is under way at a host that does not answer.
+    busy += sum(not host["answers"] for host in status.get("hosts", ()))
+    return Look(busy, status.get("held") or 0, sizes)
+
+
+def unended(orders: Iterable[StateRecord]) -> list[str]:
+    """Those which have not, each with what it does not get over, if it is a saga and says so."""
+    found = []
+    for order in orders:
+        state = order.state or {}
+        if not data.outcome_of(data.answer_in(state)):
+            trouble = state.get("trouble")
+            found.append(f"{order.id} ({trouble['reason']})" if trouble else order.id)
+    return found
+
+
+def doubt(
+    load: LoadResult,
+    fault_late_s: float,
+    misses: Sequence[str],
+    verdict: Verdict | None,
+    harm: str,
+    unrest: str = "",
+) -> str:
+    """Why a run proves nothing; empty if it does. `harm` is what the oracle has to count, if the run is a control;
+    `unrest` why it was not asked."""
     if load.late_p99_ms > LATE_P99_MAX_MS:
         return f"the load generator was late by {load.late_p99_ms:g} ms (p99), and {LATE_P99_MAX_MS:g} ms are allowed"
     if fault_late_s > LATE_MAX_S:
         return f"a fault was late by {1000 * fault_late_s:.0f} ms, and {1000 * LATE_MAX_S:.0f} ms are allowed"
     if misses:
         return f"nothing was struck: {'; '.join(misses)}"
+    if unrest:
+        return unrest
     if harm and verdict is not None and not verdict.counts.get(harm):
         return f"a control that was to show damage ({harm}) shows none, so that others show none proves nothing"
     return ""

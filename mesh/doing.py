@@ -2,8 +2,8 @@
 
     host: GET /doing/status, /doing/calls  -->  gateway: /admin/status, /admin/calls, /admin/call
 
-What always holds: nothing waits for a turn, and nothing is changed; a host that does not answer is left out. What was
-done is counted since each host was started.
+What always holds: nothing waits for a turn, and nothing is changed; what a host is doing that does not answer is left
+out, and it is told that it does not. What was done is counted since each host was started.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class Looks:
 
     async def status(self, app: App, store: Store, letters: int, began_s: float) -> dict[str, Any]:
         """All hosts together, and what waits in the store. `began_s` is when the gateway was started."""
-        told, pending = await asyncio.gather(self._ask(STATUS_PATH), store.pending())
+        hosts = self._hosts()
+        answers, pending = await asyncio.gather(self._ask(hosts, STATUS_PATH), store.pending())
+        told = [answer for answer in answers if answer is not None]
         return {
             "app": app.name,
             "version": penstock.__version__,
@@ -128,8 +130,14 @@ class Looks:
             "problem": "",
             "checkpoint": None,
             "hosts": [
-                {"host": each.name, "url": each.url, "ready": each.ready, "version": each.version}
-                for each in self._hosts()
+                {
+                    "host": each.name,
+                    "url": each.url,
+                    "ready": each.ready,
+                    "version": each.version,
+                    "answers": answer is not None,
+                }
+                for each, answer in zip(hosts, answers, strict=True)
             ],
             "functions": [
                 {"function": name} | _added(told, "functions", name, ("messages", "failures", "queued"))
@@ -157,12 +165,12 @@ class Looks:
         }
 
     async def _rows(self) -> list[dict[str, Any]]:
-        rows = [row for of_host in await self._ask(CALLS_PATH) for row in of_host]
+        rows = [row for of_host in await self._ask(self._hosts(), CALLS_PATH) for row in of_host or ()]
         return sorted(rows, key=lambda row: (row["function"], row["id"]))
 
-    async def _ask(self, path: str) -> list[Any]:
-        answers = await asyncio.gather(*(self._transport.look(host, path, LOOK_S) for host in self._hosts()))
-        return [answer for answer in answers if answer is not None]
+    async def _ask(self, hosts: Sequence[Endpoint], path: str) -> Sequence[Any]:
+        """What each answers; None if it does not."""
+        return await asyncio.gather(*(self._transport.look(host, path, LOOK_S) for host in hosts))
 
     def _hosts(self) -> Sequence[Endpoint]:
         return self._registry.view().hosts(self._functions)
