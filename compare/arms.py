@@ -174,13 +174,17 @@ OWN_ARMS: Final[Mapping[str, Arm]] = {
 
 
 def choose_arms(names: Sequence[str], known: Mapping[str, Arm] = ARMS) -> list[Arm]:
-    """Those of these names. Raises ConfigurationError, which lists them."""
-    found = []
+    """Those of these names. Raises ConfigurationError for one that is unknown, and lists them, or is named twice."""
+    found: list[Arm] = []
     for name in names:
         if name not in known:
             near = get_close_matches(name.upper(), known, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigurationError("PEN0908", f"There is no arm {name!r}.{hint} There are {', '.join(known)}.")
+        if known[name] in found:
+            raise ConfigurationError(
+                "PEN0908", f"The arm {name} is named twice, and its runs would overwrite one another. Name it once."
+            )
         found.append(known[name])
     return found
 

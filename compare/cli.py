@@ -146,7 +146,15 @@ def _measure(comparison: Comparison, conditions: Conditions) -> None:
         def say(due: Due, run: Run | None, clock: Clock) -> None:
             progress.show(due.name, clock.left_s) if run is None else progress.done(run)
 
-        asyncio.run(carry_out(comparison, conditions, say))
+        try:
+            asyncio.run(carry_out(comparison, conditions, say))
+        except KeyboardInterrupt:
+            left, planned = len(comparison.missing()), len(comparison.planned())
+            note(
+                f"Interrupted: {planned - left} of {planned} runs are done, and are kept. Repeat the command to go on, "
+                f"or draw what there is: penstock compare report {comparison.directory}."
+            )
+            raise click.exceptions.Exit(1) from None
 
 
 def _finish(comparison: Comparison, out: str | None) -> None:

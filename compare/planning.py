@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+import penstock
 from penstock.compare.arms import DETECTION_S, Arm, na_reason
 from penstock.compare.differences import Deployment, differences_of
 from penstock.compare.records import AppInfo, Plan, PlannedArm, PlannedFault
@@ -109,6 +110,7 @@ def machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "penstock": penstock.__version__,
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
         "gc_thresholds": list(gc.get_threshold()),

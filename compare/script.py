@@ -251,7 +251,7 @@ def _moment(text: str) -> Moment:
     try:
         return Moment(parse_duration(text) / 1000, 0.0)
     except (ConfigurationError, InvalidInput) as error:
-        raise ValueError(error.message) from error
+        raise ValueError("write numbers with units, such as 250ms or 1m30s") from error
 
 
 def _one_of(known: Sequence[str]) -> Any:

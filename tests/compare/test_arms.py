@@ -47,6 +47,12 @@ def test_an_unknown_arm_is_refused_with_those_there_are() -> None:
     assert "Did you mean M3?" in refusal.value.message
 
 
+def test_an_arm_that_is_named_twice_is_refused_since_its_runs_would_have_one_name() -> None:
+    with pytest.raises(ConfigurationError, match="S2 is named twice") as refusal:
+        choose_arms(["S2", "M3", "S2"])
+    assert refusal.value.code == "PEN0908"
+
+
 def test_every_arm_can_express_the_baseline_and_that_a_process_is_killed() -> None:
     assert [reason for arm in ARMS for fault in ("X0", "X2") if (reason := reason_of(arm, fault))] == []
 

@@ -113,3 +113,11 @@ def test_an_unknown_name_is_refused_with_those_there_are() -> None:
 def test_a_step_that_is_not_over_in_time_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="ends after 12 s, and 10 s are measured"):
         check_fits(read_script("stop:worker@9s+3s"), 10)
+
+
+@pytest.mark.parametrize("text", ["kill:worker@5", "kill:worker@soon"])
+def test_a_time_without_a_unit_is_refused_with_how_to_write_one(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="write numbers with units") as refusal:
+        read_script(text)
+    assert ".." not in refusal.value.message
+    assert "as a number" not in refusal.value.message
