@@ -14,10 +14,11 @@ from typing import Final, Literal, NamedTuple
 from penstock.compare.figures import Truth
 from penstock.compare.predictions import prediction_of
 from penstock.compare.records import BASELINE
-from penstock.compare.selection import cells_with, faults_with, leading, names, protected
+from penstock.compare.selection import cells_with, faults_with, harmless, leading, names, protected
 from penstock.compare.statistics import Estimate, estimate, upper_bound_of_none
 from penstock.compare.summary import Cell, Summary
-from penstock.compare.wording import interval, milliseconds, number, percent, seconds
+from penstock.compare.wording import interval, listed, milliseconds, number, percent, seconds
+from penstock.logs import counted
 
 Verdict = Literal["confirmed", "refuted", "undecided", "silent"]
 
@@ -62,6 +63,12 @@ def _none_of(count: int, what: str, trials: int) -> Judgement:
         return Judgement("refuted", f"{count} {what} in {trials} orders")
     bound = percent(upper_bound_of_none(trials), digits=3)
     return Judgement("confirmed", f"0 {what} in {trials} orders (95 %: below {bound} of them)")
+
+
+def _shown(count: int, what: str, without: int) -> Judgement:
+    """Of a claim that something happens. `without`: so many more runs showed nothing, and are invalid as controls."""
+    more = f", and none in {counted(without, 'run')} more" if without else ""
+    return Judgement("confirmed" if count else "refuted", f"{count} {what}{more}")
 
 
 def _all(judgements: Iterable[Judgement]) -> Judgement:
@@ -121,10 +128,11 @@ def d1(summary: Summary) -> Judgement:
         for bank in ("plain", "keyed", "transactional")
     }
     safe = by_bank["keyed"] + by_bank["transactional"]
-    if not by_bank["plain"] or not _truths(safe):
+    plain = [arm.name for arm in summary.plan.arms if (arm.mode, arm.bank) == ("stream", "plain")]
+    without = harmless(summary, plain, faults)
+    if not (by_bank["plain"] or without) or not _truths(safe):
         return silent("a worker killed, or answers lost, under a plain bank and under a keyed or transactional one")
-    doubled = sum(truth.duplicated for truth in _truths(by_bank["plain"]))
-    shown = Judgement("confirmed" if doubled else "refuted", f"plain: {doubled} doubled")
+    shown = _shown(sum(truth.duplicated for truth in _truths(by_bank["plain"])), "doubled by a plain bank", without)
     return _all([shown, _none_of(sum(t.duplicated for t in _truths(safe)), "doubled with keys", _offered(safe))])
 
 
@@ -188,12 +196,17 @@ def d4(summary: Summary) -> Judgement:
     judged = _none_of(violations, "violations of I1 to I5 in the stream", _offered(stream))
     if judged.verdict == "refuted":
         return judged
-    bare = cells_with(summary, [a.name for a in summary.arms("mesh") if a.name.endswith("-nofence")], summary.faults())
-    if summary.plan.theta < 1.2 or not _truths(bare):
+    bare, without = _without_fences(summary)
+    if summary.plan.theta < 1.2 or not (bare or without):
         return Judgement("undecided", f"{judged.figure}; the mesh without fences was not measured at a skew of 1.2")
-    anomalies = sum(sum(t.violations.values()) for t in _truths(bare))
-    shown = Judgement("confirmed" if anomalies else "refuted", f"{anomalies} in the mesh without fences")
-    return _all([judged, shown])
+    return _all([judged, _shown(sum(sum(t.violations.values()) for t in bare), "in the mesh without fences", without)])
+
+
+def _without_fences(summary: Summary) -> tuple[list[Truth], int]:
+    """What the oracle found in the arm without fences, and in how many runs more it found nothing."""
+    arms = [arm.name for arm in summary.plan.arms if arm.name.endswith("-nofence")]
+    faults = [fault.name for fault in summary.plan.faults]
+    return _truths(cells_with(summary, arms, faults)), harmless(summary, arms, faults)
 
 
 def d5(summary: Summary) -> Judgement:
@@ -203,12 +216,11 @@ def d5(summary: Summary) -> Judgement:
     if not _truths(fenced):
         return silent("a mesh arm with compensation")
     judged = _none_of(sum(t.orphaned for t in _truths(fenced)), "orphans with fences", _offered(fenced))
-    bare = cells_with(summary, [a.name for a in summary.arms("mesh") if a.name.endswith("-nofence")], summary.faults())
-    if not _truths(bare):
+    bare, without = _without_fences(summary)
+    if not (bare or without):
         return _all([judged, Judgement("undecided", "the arm without fences was not measured")])
-    orphans = sum(truth.orphaned for truth in _truths(bare))
-    shown: Verdict = "confirmed" if orphans else "undecided"
-    return _all([judged, Judgement(shown, f"{orphans} without fences")])
+    shown = _shown(sum(truth.orphaned for truth in bare), "without fences", without)
+    return _all([judged, shown if shown.verdict == "confirmed" else shown._replace(verdict="undecided")])
 
 
 _COMPENSATED: Final = frozenset({"saga", "choreography", "parallel", "tcc"})
@@ -239,10 +251,10 @@ def _apart(low: Estimate, high: Estimate, figure: str) -> Judgement:
 def d8(summary: Summary) -> Judgement:
     faults = faults_with(summary, "lose-replies")
     bare, keyed = cells_with(summary, ["M1"], faults), cells_with(summary, ["M2"], faults)
-    if not _truths(bare) or not _truths(keyed):
+    without = harmless(summary, ["M1"], faults)
+    if not (_truths(bare) or without) or not _truths(keyed):
         return silent("M1 and M2 while replies are lost")
-    doubled = sum(truth.duplicated for truth in _truths(bare))
-    shown = Judgement("confirmed" if doubled else "refuted", f"{doubled} doubled without keys")
+    shown = _shown(sum(truth.duplicated for truth in _truths(bare)), "doubled without keys", without)
     return _all([shown, _none_of(sum(t.duplicated for t in _truths(keyed)), "doubled with keys", _offered(keyed))])
 
 
@@ -257,9 +269,15 @@ def e1(summary: Summary) -> Judgement:
 
 
 def e3(summary: Summary) -> Judgement:
-    if not (summary.arms("stream") and summary.arms("mesh")):
+    flows = {mode: {arm.flow for arm in summary.arms(mode)} for mode in ("stream", "mesh")}
+    if not (flows["stream"] and flows["mesh"]):
         return silent("an arm of each mode")
-    return Judgement("confirmed", f"one file in all arms, SHA-256 {summary.plan.app.sha256[:12]}; 0 lines differ")
+    file = f"one file in all arms, SHA-256 {summary.plan.app.sha256[:12]}"
+    shared = sorted(flows["stream"] & flows["mesh"])
+    if shared:
+        return Judgement("confirmed", f"{file}; both modes run its flow {listed(shared)}")
+    told = ", ".join(f"{listed(sorted(flows[mode]))} in the {mode}" for mode in flows)
+    return Judgement("undecided", f"{file}; but which of its flows runs differs: {told}")
 
 
 def f1(summary: Summary) -> Judgement:
@@ -296,7 +314,7 @@ def f2(summary: Summary) -> Judgement:
 
 def f3(summary: Summary) -> Judgement:
     faults = [fault for what in ("kill", "crash", "stop") for fault in faults_with(summary, what)]
-    cells = cells_with(summary, names(protected(summary, "stream")), dict.fromkeys(faults))
+    cells = cells_with(summary, names(protected(summary, "stream")), faults)
     if not _truths(cells):
         return silent("a stream arm of which a process is killed")
     return _none_of(sum(truth.lost for truth in _truths(cells)), "lost", _offered(cells))
@@ -381,7 +399,7 @@ def g2(summary: Summary) -> Judgement:
 
 
 def _most_attempts(summary: Summary, arm: str, faults: Iterable[str]) -> Estimate | None:
-    found = (cell.amplification for cell in cells_with(summary, [arm], dict.fromkeys(faults)))
+    found = (cell.amplification for cell in cells_with(summary, [arm], faults))
     return max((value for value in found if value), key=lambda value: value.mean, default=None)
 
 

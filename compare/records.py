@@ -59,6 +59,8 @@ Kind = Literal[
 ]
 Status = Literal["complete", "na", "invalid", "failed"]
 """`na`: the arm can't express the fault. `invalid`: it ran, and proves nothing. `failed`: it did not run to its end."""
+HARMLESS: Final = "a control that was to show damage"
+"""How the reason of a run begins that is invalid because it is a control, and shows none."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -30,6 +30,7 @@ from penstock.compare.faulting import LATE_MAX_S, Faulting, crash_points
 from penstock.compare.load import LoadOptions, LoadResult
 from penstock.compare.processes import Launched
 from penstock.compare.records import (
+    HARMLESS,
     Event,
     EventFile,
     Head,
@@ -406,7 +407,7 @@ def doubt(
     if unrest:
         return unrest
     if harm and verdict is not None and not verdict.counts.get(harm):
-        return f"a control that was to show damage ({harm}) shows none, so that others show none proves nothing"
+        return f"{HARMLESS} ({harm}) shows none, so that others show none proves nothing"
     return ""
 
 

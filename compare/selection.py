@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from penstock.compare.records import PlannedArm
+from penstock.compare.records import HARMLESS, PlannedArm
 from penstock.compare.summary import Cell, Summary
 
 
@@ -38,9 +38,19 @@ def faults_with(summary: Summary, what: str, where: str = "") -> list[str]:
 
 
 def cells_with(summary: Summary, arms: Iterable[str], faults: Iterable[str]) -> list[Cell]:
-    wanted = list(faults)
+    wanted = list(dict.fromkeys(faults))  # A script that kills and crashes is found twice.
     cells = (summary.cell(arm, fault) for arm in arms for fault in wanted)
     return [cell for cell in cells if cell]
+
+
+def harmless(summary: Summary, arms: Iterable[str], faults: Iterable[str]) -> int:
+    """Runs of controls among these that showed no harm. They prove nothing of other arms, and are in no cell; but of a
+    claim that there is harm they are the refutation, so a rule must not pass over them."""
+    of_arms, under = set(arms), set(faults)
+    return sum(
+        run.arm in of_arms and run.fault in under and run.status == "invalid" and run.reason.startswith(HARMLESS)
+        for run in summary.runs
+    )
 
 
 def names(arms: Iterable[PlannedArm]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from penstock.compare.hypotheses import CLAIMS, findings_of
 from penstock.compare.predictions import predicted_recovery_s
-from penstock.compare.records import PlannedArm
+from penstock.compare.records import HARMLESS, PlannedArm
 from penstock.compare.summary import summarise
 from tests.compare.synthetic import (
     CONTROL,
@@ -52,6 +52,26 @@ def test_keys_are_confirmed_by_harm_without_them_and_none_with_them(tmp_path: Pa
 
 def test_a_control_that_shows_nothing_refutes(tmp_path: Path) -> None:
     assert verdicts(keys(tmp_path, doubled=0))["D8"][0] == "refuted"
+
+
+def test_a_control_whose_runs_are_invalid_because_it_shows_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    made = Directory(tmp_path, plan_of([CONTROL, KEYED], [NOTHING, LOST], [0, 1]))
+    reason = f"{HARMLESS} (duplicated) shows none, so that others show none proves nothing"
+    for seed in (0, 1):
+        made.play("M2", LOST, seed, Behaviour())
+        made.add("M1", LOST.name, seed, [], status="invalid", reason=reason)
+
+    verdict, figure = verdicts(made)["D8"]
+    assert verdict == "refuted"
+    assert figure.startswith("0 doubled without keys, and none in 2 runs more; 0 doubled with keys in 800 orders")
+
+
+def test_a_run_that_is_invalid_for_another_reason_refutes_nothing(tmp_path: Path) -> None:
+    made = Directory(tmp_path, plan_of([CONTROL, KEYED], [NOTHING, LOST], [0]))
+    made.play("M2", LOST, 0, Behaviour())
+    made.add("M1", LOST.name, 0, [], status="invalid", reason="the load generator was late by 9 ms (p99)")
+
+    assert verdicts(made)["D8"][0] == "silent"
 
 
 def test_harm_in_spite_of_keys_refutes(tmp_path: Path) -> None:
@@ -131,7 +151,26 @@ def test_controls_are_no_arms_to_judge_a_mode_by(tmp_path: Path) -> None:
     found = verdicts(made)
     assert found["F8"][0] == "confirmed"
     assert found["D1"][0] == "confirmed"
-    assert found["D1"][1].startswith("plain: 2 doubled")
+    assert found["D1"][1].startswith("2 doubled by a plain bank")
+
+
+@pytest.mark.parametrize(
+    ("arm", "verdict", "told"),
+    [
+        (MESH, "undecided", "plain in the stream, saga in the mesh"),
+        (KEYED, "confirmed", "both modes run its flow plain"),
+    ],
+)
+def test_the_same_code_is_the_same_flow_and_not_only_the_same_file(
+    tmp_path: Path, arm: PlannedArm, verdict: str, told: str
+) -> None:
+    made = Directory(tmp_path, plan_of([STREAM, arm], [NOTHING], [0]))
+    for name in (STREAM.name, arm.name):
+        made.play(name, NOTHING, 0, Behaviour())
+
+    found, figure = verdicts(made)["E3"]
+    assert found == verdict
+    assert told in figure
 
 
 def test_the_prediction_is_that_of_the_formula() -> None:
