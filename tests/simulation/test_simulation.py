@@ -15,7 +15,7 @@ from tests.simulation.mutants import BACKLOG, DAMAGES, DISKS, PEOPLE, REFUSALS, 
 from tests.simulation.schedules import WORLDS
 from tests.simulation.world import World
 
-SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "12000"))
+SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "13000"))
 BLOCK = 1_000
 """Schedules of one test, which is to see enough of everything."""
 CALM = Mix(weights={move: weight for move, weight in EVERYTHING.weights.items() if move.value < Move.CRASH.value})
