@@ -221,7 +221,7 @@ class PostgresStore:
     async def commit(self, commit: Commit) -> Committed:
         return await self._commits.ask(commit)
 
-    async def _commit_group(self, commits: Sequence[Commit]) -> Sequence[Committed | PenstockError]:
+    async def _commit_group(self, commits: Sequence[Commit]) -> Sequence[Committed | Exception]:
         """Together, or one by one where one of them keeps the others from it."""
         await self._know({commit.typename for commit in commits})
         left = _CONFLICTS_MAX if len(commits) == 1 else _GROUP_CONFLICTS_MAX
@@ -235,6 +235,11 @@ class PostgresStore:
                     continue
                 if told.sqlstate == FENCED or len(commits) == 1:
                     return [_refusal(commit, told) for commit in commits]
+            except Exception as error:
+                if len(commits) == 1:
+                    return [error]
+                if isinstance(error, PenstockError):
+                    raise  # It is of the server; any other is of one of them, whose arguments don't fit.
             return [outcome for commit in commits for outcome in await self._commit_group([commit])]
 
     async def commit_all(self, commits: Sequence[Commit]) -> list[Committed]:

@@ -36,7 +36,7 @@ from penstock.errors import (
     Refused,
     Unavailable,
 )
-from penstock.ids import Address
+from penstock.ids import Address, is_utf8
 
 PATH: Final = "/invoke/"
 
@@ -150,6 +150,7 @@ def write(request: Request, now_s: float) -> tuple[str, dict[str, str]]:
 def read(path: str, headers: Mapping[str, str], body: bytes, now_s: float, *, identity: str = "") -> Request:
     """The request that came with this path, still percent-encoded, and these headers. Raises InvalidInput."""
     try:
+        _check_text("".join((path, *headers.values())))
         timeout_ms = headers.get(TIMEOUT_MS)
         return Request(
             _read_address(path.removeprefix(PATH)),
@@ -172,6 +173,12 @@ def read(path: str, headers: Mapping[str, str], body: bytes, now_s: float, *, id
             f"A request for {path} is none of the mesh: {error}. Only hosts, gateways and sidecars of the same release "
             "send to this port; programs use the gateway.",
         ) from None
+
+
+def _check_text(text: str) -> None:
+    """Raise ValueError for what came as bytes that are no UTF-8: neither stores nor connections take it."""
+    if not text.isascii() and not is_utf8(text):
+        raise ValueError("its path or one of its headers is no UTF-8")
 
 
 def for_handlers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -61,6 +61,24 @@ async def test_what_is_committed_is_loaded_by_every_process(stores: Stores) -> N
 
 
 @with_stores
+async def test_a_commit_that_can_not_be_encoded_keeps_nobody_from_theirs(stores: Stores) -> None:
+    one = await stores.open()
+    wrong = message(b"1")._replace(headers={"x-name": "\udcff"})
+
+    first, refused, last = await asyncio.gather(
+        one.store.commit(one.commit_of("first", 0, b"1")),
+        one.store.commit(one.commit_of("wrong", 0, b"1", outgoing=(wrong,))),
+        one.store.commit(one.commit_of("last", 0, b"1")),
+        return_exceptions=True,
+    )
+
+    assert isinstance(first, Committed)
+    assert isinstance(refused, UnicodeEncodeError)
+    assert isinstance(last, Committed)
+    assert await one.store.ids(CART) == ["first", "last"]
+
+
+@with_stores
 async def test_the_right_version_is_taken_and_changes(stores: Stores) -> None:
     one = await stores.open()
     first = await one.put("alice", b"1")

@@ -103,6 +103,9 @@ def test_headers_of_others_stay_behind_and_ours_are_not_shown_to_handlers() -> N
         ("/invoke/t/a/1", {"penstock-kind": "ask"}),
         ("/invoke/t/a/1", {"penstock-timeout-ms": "soon"}),
         ("/invoke/t/a/1", {"penstock-chain": "nobody"}),
+        ("/invoke/t/a/\udcff", {}),
+        ("/invoke/t/a/1", {"idempotency-key": "\udcff"}),
+        ("/invoke/t/a/1", {"tracestate": "\udcff"}),
     ],
 )
 def test_what_is_no_request_of_the_mesh_is_refused(path: str, headers: dict[str, str]) -> None:
