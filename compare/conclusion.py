@@ -19,6 +19,7 @@ from penstock.compare.series import Counts
 from penstock.compare.statistics import Estimate, estimate, upper_bound_of_none
 from penstock.compare.summary import Cell, Summary
 from penstock.compare.wording import NOTHING, interval, listed, milliseconds, percent, seconds
+from penstock.logs import counted
 
 Show = Callable[[float], str]
 
@@ -68,7 +69,7 @@ def conclusion_of(summary: Summary) -> Conclusion:
 
 def _headline(summary: Summary) -> str:
     careful = [*protected(summary, "stream"), *protected(summary, "mesh")]
-    harmed = [arm.name for arm in careful if _harm(_cells(summary, arm)).harm]
+    harmed = [arm.name for arm in careful if _harm(_cells(summary, arm))]
     if not any(cell.truth for cell in summary.cells):
         return "No oracle judged these runs, so they tell of times and errors only"
     spared = [arm.name for arm in careful if arm.name not in harmed]
@@ -95,10 +96,13 @@ def _damage(summary: Summary) -> Iterable[str]:
         cells = _cells(summary, arm)
         if not any(cell.truth for cell in cells):
             continue
-        if _harm(cells).harm:
+        if _harm(cells):
             yield f"{arm.name} ({arm.title}): {_told(cells)}."
-        else:
+        elif all(cell.truth.is_whole for cell in cells if cell.truth):
             spared.append(arm)
+        else:
+            runs = counted(sum(cell.seeds for cell in cells), "run")
+            yield f"The checks found nothing wrong with {arm.name} in {runs}."
     if spared:
         offered = sum(cell.counts.offered for arm in spared for cell in _cells(summary, arm))
         bound = percent(upper_bound_of_none(offered), digits=3)
@@ -110,7 +114,7 @@ def _damage(summary: Summary) -> Iterable[str]:
 
 def _controls(summary: Summary) -> Iterable[str]:
     controls = [arm for arm in summary.arms() if is_control(arm)]
-    shown = [arm for arm in controls if _harm(_cells(summary, arm)).harm]
+    shown = [arm for arm in controls if _harm(_cells(summary, arm))]
     for arm in shown:
         yield f"{arm.name} ({arm.title}): {_told(_cells(summary, arm))}. So harm would have been seen elsewhere, too."
     blank = [arm.name for arm in controls if arm not in shown]
@@ -126,18 +130,15 @@ def _told(cells: Iterable[Cell]) -> str:
 
 
 def _counted(truth: Truth) -> str:
-    counts = {name: getattr(truth, harm) for harm, name in HARMS.items()}
-    return listed([f"{count} {name}" for name, count in counts.items() if count])
+    return listed([f"{count} {HARMS[harm]}" for harm, count in truth.counted.items() if count])
 
 
 def _cells(summary: Summary, arm: PlannedArm) -> list[Cell]:
     return [cell for cell in summary.cells if cell.arm == arm.name and cell.state == "measured"]
 
 
-def _harm(cells: Iterable[Cell]) -> Truth:
-    truths = [cell.truth for cell in cells if cell.truth]
-    counts = {harm: sum(getattr(truth, harm) for truth in truths) for harm in HARMS}
-    return Truth(**counts, violations={})
+def _harm(cells: Iterable[Cell]) -> int:
+    return sum(cell.truth.harm for cell in cells if cell.truth)
 
 
 # ---- how it went
@@ -266,7 +267,7 @@ def _right(summary: Summary, stream: str, mesh: str) -> _Reason | None:
     arms = {arm.name: arm for arm in summary.arms()}
     if stream not in arms or mesh not in arms:
         return None
-    s, m = _harm(_cells(summary, arms[stream])).harm, _harm(_cells(summary, arms[mesh])).harm
+    s, m = _harm(_cells(summary, arms[stream])), _harm(_cells(summary, arms[mesh]))
     if bool(s) == bool(m):
         return None
     mode, worse, harm = ("mesh", stream, s) if s else ("stream", mesh, m)

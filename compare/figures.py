@@ -55,19 +55,30 @@ HARMS: Final = {
 
 
 class Truth(msgspec.Struct, frozen=True):
-    """What the oracle found in the ledger and the final states."""
+    """What the oracle found in the ledger and the final states. Of an application of one's own, what its checks did:
+    they say that something is wrong, and None is what they don't count."""
 
-    lost: int
-    duplicated: int
-    orphaned: int
-    lied: int
-    wrong: int
+    lost: int | None
+    duplicated: int | None
+    orphaned: int | None
+    lied: int | None
+    wrong: int | None
     violations: dict[str, int]
     """By invariant."""
 
     @property
+    def counted(self) -> dict[str, int]:
+        """Each kind of harm that was looked for, and how often it was found."""
+        return {harm: count for harm in HARMS if (count := getattr(self, harm)) is not None}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every kind of harm was looked for."""
+        return len(self.counted) == len(HARMS)
+
+    @property
     def harm(self) -> int:
-        return sum(getattr(self, harm) for harm in HARMS)
+        return sum(self.counted.values())
 
 
 class RunFigures(msgspec.Struct, frozen=True):
@@ -174,12 +185,19 @@ def _kinds(events: Sequence[Event]) -> dict[str, float]:
 def truth_of(verdict: Verdict | None) -> Truth | None:
     if verdict is None:
         return None
-    counts = verdict.counts
     return Truth(
-        lost=counts.get("lost", 0),
-        duplicated=counts.get("duplicated", 0),
-        orphaned=counts.get("orphaned", 0),
-        lied=counts.get("lied", 0),
-        wrong=counts.get("wrong", 0),
+        **{harm: verdict.counts.get(harm) for harm in HARMS},
         violations={name: len(found.violations) for name, found in sorted(verdict.invariants.items())},
     )
+
+
+def sum_of_truths(truths: Sequence[Truth]) -> Truth | None:
+    """Of several runs. None of none; a kind of harm that no run looked for stays None."""
+    if not truths:
+        return None
+    found: Counter[str] = Counter()
+    violations: Counter[str] = Counter()
+    for truth in truths:
+        found.update(truth.counted)
+        violations.update(truth.violations)
+    return Truth(**{harm: found.get(harm) for harm in HARMS}, violations=dict(sorted(violations.items())))

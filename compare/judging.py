@@ -30,7 +30,13 @@ class Judgement(NamedTuple):
 
 
 def _truths(cells: Iterable[Cell]) -> list[Truth]:
-    return [cell.truth for cell in cells if cell.truth]
+    """Those of the oracle. The checks of an application of one's own don't look for each kind of harm, so of most
+    claims their silence says nothing."""
+    return [cell.truth for cell in cells if cell.truth and cell.truth.is_whole]
+
+
+def _found(truths: Iterable[Truth], *harms: str) -> int:
+    return sum(truth.counted[harm] for truth in truths for harm in harms)
 
 
 def silent(needs: str) -> Judgement:
@@ -132,8 +138,8 @@ def d1(summary: Summary) -> Judgement:
     without = harmless(summary, plain, faults)
     if not (by_bank["plain"] or without) or not _truths(safe):
         return silent("a worker killed, or answers lost, under a plain bank and under a keyed or transactional one")
-    shown = _shown(sum(truth.duplicated for truth in _truths(by_bank["plain"])), "doubled by a plain bank", without)
-    return _all([shown, _none_of(sum(t.duplicated for t in _truths(safe)), "doubled with keys", _offered(safe))])
+    shown = _shown(_found(_truths(by_bank["plain"]), "duplicated"), "doubled by a plain bank", without)
+    return _all([shown, _none_of(_found(_truths(safe), "duplicated"), "doubled with keys", _offered(safe))])
 
 
 def d2(summary: Summary) -> Judgement:
@@ -141,7 +147,7 @@ def d2(summary: Summary) -> Judgement:
     cells = cells_with(summary, names(protected(summary, "stream")), faults)
     if not _truths(cells):
         return silent("a stream arm whose coordinator is killed or which crashes inside a commit")
-    harm = sum(truth.lost + truth.duplicated for truth in _truths(cells))
+    harm = _found(_truths(cells), "lost", "duplicated")
     gaps = [cell.recovery_s.mean for cell in cells if cell.recovery_s]
     gap = f"; back after {seconds(max(gaps))} at worst" if gaps else ""
     judged = _none_of(harm, "lost or doubled", _offered(cells))
@@ -215,11 +221,11 @@ def d5(summary: Summary) -> Judgement:
     )
     if not _truths(fenced):
         return silent("a mesh arm with compensation")
-    judged = _none_of(sum(t.orphaned for t in _truths(fenced)), "orphans with fences", _offered(fenced))
+    judged = _none_of(_found(_truths(fenced), "orphaned"), "orphans with fences", _offered(fenced))
     bare, without = _without_fences(summary)
     if not (bare or without):
         return _all([judged, Judgement("undecided", "the arm without fences was not measured")])
-    shown = _shown(sum(truth.orphaned for truth in bare), "without fences", without)
+    shown = _shown(_found(bare, "orphaned"), "without fences", without)
     return _all([judged, shown if shown.verdict == "confirmed" else shown._replace(verdict="undecided")])
 
 
@@ -254,8 +260,8 @@ def d8(summary: Summary) -> Judgement:
     without = harmless(summary, ["M1"], faults)
     if not (_truths(bare) or without) or not _truths(keyed):
         return silent("M1 and M2 while replies are lost")
-    shown = _shown(sum(truth.duplicated for truth in _truths(bare)), "doubled without keys", without)
-    return _all([shown, _none_of(sum(t.duplicated for t in _truths(keyed)), "doubled with keys", _offered(keyed))])
+    shown = _shown(_found(_truths(bare), "duplicated"), "doubled without keys", without)
+    return _all([shown, _none_of(_found(_truths(keyed), "duplicated"), "doubled with keys", _offered(keyed))])
 
 
 def e1(summary: Summary) -> Judgement:
@@ -317,7 +323,7 @@ def f3(summary: Summary) -> Judgement:
     cells = cells_with(summary, names(protected(summary, "stream")), faults)
     if not _truths(cells):
         return silent("a stream arm of which a process is killed")
-    return _none_of(sum(truth.lost for truth in _truths(cells)), "lost", _offered(cells))
+    return _none_of(_found(_truths(cells), "lost"), "lost", _offered(cells))
 
 
 def f4(summary: Summary) -> Judgement:
@@ -334,7 +340,7 @@ def f5(summary: Summary) -> Judgement:
     cells = cells_with(summary, arms, faults_with(summary, "kill", "worker"))
     if not _truths(cells):
         return silent("M4 while a worker is killed")
-    harm = sum(truth.lost + truth.duplicated for truth in _truths(cells))
+    harm = _found(_truths(cells), "lost", "duplicated")
     return _none_of(harm, "lost or doubled", _offered(cells))
 
 
@@ -412,5 +418,5 @@ def g4(summary: Summary) -> Judgement:
     fences = sum(
         run.kinds.get("fence_hit", 0) for arm in arms for fault in faults for run in summary.runs_of(arm, fault)
     )
-    judged = _none_of(sum(t.duplicated + t.lost for t in _truths(cells)), "lost or doubled", _offered(cells))
+    judged = _none_of(_found(_truths(cells), "duplicated", "lost"), "lost or doubled", _offered(cells))
     return Judgement(judged.verdict, f"{judged.figure}; {fences:g} writes refused by a fence are told of")

@@ -184,7 +184,8 @@ def _cell(cell: Cell) -> tuple[str, ...]:
     if cell.state != "measured":
         text = {"na": "n/a", "invalid": "invalid", "missing": "not run"}[cell.state]
         return (cell.arm, cell.fault, f"{text}: {escape(cell.reason)}")
-    harm = [str(getattr(cell.truth, name)) if cell.truth else NOTHING for name in HARMS]
+    found = cell.truth.counted if cell.truth else {}
+    harm = [str(found.get(name, NOTHING)) for name in HARMS]
     shown = [text if text in ("0", NOTHING) else f'<span class="harm">{text}</span>' for text in harm]
     recovery = interval(cell.recovery_s, seconds)
     if cell.unrecovered:

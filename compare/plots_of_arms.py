@@ -249,18 +249,25 @@ def p6(summary: Summary) -> Plot | Omission:
     cells = [cell for cell in summary.cells if cell.state == "measured" and cell.truth]
     if not cells:
         return Omission("P6", title, "needs verdicts of the oracle")
+    by_oracle = all(cell.truth.is_whole for cell in cells if cell.truth)
     return Plot(
         "P6",
         title,
-        "Counted by the oracle in the bank's ledger and the final states, summed over the seeds: orders lost, effects "
-        "doubled, reservations orphaned, clients lied to, outcomes wrong. Zeros are printed, because they are the "
-        "result; an arm that can't express a fault has n/a.",
-        [_matrix(summary)],
+        (
+            "Counted by the oracle in the bank's ledger and the final states, summed over the seeds: orders lost, "
+            "effects doubled, reservations orphaned, clients lied to, outcomes wrong."
+            if by_oracle
+            else "What the checks of the application found to be wrong, summed over the seeds. They tell no kinds of "
+            "harm, so there are none here."
+        )
+        + " Zeros are printed, because they are the result; an arm that can't express a fault has n/a.",
+        [_matrix(summary, list(HARMS) if by_oracle else ["wrong"])],
     )
 
 
-def _matrix(summary: Summary) -> Picture:
+def _matrix(summary: Summary, harms: Sequence[str]) -> Picture:
     arms, faults = summary.plan.arms, summary.plan.faults
+    names = [HARMS[harm] for harm in harms]
 
     def draw() -> Figure:
         figure, (axes,) = figure_of(1.3 + 1.12 * len(faults), 1.0 + 0.42 * len(arms))
@@ -275,7 +282,7 @@ def _matrix(summary: Summary) -> Picture:
                 axes.text(
                     x + 0.5,
                     y + 0.5,
-                    _matrix_text(cell),
+                    _matrix_text(cell, harms),
                     ha="center",
                     va="center",
                     fontsize=9,
@@ -286,18 +293,18 @@ def _matrix(summary: Summary) -> Picture:
         axes.set_xticks([x + 0.5 for x in range(len(faults))], [fault.name for fault in faults])
         axes.set_yticks([y + 0.5 for y in range(len(arms))], [arm.name for arm in arms])
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-        axes.set_xlabel(" · ".join(HARMS.values()))
+        axes.set_xlabel(" · ".join(names))
         return figure
 
     rows = []
     for arm in arms:
         texts = [next(c for c in summary.cells if (c.arm, c.fault) == (arm.name, f.name)) for f in faults]
-        rows.append((arm.name, *map(_matrix_text, texts)))
+        rows.append((arm.name, *(_matrix_text(cell, harms) for cell in texts)))
     harmed = [f"{c.arm} under {c.fault}" for c in summary.cells if c.truth and c.truth.harm]
     told = f"Harm was found in {', '.join(harmed)}" if harmed else "No harm was found in any cell"
     return Picture(
         "P6",
-        "Lost, doubled, orphaned, lied about, wrong",
+        ", ".join(names).capitalize(),
         f"Matrix of arms and faults. {told}.",
         draw,
         ("arm", *(fault.name for fault in faults)),
@@ -305,12 +312,12 @@ def _matrix(summary: Summary) -> Picture:
     )
 
 
-def _matrix_text(cell: Cell) -> str:
+def _matrix_text(cell: Cell, harms: Sequence[str]) -> str:
     if cell.state != "measured":
         return {"na": "n/a", "invalid": "invalid", "missing": "not run"}[cell.state]
     if cell.truth is None:
         return "no oracle"
-    return " · ".join(str(getattr(cell.truth, harm)) for harm in HARMS)
+    return " · ".join(str(cell.truth.counted.get(harm, NOTHING)) for harm in harms)
 
 
 def _matrix_colour(cell: Cell) -> str:

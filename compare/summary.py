@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.compare.figures import RunFigures, Truth, figures_of
+from penstock.compare.figures import RunFigures, Truth, figures_of, sum_of_truths
 from penstock.compare.impact import Baseline, baseline_of
 from penstock.compare.records import BASELINE, Comparison, Plan, PlannedArm, Run, RunDirectory, run_name
 from penstock.compare.series import Counts
@@ -165,7 +165,7 @@ def _cell(arm: str, fault: str, runs: Sequence[RunFigures], na: str) -> Cell:
         reason=reason,
         seeds=len(complete),
         counts=sum((run.counts for run in complete), Counts()),
-        truth=_sum_of_truth([run.truth for run in complete]),
+        truth=sum_of_truths([run.truth for run in complete if run.truth]),
         availability=over(lambda run: run.availability, share=True),
         goodput_per_s=over(lambda run: run.goodput_per_s),
         p50_ms=over(lambda run: run.latency.p50 if run.latency else None),
@@ -198,18 +198,3 @@ def _state(
     if not runs:
         return "missing", "not measured yet"
     return ("na" if all(run.status == "na" for run in runs) else "invalid"), runs[0].reason
-
-
-def _sum_of_truth(truths: Sequence[Truth | None]) -> Truth | None:
-    known = [truth for truth in truths if truth]
-    if not known:
-        return None
-    invariants = sorted({name for truth in known for name in truth.violations})
-    return Truth(
-        lost=sum(truth.lost for truth in known),
-        duplicated=sum(truth.duplicated for truth in known),
-        orphaned=sum(truth.orphaned for truth in known),
-        lied=sum(truth.lied for truth in known),
-        wrong=sum(truth.wrong for truth in known),
-        violations={name: sum(truth.violations.get(name, 0) for truth in known) for name in invariants},
-    )

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penstock.compare.canvas import Plot
 from penstock.compare.conclusion import Conclusion, conclusion_of
+from penstock.compare.hypotheses import findings_of
+from penstock.compare.plots import plots_of
+from penstock.compare.records import Invariant, Verdict, write_json
 from penstock.compare.summary import summarise
 from tests.compare.synthetic import CONTROL, KILL, MESH, NOTHING, STREAM, Behaviour, Directory, plan_of
 
@@ -78,3 +82,23 @@ def test_both_sides_stand_next_to_each_other_for_every_fault(tmp_path: Path) -> 
     (line,) = [line for line in found.board if line.what.startswith("X2")]
     assert "back to normal after 3 s" in line.figures[0]
     assert "normal throughout" in line.figures[1]
+
+
+def test_checks_of_an_application_of_ones_own_vouch_for_no_more_than_they_look_at(tmp_path: Path) -> None:
+    made = Directory(tmp_path, plan_of([STREAM, MESH], [NOTHING, KILL], [0]))
+    checked = Verdict({"app:adds_up": Invariant(1, [])}, {"wrong": 0}, {})
+    for arm in ("S2", "M3"):
+        for fault in (NOTHING, KILL):
+            write_json(made.play(arm, fault, 0, Behaviour()) / "verdict.json", checked)
+    summary = summarise(tmp_path)
+
+    told = " ".join(conclusion_of(summary).sentences)
+    assert "The checks found nothing wrong with S2 in 2 runs." in told
+    assert "lost" not in told
+    truth = summary.cells[0].truth
+    assert truth is not None
+    assert truth.counted == {"wrong": 0}
+    verdicts = {found.name: found.verdict for found in findings_of(summary)}
+    assert {verdicts[name] for name in ("D4", "D5", "F3", "F8")} == {"silent"}
+    (matrix,) = (plot for plot in plots_of(summary) if isinstance(plot, Plot) and plot.name == "P6")
+    assert matrix.pictures[0].rows == [("S2", "0", "0"), ("M3", "0", "0")]

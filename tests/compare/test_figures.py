@@ -133,7 +133,9 @@ def test_the_oracle_is_quoted_and_not_second_guessed() -> None:
     verdict = Verdict({"I1": Invariant(9, []), "I4": Invariant(9, ["x", "y"])}, {"duplicated": 2, "lied": 1}, {})
     truth = truth_of(verdict)
     assert truth is not None
-    assert (truth.lost, truth.duplicated, truth.lied, truth.harm) == (0, 2, 1, 3)
+    assert (truth.lost, truth.duplicated, truth.lied, truth.harm) == (None, 2, 1, 3)
+    assert truth.counted == {"duplicated": 2, "lied": 1}
+    assert not truth.is_whole
     assert truth.violations == {"I1": 0, "I4": 2}
     assert truth_of(None) is None
 
