@@ -19,6 +19,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Final, NamedTuple
 
+from penstock.engine.settings import ENVIRONMENT_PREFIX
 from penstock.errors import Unavailable
 
 STOP_S: Final = 10.0
@@ -46,6 +47,16 @@ def penstock(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from penstock.engine.cli import main; main()", *arguments]
 
 
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What processes get of the environment of the command: not what is set there for Penstock, such as a token or a
+    broker, because the plan alone says how they run. How to reach the brokers of --kafka is theirs to know."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) or name.startswith(f"{ENVIRONMENT_PREFIX}KAFKA_")
+    }
+
+
 class Launched:
     """A process with all that descends from it. What it says goes to `log`."""
 
@@ -55,7 +66,7 @@ class Launched:
         self.name = name
         self.log = log
         self._command = command
-        self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        self._environment = {**inherited(os.environ), **environment, "PYTHONUNBUFFERED": "1"}
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.compare.processes import Launched, descendants, free_port, is_alive, sample
+from penstock.compare.processes import Launched, descendants, free_port, inherited, is_alive, sample
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found under /proc")
 
@@ -103,3 +103,14 @@ def test_a_process_descends_from_itself() -> None:
 
 def test_a_free_port_is_below_those_of_clients() -> None:
     assert 20_000 <= free_port() < 32_000
+
+
+def test_what_is_set_for_penstock_is_not_meant_for_what_is_compared() -> None:
+    environment = {
+        "PATH": "/bin",
+        "PENSTOCK_KAFKA": "elsewhere:9092",
+        "PENSTOCK_TOKEN": "secret",
+        "PENSTOCK_KAFKA_SECURITY_PROTOCOL": "SSL",
+    }
+
+    assert inherited(environment) == {"PATH": "/bin", "PENSTOCK_KAFKA_SECURITY_PROTOCOL": "SSL"}
