@@ -18,6 +18,8 @@ VERBS: Final = {
 }
 """What there is besides running, and where it is."""
 TOKEN_VARIABLE: Final = "PENSTOCK_TOKEN"
+KEPT_MS_MIN: Final = 60_000
+"""Longer than requests are tried again of themselves: their time is 15 s where nothing else is said."""
 
 
 class MeshVerbs(click.Group):
@@ -132,8 +134,8 @@ def run(
         only=only,
         labels=dict(map(name_and_value, labels)),
         drain_s=parse_duration(drain) / 1000,
-        keep_answers_s=parse_duration(keep_answers) / 1000,
-        keep_promises_s=parse_duration(keep_promises) / 1000,
+        keep_answers_s=_kept_s("--keep-answers", keep_answers),
+        keep_promises_s=_kept_s("--keep-promises", keep_promises),
         token=os.environ.get(TOKEN_VARIABLE, ""),
         **flags,
     )
@@ -151,6 +153,16 @@ def _check(flags: dict[str, Any], no_gateway: bool) -> None:
         raise click.UsageError("--no-gateway and --replicas 0 leave nothing to start.")
     if not flags["identity"] or not no_gateway:
         check_listening(flags["host"], os.environ.get(TOKEN_VARIABLE))
+
+
+def _kept_s(option: str, text: str) -> float:
+    """How long something is kept. Raises UsageError for a time within which a request may still be tried again."""
+    from penstock.durations import parse_duration
+
+    kept_ms = parse_duration(text)
+    if kept_ms < KEPT_MS_MIN:
+        raise click.UsageError(f"{option} {text} forgets what a request that is tried again needs. Give at least 1m.")
+    return kept_ms / 1000
 
 
 def name_and_value(label: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from penstock.errors import Fenced, Unavailable
-from penstock.logs import logger
+from penstock.logs import counted, logger
 from penstock.mesh.lanes import Lanes
 from penstock.mesh.store import Kept, Session, Store, fenced
 
@@ -250,7 +250,8 @@ class Outbox:
                 await self._store.fence(session.number)
         adopted = await self._store.adopt(self._session)
         if adopted:
-            logger.warning("%d messages of sessions that are gone are delivered by session %d.", adopted, self._session)
+            what = counted(adopted, "message")
+            logger.warning("Session %d delivers %s of sessions that are gone.", self._session, what)
             self._adopted += adopted
             self._behind = True
 

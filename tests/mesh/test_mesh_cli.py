@@ -29,6 +29,8 @@ def test_its_help_names_what_there_is() -> None:
         (("app:app", "--replicas", "2", "--host-port", "7000"), "--host-port is for one host"),
         (("app:app", "--replicas", "0", "--no-gateway"), "leave nothing to start"),
         (("app:app", "--label", "blue"), "is not NAME=VALUE"),
+        (("app:app", "--keep-answers", "59s"), "Give at least 1m"),
+        (("app:app", "--keep-promises", "5s"), "Give at least 1m"),
         (("run", "app:app", "--host", "0.0.0.0"), "PEN0602"),
         (("missing:app",), "PEN0154"),
     ],
