@@ -222,6 +222,7 @@ def _method(summary: Summary) -> str:
         "Command": " ".join(plan.command),
         "Functions": f"{plan.app.name}, SHA-256 {plan.app.sha256}: the same file in all arms",
         "Plan": f"SHA-256 {summary.plan_sha256}",
+        "Records": f"SHA-256 {summary.records_sha256}, of what sha256sum says of the files of each run",
         **{f"Machine: {name}": str(value) for name, value in plan.machine.items()},
     }
     return f"""<section id="method"><h2>Method</h2>

@@ -24,9 +24,10 @@ from typing import Any, Final, Literal, Self, TypeVar
 import msgspec
 
 from penstock.errors import InvalidInput
-from penstock.files import storage_errors, write_atomically
+from penstock.files import hash_file, storage_errors, write_atomically
 
 VERSION: Final = 1
+RECORDS: Final = ("run.json", "events.jsonl", "ledger.jsonl", "states.jsonl", "verdict.json")
 BASELINE: Final = "X0"
 """The fault that is none: what every arm is compared with."""
 
@@ -346,6 +347,16 @@ class Comparison:
                 if (run.run, run.plan) != (directory.name, self.plan_sha256):
                     raise _mixed(directory.directory, f"its run.json is of {run.run} by the plan {run.plan[:12]}")
                 yield run, directory
+
+    def records_sha256(self) -> str:
+        """Of the files of all runs that are done, by their places: whoever has the same records can tell so by it."""
+        hash = hashlib.sha256()
+        for run, found in self.done():
+            for name in RECORDS:
+                path = found.directory / name
+                if path.is_file():
+                    hash.update(f"{hash_file(path)}  {run.run}/{name}\n".encode())
+        return hash.hexdigest()
 
 
 def read_events(path: Path, run: str) -> Iterator[Event]:

@@ -62,6 +62,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     plan: Plan
     plan_sha256: str
+    records_sha256: str
     runs: list[RunFigures]
     cells: list[Cell]
     missing: list[str]
@@ -100,6 +101,7 @@ def summarise(directory: Path) -> Summary:
     return Summary(
         plan=comparison.plan,
         plan_sha256=comparison.plan_sha256,
+        records_sha256=comparison.records_sha256(),
         runs=runs,
         cells=cells_of(comparison.plan, runs),
         missing=comparison.missing(),

@@ -88,6 +88,18 @@ def test_a_run_without_its_last_file_is_missing(tmp_path: Path) -> None:
     assert [run.fault for run, _ in comparison.done()] == ["X0"]
 
 
+def test_records_have_a_hash_that_tells_when_one_was_changed(tmp_path: Path) -> None:
+    comparison = planned(tmp_path)
+    found = finished(comparison, "X0")
+    write_lines(found.directory / "ledger.jsonl", [LedgerEntry(0.1, "capture", order="o-0-0", amount=12)])
+    before = comparison.records_sha256()
+    assert comparison.records_sha256() == before
+
+    write_lines(found.directory / "ledger.jsonl", [LedgerEntry(0.1, "capture", order="o-0-0", amount=13)])
+
+    assert comparison.records_sha256() != before
+
+
 def test_a_directory_without_a_plan_is_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as refusal:
         Comparison(tmp_path)

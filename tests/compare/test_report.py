@@ -136,6 +136,10 @@ def test_figures_are_written_in_full(report: Path, summary: Summary) -> None:
     assert figures.omitted_plots.keys() == {"P3", "P11"}
 
 
+def test_the_page_names_the_records_that_it_was_made_of(report: Path, summary: Summary) -> None:
+    assert f"SHA-256 {summary.records_sha256}" in report.read_text(encoding="utf-8")
+
+
 def test_the_same_records_give_the_same_page(tmp_path: Path) -> None:
     made = Directory(tmp_path, plan_of([STREAM], [NOTHING], [0]))
     made.play("S2", NOTHING, 0, Behaviour())
