@@ -26,6 +26,7 @@ import msgspec
 
 from penstock.compare.arms import DETECTION_S
 from penstock.compare.checkout import data
+from penstock.compare.checks import raised
 from penstock.compare.faulting import LATE_MAX_S, Faulting, crash_points
 from penstock.compare.load import LoadOptions, LoadResult
 from penstock.compare.processes import Launched
@@ -406,6 +407,8 @@ def doubt(
         return f"nothing was struck: {'; '.join(misses)}"
     if unrest:
         return unrest
+    if verdict is not None and (broken := raised(verdict)):
+        return f"it is not judged, since a check is broken ({broken}): mend that, and repeat the command with --again"
     if harm and verdict is not None and not verdict.counts.get(harm):
         return f"{HARMLESS} ({harm}) shows none, so that others show none proves nothing"
     return ""
