@@ -87,11 +87,19 @@ class Faulting:
         self._noted("fault_on", step, step["at_s"], pid)
         await self._begin(number, step, pid)
         if "for_s" in step:
+            lost = self._lost(step)
             await self._until(step["at_s"] + step["for_s"])
             self._noted("fault_off", step, step["at_s"] + step["for_s"], pid)
             if undo := self._undo.pop(number, None):
                 undo()
+            if step["what"] == "lose-replies" and self._lost(step) == lost:
+                self.misses.append(f"lose-replies lost no answer of the {step['where']}")
         return None
+
+    def _lost(self, step: Step) -> int:
+        """Answers that did not come through the relay of the step so far, if it has one."""
+        relay = self._relays.get(step["where"])
+        return relay.lost if relay else 0
 
     async def _until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, self._origin_s + at_s - time.monotonic()))

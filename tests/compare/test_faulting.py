@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
+
+import pytest
 
 from penstock.compare.faulting import LATE_MAX_S, Faulting, crash_points
 from penstock.compare.records import Event
@@ -94,6 +97,22 @@ def test_a_fault_that_finds_nobody_is_a_miss() -> None:
     faulting, _, _ = carried_out("stream", KILL)
 
     assert faulting.misses == ["kill found no worker"]
+
+
+def test_answers_that_were_to_be_lost_and_were_not_are_a_miss() -> None:
+    faulting, _, _ = carried_out("stream", LOSE)
+
+    assert faulting.misses == ["lose-replies lost no answer of the bank"]
+
+
+def test_answers_that_are_lost_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As many as there were when it is looked at: one more each time.
+    monkeypatch.setattr(Relay, "lost", property(lambda self: next(counts), lambda self, value: None), raising=False)
+    counts = itertools.count()
+
+    faulting, _, _ = carried_out("stream", LOSE)
+
+    assert faulting.misses == []
 
 
 def test_points_are_told_to_the_processes_in_their_own_words() -> None:
