@@ -277,7 +277,7 @@ class SqliteStore:
         def work(transaction: Transaction) -> bool:
             self._check_session(transaction, session)
             transaction.execute(
-                "INSERT INTO claims VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET session = ?2 "
+                "INSERT INTO claims VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET session = excluded.session "
                 "WHERE session NOT IN (SELECT number FROM sessions WHERE NOT ended_ms)",
                 name,
                 session,
@@ -449,8 +449,9 @@ class _Function:
 
     def _load(self, id: str, key: str) -> Loaded:
         ((version, value, status, body),) = self._file.read(
-            "SELECT version, value, status, body FROM (SELECT 1) LEFT JOIN state ON state.id = ?1 "
-            "LEFT JOIN answers ON answers.id = ?1 AND key = ?2",
+            "SELECT version, value, status, body FROM (SELECT 1) LEFT JOIN state ON state.id = ? "
+            "LEFT JOIN answers ON answers.id = ? AND key = ?",
+            id,
             id,
             key,
         )
@@ -471,9 +472,10 @@ class _Function:
     def ids(self, prefix: str, after: str, limit: int) -> list[str]:
         end = after_prefix(prefix)
         found = self._file.read(
-            "SELECT id FROM state WHERE id > ?1 AND id >= ?2 AND (?3 IS NULL OR id < ?3) ORDER BY id LIMIT ?4",
+            "SELECT id FROM state WHERE id > ? AND id >= ? AND (? IS NULL OR id < ?) ORDER BY id LIMIT ?",
             after,
             prefix,
+            end,
             end,
             limit,
         )
@@ -751,15 +753,17 @@ def _change(transaction: Transaction, commit: Commit) -> int:
     (version,) = transaction.one("SELECT last FROM versions")
     # The value stays what it is when only rows have changed.
     transaction.execute(
-        "INSERT INTO state VALUES (?1, ?2, coalesce(?3, x'')) "
-        "ON CONFLICT (id) DO UPDATE SET version = ?2, value = coalesce(?3, value)",
+        "INSERT INTO state VALUES (?, ?, coalesce(?, x'')) "
+        "ON CONFLICT (id) DO UPDATE SET version = excluded.version, value = coalesce(?, value)",
         commit.id,
         version,
+        commit.value,
         commit.value,
     )
     if not commit.value:
         removed = transaction.execute(
-            "DELETE FROM state WHERE id = ?1 AND value = x'' AND NOT EXISTS (SELECT 1 FROM rows WHERE id = ?1)",
+            "DELETE FROM state WHERE id = ? AND value = x'' "
+            "AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.id = state.id)",
             commit.id,
         )
         if removed:
