@@ -7,6 +7,7 @@
 What always holds: it is done beside the requests, a small batch at a time, with a pause behind each; every host does
 it, and what one has forgotten the others do not find. After a pause of the whole mesh, what was under way is delivered
 again, and its answers may be older than they are kept: they are not forgotten before this host's outbox has caught up.
+How far the outboxes of other hosts are it does not know: they have a minute, which is the time before the first round.
 
 What a saga's fence remembers is forgotten by the participant itself, see `penstock.functions.participant`.
 """
