@@ -18,7 +18,9 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(sys.platform != "linux", reason="processes are found under /proc"),
 ]
-COMMAND = [sys.executable, "-c", "from penstock.engine.cli import main; main()", "compare"]
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""Also where the tests run in the background of a shell: what it starts there ignores Ctrl-C, and hands that on."""
+COMMAND = [sys.executable, "-c", f"{HEARS}; from penstock.engine.cli import main; main()", "compare"]
 SHORT = ["--seeds", "1", "--seconds", "5", "--warmup", "1", "--rate", "5"]
 PATIENCE_S = 240
 
