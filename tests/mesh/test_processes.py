@@ -95,11 +95,29 @@ def test_a_registry_that_is_gone_takes_no_request_with_it(mesh: Mesh) -> None:
     mesh.wait_ready(3)
 
 
+def pause_between_writes(number: int, data: Path) -> None:
+    """Stop a process that holds no lock of a database: while one does, all others that write there are refused
+    (PEN0830), which is tried elsewhere."""
+    for _ in range(1_000):
+        os.kill(number, signal.SIGSTOP)
+        while Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        files = {str(path.stat().st_ino) for path in data.rglob("*.lock")}
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        if not any(
+            lock[4] == str(number) and lock[5].rpartition(":")[2] in files for lock in locks if "->" not in lock
+        ):
+            return
+        os.kill(number, signal.SIGCONT)
+        time.sleep(0.005)
+    raise AssertionError(f"process {number} never lets go of its databases")
+
+
 def test_a_host_that_was_paused_finds_itself_fenced_and_is_started_again(mesh: Mesh) -> None:
     """Others have taken it for dead, and have its messages: it must not go on as if nothing had been. Nor does a call
     that it has wait for it, although no policy says how long one try may take."""
     victim = mesh.hosts()[-1]
-    stop = [lambda: os.kill(victim, signal.SIGSTOP), lambda: mesh.wait_for(f"-{victim}-")]
+    stop = [lambda: pause_between_writes(victim, mesh.folder), lambda: mesh.wait_for(f"-{victim}-")]
     try:
         load = asyncio.run(under_load(mesh.url, stop, 0.5))
     finally:
