@@ -18,8 +18,8 @@ from tests.kafka.proof.running import BRISK, Run
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(280)]
 
-KILLS_WANTED = 20
-CRASHES_WANTED = 10
+KILLS_WANTED = 12
+CRASHES_WANTED = 8
 ENDS_AT_ONCE = 2
 """So many processes may meet their end between two times that rows came out: of the three that there are."""
 CRASHES = {**BRISK, "PROOF_CRASH_RATE": "0.02", "PROOF_STILL_S": "4"}
