@@ -226,10 +226,8 @@ class Overlay:
         """Rows with start <= key < end in key order, as the running batch sees them. Values of addresses excepted."""
         changed: dict[bytes, bytes | None] = {}
         for layer in reversed(list(self._layers())):
-            if layer.rows:
-                changed.update({key: value for key, value in layer.rows.items() if start <= key < end})
-        if self._batch_rows:
-            changed.update({key: value for key, value in self._batch_rows.items() if start <= key < end})
+            changed.update({key: value for key, value in layer.rows.items() if start <= key < end})
+        changed.update({key: value for key, value in self._batch_rows.items() if start <= key < end})
         if not changed:
             return self._backend.scan(start, end)
         below = ((key, value) for key, value in self._backend.scan(start, end) if key not in changed)
