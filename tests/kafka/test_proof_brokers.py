@@ -36,7 +36,7 @@ def test_brokers_of_three_are_killed_one_at_a_time(tmp_path: Path, capsys: pytes
     async def scenario(bootstrap: str) -> Run:
         async with Run(bootstrap, "proof", tmp_path, seed=4, replicas=3) as run:
             await run.progress()
-            for _ in range(2):
+            for _ in range(3):
                 await strike_broker(run, cluster, 1 + 3 * run.random.random())
                 await strike(run, kill_worker)
             assert await run.finish() == []

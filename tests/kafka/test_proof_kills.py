@@ -18,8 +18,8 @@ from tests.kafka.proof.running import BRISK, Run
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(280)]
 
-KILLS_WANTED = 12
-CRASHES_WANTED = 8
+KILLS_WANTED = 30
+CRASHES_WANTED = 12
 ENDS_AT_ONCE = 2
 """So many processes may meet their end between two times that rows came out: of the three that there are."""
 CRASHES = {**BRISK, "PROOF_CRASH_RATE": "0.02", "PROOF_STILL_S": "4"}
@@ -52,7 +52,7 @@ def test_nothing_is_lost_or_doubled_when_processes_die_at_the_worst_moments(
         async with Run(kafka, kafka_app, tmp_path, app=app, session_timeout="3s", environment=CRASHES) as run:
             while (ends := _ends(run)).total() < CRASHES_WANTED:
                 run.permit(ENDS_AT_ONCE)
-                await run.progress(within_s=90)
+                await run.progress(within_s=60)
             assert await run.finish() == []
             return ends
 

@@ -32,7 +32,7 @@ from tests.simulation.cluster_schedules import CLUSTERS
 from tests.simulation.cluster_worker import staged
 from tests.simulation.cluster_world import ClusterWorld
 
-SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "5000"))
+SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "6000"))
 BLOCK = 1_000
 """Schedules of one test, which is to see enough of everything."""
 CALM = EVERYTHING.more(
